@@ -1,0 +1,214 @@
+"""The Flower ClientApp: train and evaluate, for a site.
+
+`client_app(site_of)` makes the app for sites that are already open (`cloister join`, `cloister simulate`).
+`app` is the same app for Flower's own runtimes: it finds its site by the run's configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from client import data, training
+from client.budget import Budget
+from client.ledger import Ledger
+from client.policy import Policy
+from client.site import Site, load_client_file, open_site, resolve_device
+from common import federation as federations
+from common import model as models
+from common import noise, objective
+from common.errors import BudgetExhausted, ConfigError, DataError, Refusal
+from common.federation import FedProx, Federation
+from common.wire import records
+from common.wire.records import ARRAYS, CONFIG, COUNTS, LOSS, METRICS, PRIVACY, WEIGHT
+
+SiteOf = Callable[[Context], AbstractContextManager[Site]]
+
+log = logging.getLogger("cloister.client")
+
+
+def client_app(site_of: SiteOf) -> ClientApp:
+    """The app, for the sites that `site_of` finds."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return _answer(message, context, site_of, _train)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return _answer(message, context, site_of, _evaluate)
+
+    return app
+
+
+def _answer(
+    message: Message, context: Context, site_of: SiteOf, work: Callable[[Site, Message, str], RecordDict]
+) -> Message:
+    """Does the work, or says why not. What is not our own error is logged here and not told: it may quote data."""
+    try:
+        with site_of(context) as site:
+            run = str(_config(message).get("run", context.run_id))
+            return Message(work(site, message, run), reply_to=message)
+    except BudgetExhausted as refusal:
+        return Message(Error(code=records.BUDGET_EXHAUSTED, reason=str(refusal)), reply_to=message)
+    except Refusal as refusal:
+        return Message(Error(code=records.REFUSED, reason=str(refusal)), reply_to=message)
+    except Exception as error:
+        log.exception("a task failed")
+        reason = f"the client failed ({type(error).__name__}); its own log says more"
+        return Message(Error(code=records.FAILED, reason=reason), reply_to=message)
+
+
+def _train(site: Site, message: Message, run: str) -> RecordDict:
+    federation, dataset = site.federation, site.dataset
+    model = _model(site, message)
+    mu = federation.strategy.proximal_mu if isinstance(federation.strategy, FedProx) else 0.0
+    budget = site.budget(run)
+    content = RecordDict()
+    if budget is None:
+        batches = -(-len(dataset.y) // federation.training.batch_size)
+        steps = federation.training.local_steps or (federation.training.local_epochs or 1) * batches
+        loss = training.fit(
+            model,
+            dataset.x,
+            dataset.y,
+            training=federation.training,
+            steps=steps,
+            noise=site.noise,
+            proximal_mu=mu,
+        )
+        metrics = MetricRecord({WEIGHT: float(len(dataset.y)), LOSS: loss})
+    else:
+        dpsgd = budget.charge_update(_task(message, run))
+        training.fit_privately(
+            model,
+            dataset.x,
+            dataset.y,
+            training=federation.training,
+            dpsgd=dpsgd,
+            noise=site.noise,
+            proximal_mu=mu,
+        )
+        metrics = MetricRecord({WEIGHT: float(budget.plan.rows)})
+    content[ARRAYS] = records.from_state(models.state_of(model))
+    content[METRICS] = metrics
+    return _with_statement(content, budget)
+
+
+def _evaluate(site: Site, message: Message, run: str) -> RecordDict:
+    federation, dataset = site.federation, site.dataset
+    schema = federation.data_schema
+    model = _model(site, message)
+    budget = site.budget(run)
+    multiplier = budget.charge_evaluation(_task(message, run)) if budget else 0.0
+    counts = objective.score(
+        model, dataset.validation_x, dataset.validation_y, schema=schema, loss=federation.training.loss
+    )
+    if multiplier:
+        counts = counts + site.noise.normal(len(counts)) * multiplier * objective.count_sensitivity(schema)
+    content = RecordDict({METRICS: MetricRecord({WEIGHT: 1.0, COUNTS: counts.tolist()})})
+    return _with_statement(content, budget)
+
+
+def _model(site: Site, message: Message) -> models.MLP:
+    """The federation's model with the message's weights. Raises `Refusal` if they do not fit it."""
+    model = models.build(site.federation)
+    arrays = message.content[ARRAYS]
+    assert isinstance(arrays, ArrayRecord)
+    try:
+        models.load_state(model, records.to_state(arrays))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise Refusal("the arrays that were sent do not fit the federation's model") from error
+    return model.to(site.device)
+
+
+def _task(message: Message, run: str) -> str:
+    """A task's name in the ledger: the same when the server asks again."""
+    return f"{run}/{message.metadata.message_type}/{_config(message).get('server-round', '?')}"
+
+
+def _config(message: Message) -> ConfigRecord:
+    record = message.content.get(CONFIG)
+    return record if isinstance(record, ConfigRecord) else ConfigRecord()
+
+
+def _with_statement(content: RecordDict, budget: Budget | None) -> RecordDict:
+    if budget is not None:
+        content[PRIVACY] = ConfigRecord(budget.statement())
+    return content
+
+
+# Flower's own runtimes start a process a message, so a site is opened and closed around each.
+
+
+@contextmanager
+def _configured_site(context: Context) -> Iterator[Site]:
+    """The site that the run's configuration (or CLOISTER_* in the environment, where a runtime passes none) names.
+
+    `federation` is the document. A SuperNode names its `client-file`; Flower's simulation numbers its nodes,
+    and each takes one file of `data-dir`.
+    """
+    federation = federations.load(Path(_setting(context, "federation")))
+    if "partition-id" not in context.node_config:
+        settings = load_client_file(Path(_setting(context, "client-file")))
+        site = open_site(settings, federation, name=settings.name or settings.data.name)
+    else:
+        site = _simulated_site(context, federation)
+    try:
+        yield site
+    finally:
+        site.ledger.close()
+
+
+def _simulated_site(context: Context, federation: Federation) -> Site:
+    number = int(context.node_config["partition-id"])
+    files = table_files(Path(_setting(context, "data-dir")))
+    if number >= len(files):
+        raise DataError(f"node {number} has no table: the data folder holds {len(files)}")
+    key = hashlib.sha256(f"{federation.training.seed}".encode()).digest()
+    device = resolve_device("auto")
+    rows = data.read(files[number], federation.data_schema, key=key)
+    state = Path(tempfile.gettempdir()) / f"cloister-{os.getuid()}" / f"run-{context.run_id}"
+    row = federation.privacy.row
+    return Site(
+        name=files[number].stem,
+        federation=federation,
+        dataset=data.split(rows, federation.data_schema, key=key, device=device),
+        policy=Policy(
+            epsilon=row.epsilon if row else 1.0, delta=row.delta if row else 0.5, without_privacy=row is None
+        ),
+        ledger=Ledger(state / f"{number}.ledger"),
+        noise=noise.secure(),
+        device=device,
+    )
+
+
+def table_files(folder: Path) -> list[Path]:
+    """The tables in a folder, by name. Raises `DataError` if there is none."""
+    endings = {".csv", ".tsv", ".data", ".parquet", ".pq"}
+    found = sorted(p for p in folder.glob("*") if p.suffix.lower() in endings)
+    if not found:
+        raise DataError(f"{folder}: no tables ({', '.join(sorted(endings))}) in this folder")
+    return found
+
+
+def _setting(context: Context, name: str) -> str:
+    for place in (context.run_config, context.node_config):
+        if name in place:
+            return str(place[name])
+    variable = f"CLOISTER_{name.upper().replace('-', '_')}"
+    if variable in os.environ:
+        return os.environ[variable]
+    raise ConfigError([f"{name}: not in the run's configuration, nor in {variable}"])
+
+
+app = client_app(_configured_site)

@@ -1,0 +1,100 @@
+"""A participant's table as training and validation tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common import tables
+from common.errors import DataError
+from common.schema import EncodingReport, Schema, encode
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Encoded rows. `digests` is a keyed hash of each row's cells, uint64 [rows]."""
+
+    x: NDArray[np.float32]  # [rows, inputs]
+    y: NDArray[np.int64] | NDArray[np.float32]  # [rows]
+    digests: NDArray[np.uint64]
+    columns: tuple[str, ...]
+    report: EncodingReport
+
+    def take(self, index: NDArray[np.int64]) -> Rows:
+        """The rows at `index`, in its order. The report stays that of the whole table."""
+        return replace(self, x=self.x[index], y=self.y[index], digests=self.digests[index])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The two disjoint parts, as tensors on a device.
+
+    `content` is a fingerprint of the table; `split` of how rows were dealt to the parts, equal for two tables
+    if and only if no row could be in different parts of them.
+    """
+
+    x: Tensor  # float32 [train rows, inputs]
+    y: Tensor
+    validation_x: Tensor
+    validation_y: Tensor
+    content: str
+    split: str
+    report: EncodingReport
+
+
+def read(path: Path, schema: Schema, *, key: bytes) -> Rows:
+    """Reads and encodes a file. Raises `DataError`."""
+    table = tables.read(path, schema)
+    return encode_rows(table.frame, schema, key=key, first_line=table.first_line, source=table.source)
+
+
+def encode_rows(
+    frame: pl.DataFrame, schema: Schema, *, key: bytes, first_line: int = 1, source: str = "table"
+) -> Rows:
+    """Encodes a table that is in memory. `key` (at most 64 bytes) is the owner's secret for the split."""
+    encoded = encode(frame, schema, first_line=first_line, source=source)
+    text = frame.select(pl.all().cast(pl.String, strict=False).str.strip_chars().fill_null(""))
+    digests = [hashlib.blake2b("\x1f".join(row).encode(), digest_size=8, key=key).digest() for row in text.rows()]
+    return Rows(
+        x=encoded.x,
+        y=encoded.y,
+        digests=np.frombuffer(b"".join(digests), np.uint64),
+        columns=tuple(frame.columns),
+        report=encoded.report,
+    )
+
+
+def split(rows: Rows, schema: Schema, *, key: bytes, device: torch.device) -> Dataset:
+    """Deals each row to train or validation by its digest alone.
+
+    So neither the order nor the presence of other rows moves a row, and adding or removing a row changes one
+    part only. Equal rows go the same way.
+
+    Raises:
+        DataError: no rows are left to train on.
+    """
+    position = rows.digests.astype(np.float64) / 2.0**64
+    validation = position < schema.validation_fraction
+    if validation.all():
+        raise DataError(f"all {len(rows.y)} rows fell into the validation part; the table is too small to train on")
+
+    def tensor(array: NDArray[np.generic], where: NDArray[np.bool_]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array[where])).to(device)
+
+    how = "\x1f".join([hashlib.sha256(key).hexdigest(), repr(schema.validation_fraction), *rows.columns])
+    return Dataset(
+        x=tensor(rows.x, ~validation),
+        y=tensor(rows.y, ~validation),
+        validation_x=tensor(rows.x, validation),
+        validation_y=tensor(rows.y, validation),
+        content=hashlib.sha256(rows.digests.tobytes()).hexdigest(),
+        split=hashlib.sha256(how.encode()).hexdigest()[:16],
+        report=rows.report,
+    )

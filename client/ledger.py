@@ -1,0 +1,181 @@
+"""The durable privacy ledger: every release of a dataset, written before it leaves.
+
+One SQLite file, `synchronous=FULL`. Entries are append-only and each carries the hash of the one before, so
+that a changed or removed entry breaks the chain. Beside them stand the plans (so that a restart goes on with
+the noise that was calibrated) and the finished replies that no server has acknowledged yet (so that a reply
+that must be sent again is the same bytes, without a new charge).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from common.errors import LedgerError
+from common.privacy import GaussianRelease, epsilon
+
+Part = Literal["train", "validation"]
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS entries (id INTEGER PRIMARY KEY, body TEXT NOT NULL, hash TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS plans (run TEXT PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS replies (task TEXT PRIMARY KEY, payload BLOB NOT NULL);
+CREATE TRIGGER IF NOT EXISTS entries_stay BEFORE DELETE ON entries
+    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER IF NOT EXISTS entries_keep BEFORE UPDATE ON entries
+    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One release, completely enough to account for it knowing nothing else.
+
+    A Gaussian release has a noise multiplier, sampling rate and steps; a geometric one (a row count) is
+    `epsilon`-private by itself and has `value`, what was told.
+    """
+
+    part: Part
+    split: str  # which rows can be in which part: parts are disjoint only under one split
+    run: str
+    task: str
+    attempt: int
+    mechanism: Literal["gaussian", "geometric"]
+    federation: str  # fingerprint of the document
+    content: str  # fingerprint of the table
+    noise_multiplier: float | None = None
+    sampling_rate: float | None = None
+    steps: int | None = None
+    epsilon: float | None = None
+    value: int | None = None
+    time: str = ""
+
+    @property
+    def gaussian(self) -> GaussianRelease:
+        assert self.noise_multiplier is not None and self.sampling_rate is not None and self.steps is not None
+        return GaussianRelease(
+            noise_multiplier=self.noise_multiplier, sampling_rate=self.sampling_rate, steps=self.steps
+        )
+
+
+def spent(entries: Iterable[Entry], delta: float, *, more: Iterable[Entry] = ()) -> float:
+    """Epsilon, at `delta`, of all entries and of `more` that are only planned.
+
+    A row is in one part, so it pays the larger of the two parts' costs (parallel composition; McSherry 2009).
+    Where the table was split in more than one way, a row may have been in both parts, and pays for all.
+    """
+    everything = [*entries, *more]
+    if len({e.split for e in everything}) > 1:
+        return _sequential(everything, delta)
+    parts = {e.part for e in everything}
+    return max((_sequential([e for e in everything if e.part == p], delta) for p in parts), default=0.0)
+
+
+def _sequential(entries: list[Entry], delta: float) -> float:
+    pure = sum(e.epsilon or 0.0 for e in entries if e.mechanism == "geometric")
+    return pure + epsilon([e.gaussian for e in entries if e.mechanism == "gaussian"], delta)
+
+
+class Ledger:
+    """One dataset's account. `Ledger.in_memory()` is for simulations."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._lock = None
+        try:
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._lock = path.with_suffix(".lock").open("w")
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # One connection, used by whichever thread runs the task; the node runs one task at a time.
+            self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_TABLES)
+            self.verify()
+        except BlockingIOError:
+            raise LedgerError(
+                f"{path}: in use by another client; one process at a time may spend a budget. Stop the other one"
+            ) from None
+        except (OSError, sqlite3.Error) as error:
+            raise LedgerError(f"{path}: cannot be opened: {error}") from error
+
+    @classmethod
+    def in_memory(cls) -> Ledger:
+        return cls(None)
+
+    def close(self) -> None:
+        self._db.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    def entries(self) -> list[Entry]:
+        """All of them, oldest first."""
+        return [Entry(**json.loads(body)) for (body,) in self._db.execute("SELECT body FROM entries ORDER BY id")]
+
+    def charge(self, entry: Entry) -> None:
+        """Writes the entry, durably, before it returns. Raises `LedgerError`, having written nothing."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        body = json.dumps({**asdict(entry), "time": now}, sort_keys=True)
+        with self._transaction():
+            last = self._db.execute("SELECT hash FROM entries ORDER BY id DESC LIMIT 1").fetchone()
+            self._db.execute(
+                "INSERT INTO entries (body, hash) VALUES (?, ?)", (body, _link(last[0] if last else "", body))
+            )
+
+    def verify(self) -> None:
+        """Raises `LedgerError` if the chain is broken."""
+        previous = ""
+        for number, body, digest in self._db.execute("SELECT id, body, hash FROM entries ORDER BY id"):
+            if digest != _link(previous, body):
+                raise LedgerError(
+                    f"the ledger's entry {number} does not follow from the one before: it was changed, or an "
+                    "entry is missing. Restore the file from a backup; do not go on with this one"
+                )
+            previous = digest
+
+    def plan(self, run: str) -> dict[str, Any] | None:
+        """The plan that was stored for a run."""
+        row = self._db.execute("SELECT body FROM plans WHERE run = ?", (run,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def store_plan(self, run: str, plan: dict[str, Any]) -> None:
+        with self._transaction():
+            self._db.execute("INSERT INTO plans (run, body) VALUES (?, ?)", (run, json.dumps(plan)))
+
+    def reply(self, task: str) -> bytes | None:
+        """A finished reply that was not acknowledged."""
+        row = self._db.execute("SELECT payload FROM replies WHERE task = ?", (task,)).fetchone()
+        return bytes(row[0]) if row else None
+
+    def store_reply(self, task: str, payload: bytes) -> None:
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO replies (task, payload) VALUES (?, ?)", (task, payload))
+
+    def acknowledge(self, task: str) -> None:
+        """The server has the reply; it need not be kept."""
+        with self._transaction():
+            self._db.execute("DELETE FROM replies WHERE task = ?", (task,))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise LedgerError(f"the ledger cannot be written, so nothing is released: {error}") from error
+
+
+def _link(previous: str, body: str) -> str:
+    return hashlib.sha256(f"{previous}\n{body}".encode()).hexdigest()

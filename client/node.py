@@ -1,0 +1,289 @@
+"""A client process: stays connected, does what it is asked within its policy, and comes back when a link breaks.
+
+The stream lives on an asyncio loop; training runs in a thread beside it, one task at a time, so that the link
+stays alive meanwhile. A task outlives its stream: a reply that was finished while the link was down is sent when
+the server asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
+from importlib.metadata import version
+
+import grpc
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.app.metadata import Metadata
+
+from client.app import client_app
+from client.site import ClientFile, Site, open_site
+from common import federation as federations
+from common.errors import (
+    BudgetExhausted,
+    CertificateError,
+    CloisterError,
+    ConnectionFailed,
+    DataError,
+    ProtocolError,
+    Refusal,
+)
+from common.wire import codec
+from common.wire import session_pb2 as pb
+from common.wire import session_pb2_grpc as service
+from common.wire.identity import SERVER_NODE, number
+from common.wire.records import BUDGET_EXHAUSTED, FAILED, REFUSED
+from common.wire.tls import TLSMaterial
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 15.0
+OPTIONS = [
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", 2 * codec.CHUNK),
+]
+
+log = logging.getLogger("cloister.client")
+
+Say = Callable[[str], None]
+Call = grpc.aio.StreamStreamCall
+
+
+class Node:
+    """One participant's process. `run` returns when the federation has finished or the owner's side says no."""
+
+    def __init__(self, settings: ClientFile, *, tls: TLSMaterial | None, wait_s: float, say: Say) -> None:
+        """`wait_s` is how long the server may be away before the node gives up; `say` tells the owner."""
+        self._settings, self._tls, self._wait_s, self._say = settings, tls, wait_s, say
+        self._site: Site | None = None
+        self._fingerprint = ""
+        self._run = ""
+        self._name = ""
+        self._welcome = False  # has the current stream got as far as a welcome?
+        self._call: Call | None = None
+        self._sending = asyncio.Lock()
+        self._working: dict[str, asyncio.Task[None]] = {}
+        self._one_at_a_time = asyncio.Lock()
+
+    async def run(self) -> str:
+        """Takes part until the server says that the run is over, and returns what it said.
+
+        Raises:
+            Refusal, DataError, LedgerError: the owner's side cannot or will not take part; the server is told.
+            ConnectionFailed: the server was away for longer than `wait_s`.
+            CertificateError: the two sides do not accept each other's certificates.
+        """
+        away_since, pause = time.monotonic(), FIRST_PAUSE_S
+        try:
+            while True:
+                self._welcome = False
+                try:
+                    async with self._channel() as channel:
+                        self._call = service.SessionStub(channel).Connect()
+                        end = await self._session(self._call)
+                    if end is not None:
+                        return end
+                    reason = "it ended the stream"
+                except grpc.aio.AioRpcError as error:
+                    reason = _reason(error)
+                finally:
+                    self._call = None
+                if self._welcome:
+                    away_since, pause = time.monotonic(), FIRST_PAUSE_S
+                if pause == FIRST_PAUSE_S:
+                    self._say(f"no server at {self._settings.server} ({reason}); waiting up to {self._wait_s:g} s")
+                if time.monotonic() - away_since > self._wait_s:
+                    raise ConnectionFailed(
+                        f"{self._settings.server}: no server within {self._wait_s:g} s ({reason}); is it running, and "
+                        "is the address right?"
+                    )
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+        finally:
+            for work in self._working.values():
+                work.cancel()
+            if self._site is not None:
+                self._site.ledger.close()
+
+    async def leave(self, reason: str) -> None:
+        """Says goodbye, if there is anyone to say it to."""
+        if self._call is not None:
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
+                await asyncio.wait_for(self._send(pb.ClientFrame(goodbye=pb.Goodbye(reason=reason))), 2.0)
+                await asyncio.wait_for(self._call.done_writing(), 2.0)
+
+    def _channel(self) -> grpc.aio.Channel:
+        if self._tls is None:
+            return grpc.aio.insecure_channel(self._settings.server, options=OPTIONS)
+        credentials = grpc.ssl_channel_credentials(self._tls.ca, self._tls.key, self._tls.certificate)
+        return grpc.aio.secure_channel(self._settings.server, credentials, options=OPTIONS)
+
+    async def _session(self, call: Call) -> str | None:
+        """One stream, from hello to its end. Returns the server's last word if the run is over."""
+        hello = pb.Hello(protocol=codec.PROTOCOL, name=self._settings.name or "", version=version("cloister"))
+        await self._send(pb.ClientFrame(hello=hello))
+        incoming: tuple[pb.Task, codec.Assembly] | None = None
+        async for frame in _frames(call):
+            kind = frame.WhichOneof("frame")
+            if kind == "welcome":
+                await self._welcomed(frame.welcome)
+            elif kind == "rejected":
+                raise ProtocolError(f"the server turned us away: {frame.rejected.reason}")
+            elif kind == "task":
+                incoming = frame.task, codec.Assembly(frame.task.size)
+            elif kind == "chunk" and incoming is not None:
+                if (content := incoming[1].add(frame.chunk.data)) is not None:
+                    self._begin(incoming[0], content)
+                    incoming = None
+            elif kind == "ack":
+                assert self._site is not None
+                self._site.ledger.acknowledge(frame.ack.id)
+            elif kind == "goodbye":
+                if frame.goodbye.finished:
+                    return str(frame.goodbye.reason)
+                raise ConnectionFailed(f"the server ended the session: {frame.goodbye.reason}")
+            else:
+                raise ProtocolError(f"the server sent a frame {kind} that is not expected here")
+        return None
+
+    async def _welcomed(self, welcome: pb.Welcome) -> None:
+        """Checks the federation, opens the site and plans the budget, once; then says ready."""
+        self._welcome = True
+        if self._site is None:
+            try:
+                await asyncio.to_thread(self._open, welcome)
+            except BudgetExhausted as error:
+                await self._refuse(BUDGET_EXHAUSTED, str(error))
+                raise
+            except Refusal as error:
+                await self._refuse(REFUSED, str(error))
+                raise
+            except CloisterError:
+                # Data errors quote cells, and the others paths: they are the owner's to see.
+                await self._refuse(FAILED, "the client could not open its data; its own log says more")
+                raise
+        elif federations.from_canonical(welcome.federation).fingerprint != self._fingerprint:
+            await self._refuse(REFUSED, "the federation is not the one that was agreed to")
+            raise Refusal("after a reconnection the server has another federation than the one that was agreed to")
+        if welcome.run != self._run:
+            self._run = welcome.run
+            assert self._site is not None
+            await asyncio.to_thread(self._site.budget, welcome.run)
+        self._say(f"connected to {self._settings.server} as {self._name}, ready")
+        await self._send(pb.ClientFrame(ready=pb.Ready(fingerprint=self._fingerprint)))
+
+    def _open(self, welcome: pb.Welcome) -> None:
+        federation = federations.from_canonical(welcome.federation)
+        self._settings.policy.check(federation)
+        self._say(f"federation {federation.name}, fingerprint {federation.fingerprint}")
+        site = open_site(self._settings, federation, name=welcome.name)
+        try:
+            for line in site.describe():
+                self._say(line)
+            budget = site.budget(welcome.run)
+            if budget is not None:
+                self._say(budget.describe())
+        except BaseException:
+            site.ledger.close()
+            raise
+        self._site, self._run, self._name = site, welcome.run, welcome.name
+        self._fingerprint = federation.fingerprint
+        self._app = client_app(lambda context: nullcontext(site))
+
+    async def _refuse(self, code: int, reason: str) -> None:
+        await self._send(pb.ClientFrame(failure=pb.Failure(code=code, reason=reason)))
+        await self.leave(reason)
+
+    def _begin(self, task: pb.Task, content: bytes) -> None:
+        """Starts a task, unless it is being done already."""
+        if task.id in self._working:
+            return
+        work = asyncio.create_task(self._do(task, content))
+        self._working[task.id] = work
+        work.add_done_callback(lambda _: self._working.pop(task.id, None))
+
+    async def _do(self, task: pb.Task, content: bytes) -> None:
+        assert self._site is not None
+        ledger = self._site.ledger
+        async with self._one_at_a_time:
+            answer: bytes | pb.Failure | None
+            try:
+                answer = ledger.reply(task.id)
+                if answer is None:
+                    answer = await asyncio.to_thread(self._work, task, content)
+            except CloisterError as error:
+                self._say(f"round {task.group}: {task.type} failed: {error}")
+                answer = pb.Failure(id=task.id, code=FAILED, reason="the client failed; its own log says more")
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self._reply(task.id, answer)
+
+    def _work(self, task: pb.Task, content: bytes) -> bytes | pb.Failure:
+        """Runs the ClientApp on a task. A finished reply is stored before it is sent."""
+        assert self._site is not None
+        reply = self._app(*self._message(task, codec.decode(content)))
+        if reply.has_error():
+            self._say(f"round {task.group}: {task.type}: {reply.error.reason}")
+            return pb.Failure(id=task.id, code=reply.error.code, reason=reply.error.reason or "")
+        payload = codec.encode(reply.content)
+        self._site.ledger.store_reply(task.id, payload)
+        budget = self._site.budget(self._run)
+        cost = f", epsilon {budget.epsilon:.2f} of {budget.limit:g} spent" if budget else ""
+        self._say(f"round {task.group}: {task.type} done{cost}")
+        return payload
+
+    def _message(self, task: pb.Task, content: RecordDict) -> tuple[Message, Context]:
+        node = number(f"client/{self._name}")
+        run = number(self._run)
+        metadata = Metadata(
+            run_id=run,
+            message_id=task.id,
+            src_node_id=SERVER_NODE,
+            dst_node_id=node,
+            reply_to_message_id="",
+            group_id=task.group,
+            created_at=time.time(),
+            ttl=task.ttl,
+            message_type=task.type,
+        )
+        context = Context(run_id=run, node_id=node, node_config={}, state=RecordDict(), run_config={})
+        return Message(content=content, metadata=metadata), context
+
+    async def _reply(self, task_id: str, answer: bytes | pb.Failure) -> None:
+        if self._call is None:
+            return  # the server asks again when we are back
+        if isinstance(answer, pb.Failure):
+            await self._send(pb.ClientFrame(failure=answer))
+            return
+        async with self._sending:
+            await self._call.write(pb.ClientFrame(reply=pb.Reply(id=task_id, size=len(answer))))
+            for chunk in codec.chunks(answer):
+                await self._call.write(pb.ClientFrame(chunk=pb.Chunk(data=chunk)))
+
+    async def _send(self, frame: pb.ClientFrame) -> None:
+        assert self._call is not None
+        async with self._sending:
+            await self._call.write(frame)
+
+
+async def _frames(call: Call) -> AsyncIterator[pb.ServerFrame]:
+    while (frame := await call.read()) is not grpc.aio.EOF:
+        yield frame
+
+
+def _reason(error: grpc.aio.AioRpcError) -> str:
+    """gRPC's account of a broken link, in short. Raises `CertificateError` where waiting would not help."""
+    details = error.details() or error.code().name
+    for mark, what in (
+        ("CERTIFICATE_VERIFY_FAILED", "its certificate is not from the authority we trust, or for another host"),
+        ("WRONG_VERSION_NUMBER", "it does not speak TLS"),
+    ):
+        if mark in details:
+            raise CertificateError(f"the server is not accepted: {what}") from error
+    return details.splitlines()[0][:160]
+
+

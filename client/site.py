@@ -1,0 +1,162 @@
+"""A site: what one participant has. Its data, policy, ledger, noise and device."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from client import data
+from client.budget import Budget, open_budget
+from client.data import Dataset
+from client.ledger import Ledger
+from client.policy import Policy
+from common import documents, noise
+from common.documents import Document
+from common.errors import DataError, DeviceError
+from common.federation import Federation
+from common.noise import NoiseSource
+from common.schema import Name
+
+
+class DataFile(Document):
+    """`name` is the dataset's account in the ledger: it stays when the file moves or grows."""
+
+    path: Name
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class TLSFiles(Document):
+    ca: Name
+    certificate: Name
+    key: Name
+
+
+class ClientFile(Document):
+    """client.yaml: what is local to one participant. Paths are relative to the file's folder."""
+
+    server: Annotated[str, Field(pattern=r"^\S+:\d{1,5}$")]
+    tls: TLSFiles | None  # null is plain text, for loopback only
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None  # without TLS only
+    data: DataFile
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    state: Name
+    policy: Policy
+
+
+def load_client_file(path: Path) -> ClientFile:
+    """Reads client.yaml, its paths made absolute. Raises `ConfigError` with every mistake."""
+    read = documents.load(path, ClientFile)
+    here = path.resolve().parent
+    tls = read.tls and TLSFiles(**{k: str(here / v) for k, v in read.tls.model_dump().items()})
+    placed = read.data.model_copy(update={"path": str(here / read.data.path)})
+    return read.model_copy(update={"data": placed, "state": str(here / read.state), "tls": tls})
+
+
+@dataclass
+class Site:
+    """One participant, ready to take part in one federation."""
+
+    name: str
+    federation: Federation
+    dataset: Dataset
+    policy: Policy
+    ledger: Ledger
+    noise: NoiseSource
+    device: torch.device
+    _budgets: dict[str, Budget] = field(default_factory=dict)
+
+    def budget(self, run: str) -> Budget | None:
+        """This site's plan and charges for a run; None if the federation trains without privacy.
+
+        Raises:
+            Refusal: the policy, the table's size or what is left of the budget does not allow the run.
+        """
+        self.policy.check(self.federation)
+        if self.federation.privacy.row is None:
+            return None
+        if run not in self._budgets:
+            self._budgets[run] = open_budget(
+                federation=self.federation,
+                dataset=self.dataset,
+                policy=self.policy,
+                ledger=self.ledger,
+                noise=self.noise,
+                run=run,
+            )
+        return self._budgets[run]
+
+    def describe(self) -> list[str]:
+        """Device, table and what encoding met, for the owner's eyes only."""
+        rows, validation = len(self.dataset.y), len(self.dataset.validation_y)
+        return [
+            f"device {describe_device(self.device)}",
+            f"{rows + validation} rows: {rows} to train on, {validation} to validate on",
+            *self.dataset.report.lines(),
+        ]
+
+
+def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Site:
+    """Opens a real participant: reads its table and its ledger, and draws from secure noise.
+
+    Raises:
+        DataError: the table does not fit the federation's schema.
+        LedgerError: the ledger is in use, or cannot be trusted.
+    """
+    state = Path(settings.state)
+    device = resolve_device(settings.device)
+    key = _split_key(state)
+    rows = data.read(Path(settings.data.path), federation.data_schema, key=key)
+    return Site(
+        name=name,
+        federation=federation,
+        dataset=data.split(rows, federation.data_schema, key=key, device=device),
+        policy=settings.policy,
+        ledger=Ledger(state / f"{settings.data.name}.ledger"),
+        noise=noise.secure(),
+        device=device,
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` takes the GPU if there is one. Raises `DeviceError` if what was asked for is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        here = torch.cuda.device_count()
+        if (device.index or 0) >= here:
+            raise DeviceError(f"device {name} is not here ({here} CUDA devices found); use auto or cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("device mps is not here; use auto or cpu")
+    return device
+
+
+def describe_device(device: torch.device) -> str:
+    """The device for a person: `cuda:0 (NVIDIA H100)`, `cpu`."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def _split_key(state: Path) -> bytes:
+    """The owner's secret for dealing rows to train and validation, made once and kept."""
+    path = state / "split.key"
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            fresh = path.with_suffix(".new")
+            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(32))
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.rename(path)
+        key = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: the state folder cannot be used: {error}") from error
+    if len(key) != 32:
+        raise DataError(f"{path}: not a split key of 32 bytes; restore it, since a new one would deal rows anew")
+    return key

@@ -1,0 +1,6 @@
+"""What every party agrees on. Imports neither server, client nor simulations."""
+
+import os
+
+# Flower reports usage unless told not to, and a privacy product does not phone home.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")

@@ -1,0 +1,82 @@
+"""Every error a user can cause or meet, as one tree.
+
+    CloisterError                one clear line on the command line, exit code 2
+    ├── ConfigError              a document has mistakes; carries all of them
+    ├── DataError                a table does not fit its schema, or cannot be read
+    ├── PrivacyError             a privacy parameter that cannot be accounted for
+    ├── Refusal                  the data owner's side says no, with a reason
+    │   └── BudgetExhausted      ... because the privacy budget would be exceeded
+    ├── LedgerError              the privacy ledger cannot be trusted or written
+    ├── DeviceError              the device that was asked for is not there
+    ├── CertificateError         missing, unreadable, expired or foreign TLS material
+    ├── ConnectionFailed         a peer that is not there, or a link that broke
+    ├── ProtocolError            a peer said something the session protocol does not allow
+    ├── RunFolderError           a run folder that exists already, or is incomplete
+    └── RunFailed                a run that started and could not go on; exit code 1
+
+Only these become one line; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class CloisterError(Exception):
+    """Base of all errors that are part of the interface."""
+
+    exit_code = 2
+
+
+class ConfigError(CloisterError):
+    """A document has mistakes. `problems` holds one line for each, in the order of the file."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(CloisterError):
+    """A table cannot be read, or does not fit its schema. The message may quote cells: show it to the owner only."""
+
+
+class PrivacyError(CloisterError):
+    """A privacy parameter that cannot be accounted for."""
+
+
+class Refusal(CloisterError):
+    """The data owner's side says no. The reason is meant for both sides, so it never quotes data."""
+
+
+class BudgetExhausted(Refusal):
+    """The next release would exceed the budget."""
+
+
+class LedgerError(CloisterError):
+    """The privacy ledger cannot be trusted or written."""
+
+
+class DeviceError(CloisterError):
+    """The device that was asked for is not there."""
+
+
+class CertificateError(CloisterError):
+    """Missing, unreadable, expired or foreign TLS material."""
+
+
+class ConnectionFailed(CloisterError):
+    """A peer that is not there, or a link that broke."""
+
+
+class ProtocolError(CloisterError):
+    """A peer said something the session protocol does not allow."""
+
+
+class RunFolderError(CloisterError):
+    """A run folder that exists already, or is incomplete."""
+
+
+class RunFailed(CloisterError):
+    """A run that started and could not go on."""
+
+    exit_code = 1

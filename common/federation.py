@@ -1,0 +1,270 @@
+"""The federation document: what all parties agree on before any row is touched.
+
+It holds no code and no path. The server sends it to a joining client as canonical JSON; the client checks it
+with these same models and knows it by its fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from common import documents
+from common.documents import Document, Problem
+from common.errors import ConfigError
+from common.schema import Classes, Name, Schema
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Model(Document):
+    """A multilayer perceptron. `hidden: []` is a linear model."""
+
+    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...]
+    activation: Literal["relu", "sigmoid", "tanh"] = "relu"
+    dropout: Fraction = 0.0
+
+
+class Training(Document):
+    """What a client does in one round, and how many rounds there are."""
+
+    rounds: Count
+    local_steps: Count | None = None
+    local_epochs: Count | None = None
+    batch_size: Count
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: Positive
+    momentum: Fraction = 0.0
+    nesterov: bool = False
+    weight_decay: NonNegative = 0.0
+    loss: Literal["cross_entropy", "binary_cross_entropy", "mse"] = "cross_entropy"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # initial weights and the server's sampling; never noise
+
+    def contradictions(self) -> Iterator[Problem]:
+        if (self.local_steps is None) == (self.local_epochs is None):
+            yield ("local_steps",), "or local_epochs: give exactly one of them"
+        if self.optimizer != "sgd":
+            for name in ("momentum", "nesterov"):
+                if getattr(self, name):
+                    yield (name,), f"belongs to optimizer sgd (optimizer is {self.optimizer})"
+        elif self.nesterov and not self.momentum:
+            yield ("nesterov",), "needs momentum greater than 0"
+
+
+class _Rounds(Document):
+    """What every strategy shares."""
+
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the connected clients that a round asks
+    min_clients: Count = 2  # quorum: a round starts with, and counts with, at least so many
+    round_timeout: Positive = 600.0  # seconds
+    max_failed_rounds: Count = 3  # so many failed rounds in a row end the run
+
+
+class FedAvg(_Rounds):
+    name: Literal["fedavg"]
+
+
+class FedAvgM(_Rounds):
+    name: Literal["fedavgm"]
+    server_learning_rate: Positive = 1.0
+    server_momentum: Fraction = 0.9
+
+
+class FedAdam(_Rounds):
+    name: Literal["fedadam"]
+    eta: Positive = 0.1
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.99
+    tau: Positive = 1e-3
+
+
+class FedAdagrad(_Rounds):
+    name: Literal["fedadagrad"]
+    eta: Positive = 0.1
+    tau: Positive = 1e-3
+
+
+class FedYogi(_Rounds):
+    name: Literal["fedyogi"]
+    eta: Positive = 0.01
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.99
+    tau: Positive = 1e-3
+
+
+class FedProx(_Rounds):
+    name: Literal["fedprox"]
+    proximal_mu: Positive = 0.1
+
+
+class FedMedian(_Rounds):
+    name: Literal["fedmedian"]
+
+
+class FedTrimmedAvg(_Rounds):
+    name: Literal["fedtrimmedavg"]
+    beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.2  # share cut off at each end
+
+
+class Krum(_Rounds):
+    name: Literal["krum"]
+    num_malicious_nodes: Annotated[int, Field(ge=0)] = 0
+
+
+class MultiKrum(_Rounds):
+    name: Literal["multikrum"]
+    num_malicious_nodes: Annotated[int, Field(ge=0)] = 0
+    num_nodes_to_select: Count = 1
+
+
+class Bulyan(_Rounds):
+    name: Literal["bulyan"]
+    num_malicious_nodes: Annotated[int, Field(ge=0)] = 0
+
+
+class QFedAvg(_Rounds):
+    name: Literal["qfedavg"]
+    q: NonNegative = 0.1
+
+
+StrategyChoice = Annotated[
+    FedAvg
+    | FedAvgM
+    | FedAdam
+    | FedAdagrad
+    | FedYogi
+    | FedProx
+    | FedMedian
+    | FedTrimmedAvg
+    | Krum
+    | MultiKrum
+    | Bulyan
+    | QFedAvg,
+    Field(discriminator="name"),
+]
+
+
+class RowPrivacy(Document):
+    """(epsilon, delta)-differential privacy for adding or removing one row of one client's table."""
+
+    epsilon: Positive
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    clip: Positive  # L2 bound on one row's gradient
+    count_epsilon: Positive = 0.1  # the part of epsilon that pays for telling roughly how many rows there are
+
+    def contradictions(self) -> Iterator[Problem]:
+        if self.count_epsilon >= self.epsilon:
+            yield ("count_epsilon",), f"must be less than epsilon, {self.epsilon:g} (got {self.count_epsilon:g})"
+
+
+class Evaluation(Document):
+    """How often clients score the model on their validation rows, and the noise on each count."""
+
+    every: Annotated[int, Field(ge=0)] = 1  # rounds; 0 is never
+    noise: NonNegative = 0.0  # standard deviation of the noise over the sensitivity of the counts
+
+
+class Privacy(Document):
+    """`row: null` trains without differential privacy; a client's policy must allow that."""
+
+    row: RowPrivacy | None
+    client: None = None  # noise at the server for whole clients
+    evaluation: Evaluation = Evaluation()
+
+    def contradictions(self) -> Iterator[Problem]:
+        if self.row is None:
+            if self.evaluation.noise:
+                yield ("evaluation", "noise"), "needs privacy.row, whose epsilon and delta it is accounted against"
+            return
+        for key, sentence in self.row.contradictions():
+            yield ("row", *key), sentence
+        if self.evaluation.every and not self.evaluation.noise:
+            yield ("evaluation", "noise"), "must be greater than 0: with privacy.row no count leaves without noise"
+
+
+class Federation(Document):
+    """The agreed document, checked."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    data_schema: Annotated[Schema, Field(alias="schema")]
+    model: Model
+    training: Training
+    strategy: StrategyChoice
+    privacy: Privacy
+
+    def contradictions(self) -> Iterator[Problem]:
+        for part in ("data_schema", "training", "privacy"):
+            for key, sentence in getattr(self, part).contradictions():
+                yield ("schema" if part == "data_schema" else part, *key), sentence
+        yield from self._loss_problems()
+        yield from self._strategy_problems()
+        if self.privacy.row is not None and self.data_schema.validation_fraction == 0 and self.privacy.evaluation.every:
+            yield ("schema", "validation_fraction"), "is 0, so there is nothing to evaluate; set privacy.evaluation.every to 0"
+
+    def _loss_problems(self) -> Iterator[Problem]:
+        target, loss = self.data_schema.target, self.training.loss
+        key = ("training", "loss")
+        if isinstance(target, Classes):
+            if loss == "mse":
+                yield key, "mse needs a numeric target; for classes use cross_entropy"
+            if loss == "binary_cross_entropy" and len(target.classes) != 2:
+                yield key, f"binary_cross_entropy needs exactly 2 classes (the schema has {len(target.classes)})"
+        elif loss != "mse":
+            yield key, f"{loss} needs a target with classes; for a numeric target use mse"
+
+    def _strategy_problems(self) -> Iterator[Problem]:
+        strategy, clients = self.strategy, self.strategy.min_clients
+        # Blanchard et al. 2017 need n >= 2f + 3 for Krum, El Mhamdi et al. 2018 n >= 4f + 3 for Bulyan.
+        factor = {"krum": 2, "multikrum": 2, "bulyan": 4}.get(strategy.name)
+        if factor is not None:
+            malicious: int = strategy.num_malicious_nodes  # type: ignore[union-attr]
+            if clients < factor * malicious + 3:
+                yield (
+                    ("strategy", "min_clients"),
+                    f"must be at least {factor} x num_malicious_nodes + 3 = {factor * malicious + 3} for {strategy.name} (got {clients})",
+                )
+        if isinstance(strategy, MultiKrum) and strategy.num_nodes_to_select > clients:
+            yield ("strategy", "num_nodes_to_select"), f"must be at most min_clients, {clients}"
+        if isinstance(strategy, FedTrimmedAvg) and 2 * int(strategy.beta * clients) >= clients:
+            yield ("strategy", "beta"), "cuts off every reply"
+        if isinstance(strategy, QFedAvg) and self.privacy.row is not None:
+            yield ("strategy", "name"), "qfedavg needs each client's exact loss, which privacy.row does not let out"
+
+    @property
+    def canonical(self) -> str:
+        """The document as JSON with every default written out: equal documents are equal text."""
+        return self.model_dump_json(by_alias=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of `canonical`, in hex."""
+        return hashlib.sha256(self.canonical.encode()).hexdigest()
+
+    @property
+    def evaluation_rounds(self) -> tuple[int, ...]:
+        """The rounds after which clients evaluate: every so many, and the last."""
+        every, last = self.privacy.evaluation.every, self.training.rounds
+        if every == 0 or self.data_schema.validation_fraction == 0:
+            return ()
+        return tuple(r for r in range(1, last + 1) if r % every == 0 or r == last)
+
+
+def load(path: Path) -> Federation:
+    """Reads federation.yaml. Raises `ConfigError` with every mistake."""
+    return documents.load(path, Federation)
+
+
+def from_canonical(text: str) -> Federation:
+    """The document as a server sent it. Raises `ConfigError` with every mistake."""
+    try:
+        return documents.validate(json.loads(text), Federation)
+    except (documents.Mistakes, json.JSONDecodeError) as error:
+        raise ConfigError([f"the server's federation document is not valid: {error}"]) from error

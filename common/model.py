@@ -1,0 +1,66 @@
+"""The multilayer perceptron, and its state as named arrays.
+
+State travels and is stored as `dict[str, ndarray]` in the order of the layers: `layers.0.weight`
+[out, in], `layers.0.bias` [out], and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from common.federation import Federation
+
+State = dict[str, NDArray[np.float32]]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation, and dropout if any, between them: [batch, inputs] -> [batch, outputs]."""
+
+    def __init__(
+        self, inputs: int, hidden: Sequence[int], outputs: int, *, activation: str = "relu", dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        sizes = [inputs, *hidden, outputs]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.activation = ACTIVATIONS[activation]()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = self.dropout(self.activation(layer(x)))
+        return self.layers[-1](x)  # type: ignore[no-any-return]
+
+
+def build(federation: Federation, *, seed: int | None = None) -> MLP:
+    """The federation's model with weights drawn from `seed` (the federation's own by default).
+
+    torch's global generator is left as it was.
+    """
+    schema, training = federation.data_schema, federation.training
+    outputs = 1 if training.loss == "binary_cross_entropy" else schema.outputs
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.seed if seed is None else seed)
+        return MLP(
+            schema.inputs,
+            federation.model.hidden,
+            outputs,
+            activation=federation.model.activation,
+            dropout=federation.model.dropout,
+        )
+
+
+def state_of(model: nn.Module) -> State:
+    """The model's parameters as named arrays, copied to the CPU."""
+    return {name: value.detach().cpu().numpy().copy() for name, value in model.state_dict().items()}
+
+
+def load_state(model: nn.Module, state: Mapping[str, NDArray[np.float32]]) -> None:
+    """Overwrites the model's parameters. Raises RuntimeError where names or shapes differ."""
+    model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})

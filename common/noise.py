@@ -1,0 +1,102 @@
+"""Randomness that privacy rests on: Gaussian noise, row sampling, and noise on a row count.
+
+A real client draws all of it from an AES-CTR keystream keyed by the operating system: who does not hold the
+key cannot predict it, and no seed of an experiment reaches it. Simulations and tests draw the same
+distributions from a seeded stream.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
+from torch import Tensor
+
+BLOCK = 32_768  # normals made at a time: their intermediate arrays stay in the cache
+
+
+class NoiseSource:
+    """Draws from a stream of random bytes. Make one with `secure()` or `seeded(seed)`."""
+
+    def __init__(self, random_bytes: Callable[[int], bytes], *, hardened: bool) -> None:
+        self._random_bytes = random_bytes
+        self._hardened = hardened
+
+    def uniform(self, size: int) -> NDArray[np.float64]:
+        """[size] numbers in (0, 1], multiples of 2^-53."""
+        words = np.frombuffer(self._random_bytes(8 * size), np.uint64)
+        return ((words >> np.uint64(11)) + np.uint64(1)) * 2.0**-53
+
+    def normal(self, size: int) -> NDArray[np.float64]:
+        """[size] standard normals.
+
+        A hardened source returns (a + b + c + d) / 2 of four independent ones, so that the output's low bits
+        do not give away its inputs (Holohan and Braghin 2021, arXiv:2107.10138, section 5.1; Opacus' secure
+        mode does the same).
+        """
+        if not self._hardened:
+            return self._box_muller(size)
+        four = self._box_muller(4 * size).reshape(4, size)
+        return four.sum(axis=0) / 2.0
+
+    def gaussian(self, like: Tensor, std: float) -> Tensor:
+        """N(0, std^2) in the shape, type and place of `like`."""
+        flat = torch.from_numpy(self.normal(like.numel()) * std)
+        return flat.to(dtype=like.dtype, device=like.device).view(like.shape)
+
+    def poisson_sample(self, size: int, rate: float) -> NDArray[np.int64]:
+        """Indices of the rows drawn from `size`, each independently with probability `rate`."""
+        return np.flatnonzero(self.uniform(size) <= rate).astype(np.int64)
+
+    def two_sided_geometric(self, epsilon: float) -> int:
+        """An integer k with probability proportional to exp(-epsilon |k|): noise that makes a count
+        epsilon-private (Ghosh, Roughgarden, Sundararajan 2009, arXiv:0811.2841)."""
+        a, b = np.floor(np.log(self.uniform(2)) / -epsilon)
+        return int(a - b)
+
+    def integer(self) -> int:
+        """A number in [0, 2^63), to seed what needs no secrecy (dropout, the order of rows)."""
+        return int.from_bytes(self._random_bytes(8), "little") >> 1
+
+    def _box_muller(self, size: int) -> NDArray[np.float64]:
+        out = np.empty(size + size % 2)
+        for start in range(0, len(out), BLOCK):
+            block = out[start : start + BLOCK]
+            half = len(block) // 2
+            u = self.uniform(2 * half)
+            radius = np.sqrt(-2.0 * np.log(u[:half]))
+            angle = 2.0 * math.pi * u[half:]
+            np.multiply(radius, np.cos(angle), out=block[:half])
+            np.multiply(radius, np.sin(angle), out=block[half:])
+        return out[:size]
+
+
+def secure() -> NoiseSource:
+    """A source keyed by the operating system; a forked process gets a key of its own."""
+    return NoiseSource(_Keystream().read, hardened=True)
+
+
+def seeded(*seed: int) -> NoiseSource:
+    """A reproducible source, for simulations and tests only. Other seeds give independent streams."""
+    return NoiseSource(np.random.default_rng(seed).bytes, hardened=False)
+
+
+class _Keystream:
+    """AES-256 in counter mode over zeros."""
+
+    def __init__(self) -> None:
+        self._rekey()
+
+    def _rekey(self) -> None:
+        self._process = os.getpid()
+        self._encryptor = Cipher(algorithms.AES(os.urandom(32)), modes.CTR(os.urandom(16))).encryptor()
+
+    def read(self, size: int) -> bytes:
+        if self._process != os.getpid():  # a fork must not repeat its parent's stream
+            self._rekey()
+        return self._encryptor.update(bytes(size))

@@ -1,0 +1,332 @@
+"""Table columns to model inputs, by declaration alone.
+
+Nothing here looks at the data to decide how to encode it: bounds, categories and classes are declared, so
+encoding costs no privacy and is the same at every site.
+
+The encoding, once and for all (one row of the table is one row of the arrays, all float32):
+    numeric      two inputs: the value, clamped to its bounds and scaled to [-1, 1]; 1 where it is missing
+                 (the value then counts as 0, the middle)
+    categorical  one input a category and one for any other value; all 0 where it is missing
+    classes      the target's class index, int64
+    numeric target  scaled to [0, 1] by its bounds, clamped, float32
+A cell is missing when it is empty, or equals one of the column's declared markers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Annotated, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field
+
+from common.documents import Document, Problem
+from common.errors import DataError
+
+Scalar = int | float | str
+Bounds = tuple[float, float]
+Name = Annotated[str, Field(min_length=1)]
+
+SHOWN_CELLS = 10
+
+
+class Numeric(Document):
+    """A column of numbers. `bounds` come from knowledge of the field, never from the data."""
+
+    name: Name
+    type: Literal["numeric"]
+    bounds: Bounds
+    missing: tuple[Scalar, ...] = ()
+    optional: bool = False
+
+    @property
+    def inputs(self) -> int:
+        return 2
+
+    def contradictions(self) -> Iterator[Problem]:
+        yield from _bounds_problem(self.bounds)
+
+
+class Categorical(Document):
+    """A column of values from a short list."""
+
+    name: Name
+    type: Literal["categorical"]
+    categories: Annotated[tuple[Scalar, ...], Field(min_length=1)]
+    missing: tuple[Scalar, ...] = ()
+    optional: bool = False
+
+    @property
+    def inputs(self) -> int:
+        return len(self.categories) + 1
+
+    def contradictions(self) -> Iterator[Problem]:
+        if len({_text(c) for c in self.categories}) < len(self.categories):
+            yield ("categories",), f"must all differ (got {list(self.categories)})"
+
+
+def _classes(value: object) -> object:
+    """`[a, b]` is short for `{a: [a], b: [b]}`."""
+    if isinstance(value, list):
+        return {str(v): (v,) for v in value}
+    if isinstance(value, dict):  # past this point pydantic takes tuples for tuples only
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    return value
+
+
+class Classes(Document):
+    """A target that is one of at least two classes, each a list of the cell values that mean it."""
+
+    name: Name
+    classes: Annotated[dict[str, tuple[Scalar, ...]], Field(min_length=2), BeforeValidator(_classes)]
+
+    def contradictions(self) -> Iterator[Problem]:
+        seen: dict[str, str] = {}
+        for label, values in self.classes.items():
+            if not values:
+                yield ("classes", label), "needs at least one value"
+            for value in values:
+                if (first := seen.setdefault(_text(value), label)) != label:
+                    yield ("classes", label), f"shares the value {value} with class {first}"
+
+
+class NumericTarget(Document):
+    """A target that is a number, for regression."""
+
+    name: Name
+    bounds: Bounds
+
+    def contradictions(self) -> Iterator[Problem]:
+        yield from _bounds_problem(self.bounds)
+
+
+class Schema(Document):
+    """What every table in the federation looks like."""
+
+    features: Annotated[tuple[Annotated[Numeric | Categorical, Field(discriminator="type")], ...], Field(min_length=1)]
+    target: Classes | NumericTarget
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    columns: tuple[Name, ...] | None = None  # the order of the columns in a file without a header
+
+    @property
+    def inputs(self) -> int:
+        """Width of the encoded features."""
+        return sum(f.inputs for f in self.features)
+
+    @property
+    def outputs(self) -> int:
+        """Number of classes, or 1 for a numeric target."""
+        return len(self.target.classes) if isinstance(self.target, Classes) else 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every column that is read: the features, then the target."""
+        return (*(f.name for f in self.features), self.target.name)
+
+    def contradictions(self) -> Iterator[Problem]:
+        seen: set[str] = set()
+        for i, feature in enumerate(self.features):
+            for key, sentence in feature.contradictions():
+                yield ("features", i, *key), sentence
+            if feature.name in seen:
+                yield ("features", i, "name"), f"stands twice (got {feature.name})"
+            seen.add(feature.name)
+        for key, sentence in self.target.contradictions():
+            yield ("target", *key), sentence
+        if self.target.name in seen:
+            yield ("target", "name"), f"is also a feature (got {self.target.name})"
+        if self.columns is not None:
+            for name in self.names:
+                if name not in self.columns:
+                    yield ("columns",), f"lack {name}"
+            if len(set(self.columns)) < len(self.columns):
+                yield ("columns",), "must all differ"
+
+
+def _bounds_problem(bounds: Bounds) -> Iterator[Problem]:
+    if not bounds[0] < bounds[1]:
+        yield ("bounds",), f"must rise, as in [0, 100] (got {list(bounds)})"
+
+
+@dataclass
+class EncodingReport:
+    """What encoding met, for the owner's eyes only: exact counts never leave a client."""
+
+    rows: int = 0
+    missing: dict[str, int] = field(default_factory=dict)
+    clamped: dict[str, int] = field(default_factory=dict)
+    other: dict[str, int] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
+    classes: dict[str, int] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """The report as sentences, the least expected first."""
+        said = [f"column {name} is absent; it is optional and counts as missing" for name in self.absent]
+        if sum(1 for n in self.classes.values() if n) == 1:
+            said.append(f"all rows are of one class: {next(c for c, n in self.classes.items() if n)}")
+        for what, counts in [
+            ("outside their bounds, clamped", self.clamped),
+            ("outside their categories, counted as other", self.other),
+            ("missing", self.missing),
+        ]:
+            if counts:
+                said.append(f"cells {what}: " + ", ".join(f"{name} {n}" for name, n in counts.items()))
+        if self.classes:
+            said.append("classes: " + ", ".join(f"{label} {n}" for label, n in self.classes.items()))
+        return said
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """`x`: float32 [rows, inputs]. `y`: int64 class indices [rows], or float32 [rows] in [0, 1]."""
+
+    x: NDArray[np.float32]
+    y: NDArray[np.int64] | NDArray[np.float32]
+    report: EncodingReport
+
+
+def encode(frame: pl.DataFrame, schema: Schema, *, first_line: int = 1, source: str = "table") -> Encoded:
+    """A table to arrays.
+
+    Args:
+        frame: columns of text, numbers or booleans; columns that the schema does not name are ignored.
+        first_line: the file's line of the first row, so that errors can name lines.
+
+    Raises:
+        DataError: no rows, an absent column, or cells that do not fit; the first ten are quoted.
+    """
+    if frame.height == 0:
+        raise DataError(f"{source}: the table has no rows")
+    report = EncodingReport(rows=frame.height)
+    offending: list[tuple[int, str]] = []
+    blocks: list[NDArray[np.float32]] = []
+    for feature in schema.features:
+        if feature.name not in frame.columns and feature.optional:
+            report.absent.append(feature.name)
+            block = np.zeros((frame.height, feature.inputs), np.float32)
+            block[:, 1:] = isinstance(feature, Numeric)
+            blocks.append(block)
+            continue
+        cells = _cells(frame, feature.name, source)
+        encoder = _numeric if isinstance(feature, Numeric) else _categorical
+        blocks.append(encoder(cells, feature, report, offending))  # type: ignore[arg-type]
+    y = _target(_cells(frame, schema.target.name, source), schema.target, report, offending)
+    if offending:
+        offending.sort()
+        shown = "".join(f"\n  line {first_line + row}: {what}" for row, what in offending[:SHOWN_CELLS])
+        more = f"\n  and {len(offending) - SHOWN_CELLS} more" if len(offending) > SHOWN_CELLS else ""
+        cells_word = "cell does" if len(offending) == 1 else "cells do"
+        raise DataError(f"{source}: {len(offending)} {cells_word} not fit the schema:{shown}{more}")
+    return Encoded(x=np.concatenate(blocks, axis=1), y=y, report=report)
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """One column: as trimmed text, as numbers (NaN where it is none), and whether it is empty."""
+
+    text: list[str]
+    number: NDArray[np.float64]
+    empty: NDArray[np.bool_]
+
+
+def _cells(frame: pl.DataFrame, name: str, source: str) -> _Cells:
+    if name not in frame.columns:
+        near = get_close_matches(name, frame.columns, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(frame.columns[:30])}"
+        raise DataError(f"{source}: column {name} of the schema is not in the table{hint}")
+    column = frame[name]
+    if column.dtype == pl.Boolean:
+        column = column.cast(pl.Int8)
+    text = column.cast(pl.String, strict=False).str.strip_chars().fill_null("")
+    number = text.cast(pl.Float64, strict=False) if not column.dtype.is_numeric() else column.cast(pl.Float64)
+    return _Cells(
+        text=text.to_list(),
+        number=number.fill_null(float("nan")).to_numpy().astype(np.float64),
+        empty=(text == "").to_numpy(),
+    )
+
+
+def _equal(cells: _Cells, value: Scalar) -> NDArray[np.bool_]:
+    """Where the column equals `value`: as numbers if `value` is one (so that 1 and 1.0 agree), else as text."""
+    same = np.fromiter((t == str(value) for t in cells.text), np.bool_, len(cells.text))
+    if not isinstance(value, str):
+        same |= cells.number == float(value)
+    return same
+
+
+def _missing(cells: _Cells, markers: Sequence[Scalar]) -> NDArray[np.bool_]:
+    missing = cells.empty.copy()
+    for marker in markers:
+        missing |= _equal(cells, marker)
+    return missing
+
+
+def _count(counts: dict[str, int], name: str, where: NDArray[np.bool_]) -> None:
+    if n := int(where.sum()):
+        counts[name] = n
+
+
+def _scaled(
+    cells: _Cells,
+    name: str,
+    bounds: Bounds,
+    missing: NDArray[np.bool_],
+    report: EncodingReport,
+    offending: list[tuple[int, str]],
+) -> NDArray[np.float64]:
+    """Position between the bounds, in [0, 1], after clamping."""
+    bad = ~missing & ~np.isfinite(cells.number)
+    offending.extend((int(i), f"{name}: expected a number, found {cells.text[i]!r}") for i in np.flatnonzero(bad))
+    low, high = bounds
+    value = np.where(missing | bad, low, cells.number)
+    _count(report.clamped, name, (value < low) | (value > high))
+    scaled: NDArray[np.float64] = (np.clip(value, low, high) - low) / (high - low)
+    return scaled
+
+
+def _numeric(
+    cells: _Cells, feature: Numeric, report: EncodingReport, offending: list[tuple[int, str]]
+) -> NDArray[np.float32]:
+    missing = _missing(cells, feature.missing)
+    _count(report.missing, feature.name, missing)
+    position = _scaled(cells, feature.name, feature.bounds, missing, report, offending)
+    return np.stack([np.where(missing, 0.0, 2 * position - 1), missing], axis=1).astype(np.float32)
+
+
+def _categorical(
+    cells: _Cells, feature: Categorical, report: EncodingReport, offending: list[tuple[int, str]]
+) -> NDArray[np.float32]:
+    missing = _missing(cells, feature.missing)
+    _count(report.missing, feature.name, missing)
+    hot = np.stack([_equal(cells, category) & ~missing for category in feature.categories], axis=1)
+    other = ~missing & ~hot.any(axis=1)
+    _count(report.other, feature.name, other)
+    return np.concatenate([hot, other[:, None]], axis=1).astype(np.float32)
+
+
+def _target(
+    cells: _Cells, target: Classes | NumericTarget, report: EncodingReport, offending: list[tuple[int, str]]
+) -> NDArray[np.int64] | NDArray[np.float32]:
+    offending.extend((int(i), f"{target.name}: the target is empty") for i in np.flatnonzero(cells.empty))
+    if isinstance(target, NumericTarget):
+        return _scaled(cells, target.name, target.bounds, cells.empty, report, offending).astype(np.float32)
+    index = np.full(len(cells.text), -1, np.int64)
+    for i, values in enumerate(target.classes.values()):
+        for value in values:
+            index[_equal(cells, value)] = i
+    known = ", ".join(_text(v) for values in target.classes.values() for v in values)
+    unknown = np.flatnonzero((index < 0) & ~cells.empty)
+    offending.extend(
+        (int(i), f"{target.name}: unknown class {cells.text[i]!r}; the schema knows {known}") for i in unknown
+    )
+    report.classes = {label: int((index == i).sum()) for i, label in enumerate(target.classes)}
+    return index
+
+
+def _text(value: Scalar) -> str:
+    """One spelling a value, so that 1 and 1.0 are the same category."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -1,0 +1,1 @@
+"""The session protocol: frames, the codec between Flower messages and frames, TLS material."""

@@ -1,0 +1,104 @@
+"""Flower messages as bytes.
+
+A message's content is one safetensors file: the arrays are its tensors, and everything else (metrics, config,
+the order of the arrays, which safetensors does not keep) is JSON in its header. No pickle, no code, and any
+safetensors reader can look inside.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+
+from common.errors import ProtocolError
+
+PROTOCOL = 1
+CHUNK = 1 << 20  # bytes
+LARGEST_CONTENT = 1 << 30  # bytes
+
+_HEADER = "cloister"
+_KINDS: dict[str, type[MetricRecord | ConfigRecord]] = {"metrics": MetricRecord, "config": ConfigRecord}
+
+
+def encode(content: RecordDict) -> bytes:
+    """A message's content as one safetensors file."""
+    tensors: dict[str, NDArray[Any]] = {}
+    records: list[dict[str, Any]] = []
+    for name, record in content.items():
+        if isinstance(record, ArrayRecord):
+            for key, array in record.items():
+                tensors[f"{len(records)}/{key}"] = np.ascontiguousarray(array.numpy()).reshape(array.shape)
+            records.append({"name": name, "kind": "arrays", "keys": list(record)})
+        else:
+            kind = "metrics" if isinstance(record, MetricRecord) else "config"
+            records.append({"name": name, "kind": kind, "values": {k: _plain(v) for k, v in record.items()}})
+    return safetensors.save(tensors, metadata={_HEADER: json.dumps(records)})
+
+
+def decode(data: bytes) -> RecordDict:
+    """The content that `encode` made. Raises `ProtocolError` for anything else."""
+    try:
+        size = int.from_bytes(data[:8], "little")
+        records = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_HEADER])
+        tensors = safetensors.load(data)
+        content = RecordDict()
+        for i, record in enumerate(records):
+            if record["kind"] == "arrays":
+                arrays = {key: Array(tensors.pop(f"{i}/{key}")) for key in record["keys"]}
+                content[record["name"]] = ArrayRecord(arrays)
+            else:
+                values = {k: _value(v) for k, v in record["values"].items()}
+                content[record["name"]] = _KINDS[record["kind"]](values)
+        if tensors:
+            raise ValueError(f"arrays that belong to no record: {', '.join(sorted(tensors))}")
+        return content
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ProtocolError(f"content of a message cannot be read: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"bytes": base64.b64encode(value).decode()}
+    if isinstance(value, list) and value and isinstance(value[0], bytes):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return base64.b64decode(value["bytes"])
+    if isinstance(value, list):
+        return [_value(v) for v in value]
+    return value
+
+
+def chunks(data: bytes) -> Iterator[bytes]:
+    """`data` in pieces of at most `CHUNK` bytes."""
+    view = memoryview(data)
+    for start in range(0, len(view), CHUNK):
+        yield bytes(view[start : start + CHUNK])
+
+
+class Assembly:
+    """Puts a payload of known size together again."""
+
+    def __init__(self, size: int, limit: int = LARGEST_CONTENT) -> None:
+        if size > limit:
+            raise ProtocolError(f"a payload of {size} bytes is larger than the {limit} that are accepted")
+        self._size, self._parts, self._have = size, [], 0  # type: tuple[int, list[bytes], int]
+
+    def add(self, data: bytes) -> bytes | None:
+        """Adds a chunk; returns the payload once it is whole. Raises `ProtocolError` if there is too much."""
+        self._have += len(data)
+        if self._have > self._size:
+            raise ProtocolError(f"a payload announced with {self._size} bytes has at least {self._have}")
+        self._parts.append(data)
+        return b"".join(self._parts) if self._have == self._size else None

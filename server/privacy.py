@@ -1,0 +1,79 @@
+"""The privacy statement of a run: what was released about whom, and what that costs.
+
+Written so that a data protection officer can read it and an expert can recompute every figure from it alone.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from common.federation import RowPrivacy
+from server.admission import Statement
+from server.rounds import Run
+
+PACKAGES = ("opacus", "torch", "flwr")
+
+
+def statement(run: Run) -> dict[str, Any]:
+    """What privacy.json holds."""
+    row = run.federation.privacy.row
+    return {
+        "federation": run.federation.fingerprint,
+        "run": run.name,
+        "row": None if row is None else _row(run, row),
+        "client": None,
+        "software": {package: version(package) for package in PACKAGES},
+    }
+
+
+def _row(run: Run, row: RowPrivacy) -> dict[str, Any]:
+    return {
+        "epsilon": run.epsilon,
+        "delta": row.delta,
+        "unit": "one row of one client's table",
+        "neighbours": "tables that differ by adding or removing that row",
+        "adversary": "sees every message of every client and every model, and may be the server",
+        "accountant": "PRV (Opacus); the row count's epsilon is added to that of the updates",
+        "composition": (
+            "each row is either in its client's training part or in its validation part, so it pays the larger of "
+            "the two parts' costs"
+        ),
+        "noise": "drawn by each client",
+        "not_covered": [
+            "that a client takes part, when, and how long it takes",
+            "what a row's owner has told elsewhere, and rows that are copies of it at other clients",
+            "a refusal: that a table is smaller than a batch, or that a budget is spent",
+        ],
+        "per_client": {name: _client(s, row) for name, s in sorted(run.statements.items())},
+    }
+
+
+def _client(stated: Statement, row: RowPrivacy) -> dict[str, Any]:
+    updates = {
+        "what": "model updates: noisy sums of clipped row gradients",
+        "mechanism": "Gaussian",
+        "part": "train",
+        "noise_multiplier": stated.get("noise_multiplier"),
+        "clip": row.clip,
+        "sampler": "Poisson",
+        "sampling_rate": stated.get("sampling_rate"),
+        "steps": stated.get("steps"),
+    }
+    counts = {
+        "what": "noisy counts of right and wrong predictions",
+        "mechanism": "Gaussian",
+        "part": "validation",
+        "noise_multiplier": stated.get("evaluation_noise"),
+        "sampler": "all rows",
+        "sampling_rate": 1.0,
+        "steps": stated.get("evaluations"),
+    }
+    size = {
+        "what": "how many training rows there are, about",
+        "mechanism": "two-sided geometric",
+        "part": "train",
+        "epsilon": stated.get("count_epsilon"),
+        "told": stated.get("rows"),
+    }
+    return {"epsilon": stated.get("epsilon"), "delta": stated.get("delta"), "released": [size, updates, counts]}

@@ -1,0 +1,108 @@
+"""The run folder: what a run leaves behind, and the contract for everything that reads a run.
+
+    federation.yaml    the document, every default written out
+    events.jsonl       one JSON object a line, as the run goes
+    model.safetensors  the model after the last complete round
+    result.json        how the run ended
+    privacy.json       what was released about whom, and what that costs
+
+Files are replaced whole, by rename; events are appended a line at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from safetensors import numpy as safetensors
+
+from common.errors import RunFolderError
+from common.federation import Federation
+
+Event = dict[str, Any]
+
+
+class RunFolder:
+    """Made by `create`, before anything else of a run happens."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, federation: Federation, *, path: Path | None = None, root: Path = Path("runs")) -> RunFolder:
+        """A new folder, at `path` or under `root` with the time and the federation's name.
+
+        Raises:
+            RunFolderError: `path` exists, or the folder cannot be made.
+        """
+        try:
+            if path is not None:
+                path.mkdir(parents=True)
+            else:
+                path = _fresh(root, federation.name)
+        except FileExistsError:
+            raise RunFolderError(f"{path}: exists already; name another folder, or move it away") from None
+        except OSError as error:
+            raise RunFolderError(f"{path or root}: cannot be made: {error.strerror}") from error
+        folder = cls(path)
+        document = yaml.safe_dump(json.loads(federation.canonical), sort_keys=False, allow_unicode=True)
+        folder.write("federation.yaml", document.encode())
+        return folder
+
+    def record(self, event: Event) -> None:
+        """Appends one event."""
+        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def save_model(self, state: Mapping[str, NDArray[np.float32]], *, server_round: int) -> None:
+        """Replaces the model. The order of its arrays stands in the file's metadata."""
+        metadata = {"round": str(server_round), "order": json.dumps(list(state))}
+        arrays = {name: np.ascontiguousarray(value) for name, value in state.items()}
+        self.write("model.safetensors", safetensors.save(arrays, metadata=metadata))
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Replaces one JSON file."""
+        self.write(name, (json.dumps(value, indent=2) + "\n").encode())
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replaces one file: the old one or the new one is there, never a part."""
+        fresh = self.path / f".{name}.new"
+        try:
+            with fresh.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.rename(self.path / name)
+        except OSError as error:
+            raise RunFolderError(f"{self.path / name}: cannot be written: {error.strerror}") from error
+
+
+def load_model(folder: Path) -> dict[str, NDArray[np.float32]]:
+    """The model of a run folder. Raises `RunFolderError` if there is none."""
+    path = folder / "model.safetensors"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    arrays = safetensors.load(data)
+    return {name: arrays[name] for name in json.loads(header["__metadata__"]["order"])}
+
+
+def _fresh(root: Path, name: str) -> Path:
+    stamp = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    for number in range(1, 1000):
+        path = root / (f"{stamp}-{name}" if number == 1 else f"{stamp}-{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+    raise RunFolderError(f"{root}: no free name for a run folder")

@@ -1,0 +1,30 @@
+"""Scoring the model on a table of the server's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from common import model as models
+from common import objective, tables
+from common.federation import Federation
+from common.model import State
+from common.objective import Metrics
+from common.schema import encode
+
+
+def held_out_scorer(federation: Federation, path: Path) -> Callable[[State], Metrics]:
+    """Reads the table once; the result scores a model on it, exactly. Raises `DataError`."""
+    schema, loss = federation.data_schema, federation.training.loss
+    table = tables.read(path, schema)
+    encoded = encode(table.frame, schema, first_line=table.first_line, source=table.source)
+    x, y = torch.from_numpy(encoded.x), torch.from_numpy(encoded.y)
+    model = models.build(federation)
+
+    def score(state: State) -> Metrics:
+        models.load_state(model, state)
+        return objective.metrics(objective.score(model, x, y, schema=schema, loss=loss), schema)
+
+    return score

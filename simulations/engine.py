@@ -1,0 +1,166 @@
+"""One table or many, as a federation in this process.
+
+Sites are the real ones of `client`, but for their noise, which is drawn from the run's seed so that a
+simulation can be repeated, and their ledgers, which live in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from client import data
+from client.app import client_app, table_files
+from client.data import Rows
+from client.ledger import Ledger
+from client.policy import Policy
+from client.site import Site
+from common import noise, tables
+from common.errors import ConfigError, DataError
+from common.federation import Federation
+from common.schema import Classes
+from common.wire.identity import number
+from server.app import execute
+from server.rounds import Event
+from server.rundir import RunFolder
+from simulations import partition
+from simulations.inline import InlineGrid
+from simulations.synthetic import generate
+
+QUANTILES = 10  # a numeric target is dealt by its decile
+
+
+def sites_from_files(federation: Federation, folder: Path, *, seed: int, device: torch.device) -> list[Site]:
+    """One site a file of `folder`. Raises `DataError`."""
+    key = _split_key(seed)
+    named = {path.stem: data.read(path, federation.data_schema, key=key) for path in table_files(folder)}
+    return _sites(federation, named, seed=seed, device=device)
+
+
+def sites_from_table(
+    federation: Federation,
+    table: Path | int,
+    *,
+    clients: int | None,
+    how: str,
+    seed: int,
+    device: torch.device,
+) -> list[Site]:
+    """Deals one table to sites.
+
+    Args:
+        table: a file, or a number of rows to generate.
+        clients: how many sites; left out with `by:COLUMN`, where there is one for each value.
+        how: one of `partition.FORMS`.
+
+    Raises:
+        DataError: the table does not fit the schema, or cannot be dealt so.
+    """
+    schema, key = federation.data_schema, _split_key(seed)
+    if isinstance(table, int):
+        frame, first_line, source = generate(schema, rows=table, seed=seed), 1, "generated table"
+    else:
+        read = tables.read(table, schema)
+        frame, first_line, source = read.frame, read.first_line, read.source
+    rows = data.encode_rows(frame, schema, key=key, first_line=first_line, source=source)
+    parts = _deal(rows, frame, federation, clients=clients, how=how, rng=np.random.default_rng([seed, 0xDEA1]))
+    return _sites(federation, {name: rows.take(index) for name, index in parts.items()}, seed=seed, device=device)
+
+
+def simulate(
+    federation: Federation,
+    sites: list[Site],
+    folder: RunFolder,
+    *,
+    run: str,
+    observe: Callable[[Event], None] = lambda event: None,
+    held_out: Path | None = None,
+) -> dict[str, Any]:
+    """Runs the federation over the sites, one after another. Returns what result.json holds."""
+    if len(sites) < federation.strategy.min_clients:
+        raise ConfigError(
+            [f"strategy.min_clients is {federation.strategy.min_clients}, but there are only {len(sites)} clients"]
+        )
+    by_node = {number(f"client/{site.name}"): site for site in sites}
+    app = client_app(lambda context: nullcontext(by_node[context.node_id]))
+    return execute(
+        federation,
+        InlineGrid(app, by_node, run=run),
+        folder,
+        name=run,
+        observe=observe,
+        name_of=lambda node: by_node[node].name,
+        held_out=held_out,
+    )
+
+
+def _deal(
+    rows: Rows, frame: pl.DataFrame, federation: Federation, *, clients: int | None, how: str, rng: np.random.Generator
+) -> dict[str, partition.Index]:
+    kind, _, argument = how.partition(":")
+    if kind == "by":
+        if argument not in frame.columns:
+            raise DataError(f"--partition by:{argument}: no such column; there are {', '.join(frame.columns)}")
+        parts_by_value = partition.by_value(frame[argument].to_list())
+        if clients is not None and clients != len(parts_by_value):
+            raise DataError(
+                f"--partition by:{argument} makes {len(parts_by_value)} clients, one a value; leave --clients out"
+            )
+        return parts_by_value
+    if clients is None:
+        raise DataError(f"--clients is needed with --partition {how}")
+    labels = _labels(rows, federation)
+    if kind == "iid" and not argument:
+        parts = partition.iid(len(rows.y), clients=clients, rng=rng)
+    elif kind == "dirichlet" and _is_number(argument):
+        parts = partition.dirichlet(labels, clients=clients, alpha=float(argument), rng=rng)
+    elif kind == "shards" and argument.isdigit():
+        parts = partition.shards(labels, clients=clients, per_client=int(argument), rng=rng)
+    else:
+        raise DataError(f"--partition {how}: not known; it is {partition.FORMS}")
+    width = len(str(clients - 1))
+    return {f"client-{i:0{width}}": part for i, part in enumerate(parts)}
+
+
+def _labels(rows: Rows, federation: Federation) -> list[int]:
+    if isinstance(federation.data_schema.target, Classes):
+        return [int(v) for v in rows.y]
+    return [int(v) for v in np.minimum(rows.y * QUANTILES, QUANTILES - 1)]
+
+
+def _sites(federation: Federation, named: dict[str, Rows], *, seed: int, device: torch.device) -> list[Site]:
+    key, row = _split_key(seed), federation.privacy.row
+    policy = Policy(
+        epsilon=row.epsilon if row else 1.0, delta=row.delta if row else 0.5, without_privacy=row is None
+    )
+    return [
+        Site(
+            name=name,
+            federation=federation,
+            dataset=data.split(rows, federation.data_schema, key=key, device=device),
+            policy=policy,
+            ledger=Ledger.in_memory(),
+            noise=noise.seeded(seed, number(name)),
+            device=device,
+        )
+        for name, rows in named.items()
+    ]
+
+
+def _split_key(seed: int) -> bytes:
+    return hashlib.sha256(f"split/{seed}".encode()).digest()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

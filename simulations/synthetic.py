@@ -1,0 +1,48 @@
+"""Tables made from nothing but a schema, to try a federation before there is data."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import torch
+
+from common.schema import Categorical, Classes, Schema, encode
+
+TEACHER_HIDDEN = 16
+TEACHER_TEMPERATURE = 0.25  # how often the label is not the teacher's first choice
+
+
+def generate(schema: Schema, *, rows: int, seed: int) -> pl.DataFrame:
+    """`rows` rows that fit the schema, with a target that can be learned.
+
+    Features are independent: numbers uniform between their bounds, categories equally likely. The target is
+    drawn from a small random network's opinion of the row, standardised so that no class is rare.
+    """
+    rng = np.random.default_rng([seed, 0x7AB1E])
+    columns: dict[str, list[object]] = {}
+    for feature in schema.features:
+        if isinstance(feature, Categorical):
+            columns[feature.name] = [feature.categories[i] for i in rng.integers(len(feature.categories), size=rows)]
+        else:
+            columns[feature.name] = rng.uniform(*feature.bounds, size=rows).round(6).tolist()
+    target = schema.target
+    placeholder = next(iter(target.classes.values()))[0] if isinstance(target, Classes) else target.bounds[0]
+    frame = pl.DataFrame({**columns, target.name: [placeholder] * rows}, strict=False)
+    opinion = _teacher(encode(frame, schema).x, schema.outputs, rng)
+    if isinstance(target, Classes):
+        gumbel = rng.gumbel(size=opinion.shape) * TEACHER_TEMPERATURE  # argmax of logits + Gumbel samples a softmax
+        values = [v[0] for v in target.classes.values()]
+        labels: list[object] = [values[i] for i in (opinion + gumbel).argmax(axis=1)]
+    else:
+        low, high = target.bounds
+        position = 1 / (1 + np.exp(-opinion[:, 0] + 0.1 * rng.normal(size=rows)))
+        labels = (low + position * (high - low)).tolist()
+    return frame.with_columns(pl.Series(target.name, labels, strict=False))
+
+
+def _teacher(x: np.ndarray, outputs: int, rng: np.random.Generator) -> np.ndarray:  # type: ignore[type-arg]
+    first = torch.from_numpy(rng.normal(size=(x.shape[1], TEACHER_HIDDEN)) / np.sqrt(x.shape[1]))
+    second = torch.from_numpy(rng.normal(size=(TEACHER_HIDDEN, outputs)))
+    opinion = (torch.tanh(3 * torch.from_numpy(x).double() @ first) @ second).numpy()
+    standard: np.ndarray = (opinion - opinion.mean(axis=0)) / (opinion.std(axis=0) + 1e-12)  # type: ignore[type-arg]
+    return standard
