@@ -1,0 +1,248 @@
+"""The command line. One thin function a verb; what a verb needs is imported when it runs, so that help is quick."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    help="Federated learning for data that may not be shared: the data owner holds the privacy budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+schema_app = typer.Typer(help="Work on the schema of a federation.", no_args_is_help=True)
+certs_app = typer.Typer(help="Make the certificates of a federation.", no_args_is_help=True)
+app.add_typer(schema_app, name="schema")
+app.add_typer(certs_app, name="certs")
+
+FederationFile = Annotated[Path, typer.Argument(metavar="FEDERATION.YAML", help="The federation document.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Run folder to make [default: a new one under runs/].")]
+HeldOutOption = Annotated[Path | None, typer.Option(help="Table to score every round's model on, exactly.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
+CertsFolder = Annotated[Path, typer.Option("--folder", help="Where the authority and its certificates lie.")]
+
+
+def _verb(function: Callable[..., None]) -> Callable[..., None]:
+    """Turns our own errors into one clear line each; anything else is a bug and keeps its traceback."""
+
+    @functools.wraps(function)
+    def verb(*args: Any, **kwargs: Any) -> None:
+        from common.errors import CloisterError, ConfigError
+
+        try:
+            function(*args, **kwargs)
+        except CloisterError as error:
+            for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
+                print(f"error: {line}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+
+    return verb
+
+
+@app.command()
+@_verb
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the demo keeps its files.")] = Path("cloister-demo"),
+) -> None:
+    """Four hospitals train one model with differential privacy: a real server and four real clients, here.
+
+    Example: `cloister demo`
+    """
+    from simulations.demo import run_demo
+
+    run_demo(folder)
+
+
+@app.command()
+@_verb
+def serve(
+    federation: FederationFile,
+    address: Annotated[str, typer.Option(help="HOST:PORT to listen on; port 0 takes a free one.")] = "127.0.0.1:8443",
+    certificates: Annotated[Path | None, typer.Option(help="Folder with ca.pem, server.pem and server.key.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Plain text, on loopback only.")] = False,
+    out: OutOption = None,
+    held_out: HeldOutOption = None,
+    wait: Annotated[float | None, typer.Option(help="Seconds to wait for enough clients [default: for ever].")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Coordinate a federation: the server process.
+
+    Example: `cloister serve simulations/heart/federation.yaml --certificates simulations/heart/certs`
+    """
+    from server.serve import serve as run
+
+    result, folder = run(
+        federation,
+        address=address,
+        certificates=certificates,
+        insecure=insecure,
+        out=out,
+        held_out=held_out,
+        wait_s=wait,
+        console=_console(quiet),
+    )
+    _finish(result, folder)
+
+
+@app.command()
+@_verb
+def join(
+    client: Annotated[Path, typer.Argument(metavar="CLIENT.YAML", help="The client file.")],
+    wait: Annotated[float, typer.Option(help="Seconds the server may be away before giving up.")] = 300.0,
+    quiet: QuietOption = False,
+) -> None:
+    """Take part in a federation with one table: a client process.
+
+    Example: `cloister join simulations/heart/cleveland.yaml`
+    """
+    from client.join import join as run
+
+    console = _console(quiet)
+    raise typer.Exit(run(client, wait_s=wait, say=lambda text: console.print(text, markup=False, soft_wrap=True)))
+
+
+@app.command()
+@_verb
+def simulate(
+    federation: FederationFile,
+    data: Annotated[Path | None, typer.Option(help="One table, dealt to --clients by --partition.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="A folder with one table a client.")] = None,
+    generate: Annotated[int | None, typer.Option(help="Rows to make up from the schema, to try it out.")] = None,
+    clients: Annotated[int | None, typer.Option(help="How many clients the table is dealt to.")] = None,
+    partition: Annotated[str, typer.Option(help="iid, dirichlet:ALPHA, shards:PER_CLIENT or by:COLUMN.")] = "iid",
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random [default: the federation's].")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    out: OutOption = None,
+    held_out: HeldOutOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a whole federation in this process, without a network.
+
+    Example: `cloister simulate simulations/article.yaml --generate 1000 --clients 4`
+    """
+    from simulations.run import simulate_files
+
+    result, folder = simulate_files(
+        federation,
+        data=data,
+        data_dir=data_dir,
+        generate=generate,
+        clients=clients,
+        partition=partition,
+        seed=seed,
+        device=device,
+        out=out,
+        held_out=held_out,
+        console=_console(quiet),
+    )
+    _finish(result, folder)
+
+
+@app.command()
+@_verb
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A federation.yaml or a client.yaml.")],
+) -> None:
+    """Validate a document without running anything.
+
+    Example: `cloister check simulations/heart/federation.yaml`
+    """
+    from client.checking import check_file
+
+    for line in check_file(file):
+        print(line)
+
+
+@schema_app.command("draft")
+@_verb
+def schema_draft(
+    table: Annotated[Path, typer.Argument(metavar="DATA.CSV", help="A table with a header.")],
+    target: Annotated[str | None, typer.Option(help="The column to predict [default: the last].")] = None,
+) -> None:
+    """Write a first schema from a table, for a human to edit. It shows what was read from the data.
+
+    Example: `cloister schema draft data.csv > schema.yaml`
+    """
+    from common.drafting import draft
+
+    text = draft(table, target=target)
+    print("warning: bounds and categories were read from the data and are not private", file=sys.stderr)
+    print(text, end="")
+
+
+@certs_app.command("init")
+@_verb
+def certs_init(folder: CertsFolder = Path("certs")) -> None:
+    """Make a federation's certificate authority. Keep ca.key where only its owner reads it.
+
+    Example: `cloister certs init`
+    """
+    from common.wire import tls
+
+    tls.create_authority(folder)
+    print(f"{folder / 'ca.pem'} is for everyone; {folder / 'ca.key'} signs certificates and stays with you")
+
+
+@certs_app.command("server")
+@_verb
+def certs_server(
+    hosts: Annotated[list[str], typer.Argument(metavar="HOST...", help="Names or addresses clients will use.")],
+    folder: CertsFolder = Path("certs"),
+) -> None:
+    """Make the server's certificate, valid for the given hosts.
+
+    Example: `cloister certs server 127.0.0.1 localhost`
+    """
+    from common.wire import tls
+
+    tls.create_server(folder, hosts)
+    print(f"{folder / 'server.pem'} and {folder / 'server.key'}, for {', '.join(hosts)}")
+
+
+@certs_app.command("client")
+@_verb
+def certs_client(
+    name: Annotated[str, typer.Argument(help="The client's name.")], folder: CertsFolder = Path("certs")
+) -> None:
+    """Make a client's certificate. Send it its NAME.pem, NAME.key and ca.pem, nothing else.
+
+    Example: `cloister certs client cleveland`
+    """
+    from common.wire import tls
+
+    tls.create_client(folder, name)
+    print(f"{folder / f'{name}.pem'} and {folder / f'{name}.key'}, for {name}")
+
+
+def _console(quiet: bool) -> Console:
+    """Progress goes to stderr; results to stdout."""
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=quiet)
+
+
+def _finish(result: dict[str, Any], folder: Path) -> None:
+    """Shows the closing table. A run that was interrupted exits as interrupted programs do."""
+    from server.progress import print_result
+
+    print_result(result, folder)
+    if result["status"] == "stopped":
+        raise typer.Exit(130)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -26,9 +26,9 @@ from common import federation as federations
 from common import model as models
 from common import noise, objective
 from common.errors import BudgetExhausted, ConfigError, DataError, Refusal
-from common.federation import FedProx, Federation
+from common.federation import Federation, FedProx
 from common.wire import records
-from common.wire.records import ARRAYS, CONFIG, COUNTS, LOSS, METRICS, PRIVACY, WEIGHT
+from common.wire.records import ARRAYS, CONFIG, COUNTS, LOSS, METRICS, PRIVACY, RUN, WEIGHT
 
 SiteOf = Callable[[Context], AbstractContextManager[Site]]
 
@@ -56,7 +56,7 @@ def _answer(
     """Does the work, or says why not. What is not our own error is logged here and not told: it may quote data."""
     try:
         with site_of(context) as site:
-            run = str(_config(message).get("run", context.run_id))
+            run = str(_config(message).get(RUN, context.run_id))
             return Message(work(site, message, run), reply_to=message)
     except BudgetExhausted as refusal:
         return Message(Error(code=records.BUDGET_EXHAUSTED, reason=str(refusal)), reply_to=message)
@@ -133,7 +133,7 @@ def _model(site: Site, message: Message) -> models.MLP:
 
 def _task(message: Message, run: str) -> str:
     """A task's name in the ledger: the same when the server asks again."""
-    return f"{run}/{message.metadata.message_type}/{_config(message).get('server-round', '?')}"
+    return f"{run}/{message.metadata.message_type}/{message.metadata.group_id}"
 
 
 def _config(message: Message) -> ConfigRecord:
@@ -143,7 +143,7 @@ def _config(message: Message) -> ConfigRecord:
 
 def _with_statement(content: RecordDict, budget: Budget | None) -> RecordDict:
     if budget is not None:
-        content[PRIVACY] = ConfigRecord(budget.statement())
+        content[PRIVACY] = ConfigRecord({**budget.statement()})
     return content
 
 

@@ -198,9 +198,7 @@ def _make_plan(
     return plan
 
 
-def _released_rows(
-    federation: Federation, dataset: Dataset, ledger: Ledger, noise: NoiseSource, run: str
-) -> int:
+def _released_rows(federation: Federation, dataset: Dataset, ledger: Ledger, noise: NoiseSource, run: str) -> int:
     """The training part's size with noise, told once for a table and its split, to two significant digits."""
     row = _row_privacy(federation)
     for entry in ledger.entries():
@@ -224,9 +222,10 @@ def _released_rows(
                 value=told,
             )
         )
-    told = max(told, federation.training.batch_size)
-    digits = 10 ** max(0, int(math.log10(told)) - 1)
-    return max(round(told / digits) * digits, federation.training.batch_size)
+    least = federation.training.batch_size
+    told = max(told, least)
+    digits: int = 10 ** max(0, int(math.log10(told)) - 1)
+    return max(round(told / digits) * digits, least)
 
 
 def _check_account(
@@ -240,7 +239,9 @@ def _check_account(
     planned: list[Entry] = []
     if rounds > 0:
         release = GaussianRelease(
-            noise_multiplier=plan.noise_multiplier, sampling_rate=plan.sampling_rate, steps=plan.steps * rounds
+            noise_multiplier=plan.noise_multiplier,
+            sampling_rate=plan.sampling_rate,
+            steps=plan.steps * rounds,
         )
         planned.append(_entry(federation, dataset, run, "planned", "train", release))
     if evaluations > 0:

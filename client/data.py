@@ -55,9 +55,7 @@ def read(path: Path, schema: Schema, *, key: bytes) -> Rows:
     return encode_rows(table.frame, schema, key=key, first_line=table.first_line, source=table.source)
 
 
-def encode_rows(
-    frame: pl.DataFrame, schema: Schema, *, key: bytes, first_line: int = 1, source: str = "table"
-) -> Rows:
+def encode_rows(frame: pl.DataFrame, schema: Schema, *, key: bytes, first_line: int = 1, source: str = "table") -> Rows:
     """Encodes a table that is in memory. `key` (at most 64 bytes) is the owner's secret for the split."""
     encoded = encode(frame, schema, first_line=first_line, source=source)
     text = frame.select(pl.all().cast(pl.String, strict=False).str.strip_chars().fill_null(""))

@@ -15,10 +15,10 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext
 from importlib.metadata import version
+from typing import TypeAlias
 
 import grpc
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.app.metadata import Metadata
+from flwr.app import Context, Message, RecordDict
 
 from client.app import client_app
 from client.site import ClientFile, Site, open_site
@@ -28,14 +28,13 @@ from common.errors import (
     CertificateError,
     CloisterError,
     ConnectionFailed,
-    DataError,
     ProtocolError,
     Refusal,
 )
 from common.wire import codec
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
-from common.wire.identity import SERVER_NODE, number
+from common.wire.identity import identify_process, number
 from common.wire.records import BUDGET_EXHAUSTED, FAILED, REFUSED
 from common.wire.tls import TLSMaterial
 
@@ -51,7 +50,7 @@ OPTIONS = [
 log = logging.getLogger("cloister.client")
 
 Say = Callable[[str], None]
-Call = grpc.aio.StreamStreamCall
+Call: TypeAlias = grpc.aio.StreamStreamCall
 
 
 class Node:
@@ -238,20 +237,9 @@ class Node:
 
     def _message(self, task: pb.Task, content: RecordDict) -> tuple[Message, Context]:
         node = number(f"client/{self._name}")
-        run = number(self._run)
-        metadata = Metadata(
-            run_id=run,
-            message_id=task.id,
-            src_node_id=SERVER_NODE,
-            dst_node_id=node,
-            reply_to_message_id="",
-            group_id=task.group,
-            created_at=time.time(),
-            ttl=task.ttl,
-            message_type=task.type,
-        )
-        context = Context(run_id=run, node_id=node, node_config={}, state=RecordDict(), run_config={})
-        return Message(content=content, metadata=metadata), context
+        run = identify_process(self._run)
+        message = Message(content, node, task.type, ttl=task.ttl, group_id=task.group)
+        return message, Context(run_id=run, node_id=node, node_config={}, state=RecordDict(), run_config={})
 
     async def _reply(self, task_id: str, answer: bytes | pb.Failure) -> None:
         if self._call is None:
@@ -279,11 +267,12 @@ def _reason(error: grpc.aio.AioRpcError) -> str:
     """gRPC's account of a broken link, in short. Raises `CertificateError` where waiting would not help."""
     details = error.details() or error.code().name
     for mark, what in (
-        ("CERTIFICATE_VERIFY_FAILED", "its certificate is not from the authority we trust, or for another host"),
+        (
+            "CERTIFICATE_VERIFY_FAILED",
+            "its certificate is not from the authority we trust, or for another host",
+        ),
         ("WRONG_VERSION_NUMBER", "it does not speak TLS"),
     ):
         if mark in details:
             raise CertificateError(f"the server is not accepted: {what}") from error
-    return details.splitlines()[0][:160]
-
-
+    return str(details).splitlines()[0][:160]

@@ -110,7 +110,7 @@ def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Sit
     """
     state = Path(settings.state)
     device = resolve_device(settings.device)
-    key = _split_key(state)
+    key = split_key(state)
     rows = data.read(Path(settings.data.path), federation.data_schema, key=key)
     return Site(
         name=name,
@@ -142,7 +142,7 @@ def describe_device(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
-def _split_key(state: Path) -> bytes:
+def split_key(state: Path) -> bytes:
     """The owner's secret for dealing rows to train and validation, made once and kept."""
     path = state / "split.key"
     try:

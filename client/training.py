@@ -43,7 +43,14 @@ def steps_per_round(training: Training, sampling_rate: float) -> int:
 
 
 def fit_privately(
-    model: nn.Module, x: Tensor, y: Tensor, *, training: Training, dpsgd: DPSGD, noise: NoiseSource, proximal_mu: float
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    training: Training,
+    dpsgd: DPSGD,
+    noise: NoiseSource,
+    proximal_mu: float,
 ) -> None:
     """Trains `model` in place by DP-SGD with Opacus' per-row gradients and clipping.
 
@@ -97,7 +104,14 @@ class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
 
 
 def fit(
-    model: nn.Module, x: Tensor, y: Tensor, *, training: Training, steps: int, noise: NoiseSource, proximal_mu: float
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    training: Training,
+    steps: int,
+    noise: NoiseSource,
+    proximal_mu: float,
 ) -> float:
     """Trains `model` in place without privacy, on shuffled batches, and returns the mean loss of a row."""
     start = _copies(model)
@@ -114,7 +128,7 @@ def fit(
             losses.mean().backward()  # type: ignore[no-untyped-call]
             _add_proximal_term(model, start, proximal_mu)
             optimizer.step()
-            total += float(losses.sum())
+            total += losses.detach().sum().item()
             rows += len(index)
     return total / rows
 
@@ -126,7 +140,11 @@ def _optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     if training.optimizer == "adamw":
         return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
     return torch.optim.SGD(
-        model.parameters(), lr=rate, momentum=training.momentum, nesterov=training.nesterov, weight_decay=decay
+        model.parameters(),
+        lr=rate,
+        momentum=training.momentum,
+        nesterov=training.nesterov,
+        weight_decay=decay,
     )
 
 

@@ -44,10 +44,18 @@ _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in [
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
-    ("float", r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+0123456789."),
+    (
+        "float",
+        r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
     ("null", r"~|null|Null|NULL|", "~nN\0"),
 ]:
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first) + ([""] if _tag == "null" else []))
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}",
+        re.compile(f"^(?:{_pattern})$"),
+        list(_first) + ([""] if _tag == "null" else []),
+    )
 
 
 class _Text:
@@ -204,7 +212,9 @@ def _sentence(item: dict[str, Any], key: Key, document: Any, model: type[BaseMod
         found = _show(context.get("tag"))
     if kind == "value_error":
         return f"{context['error']} (got {found})"
-    sentence = accepted.format(**context) if accepted else "is not accepted: " + item["msg"][0].lower() + item["msg"][1:]
+    sentence = (
+        accepted.format(**context) if accepted else "is not accepted: " + item["msg"][0].lower() + item["msg"][1:]
+    )
     near = difflib.get_close_matches(found, re.findall(r"'([^']+)'", sentence), n=1) if " one of " in sentence else []
     return f"{sentence} (got {found}{f'; did you mean {near[0]}?' if near else ''})"
 
@@ -213,7 +223,7 @@ def _known_keys(model: type[BaseModel], key: Key, document: Any) -> list[str]:
     """The keys that the model accepts at `key`."""
     annotation: Any = model
     for part in key:
-        document = document[part]  # type: ignore[index]
+        document = document[part]
         if isinstance(part, int):
             annotation = next((a for a in get_args(annotation) if a is not Ellipsis), None)
         elif fields := getattr(_member(annotation, None), "model_fields", None):

@@ -17,7 +17,7 @@ from pydantic import Field
 from common import documents
 from common.documents import Document, Problem
 from common.errors import ConfigError
-from common.schema import Classes, Name, Schema
+from common.schema import Classes, Schema
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -162,7 +162,10 @@ class RowPrivacy(Document):
 
     def contradictions(self) -> Iterator[Problem]:
         if self.count_epsilon >= self.epsilon:
-            yield ("count_epsilon",), f"must be less than epsilon, {self.epsilon:g} (got {self.count_epsilon:g})"
+            yield (
+                ("count_epsilon",),
+                f"must be less than epsilon, {self.epsilon:g} (got {self.count_epsilon:g})",
+            )
 
 
 class Evaluation(Document):
@@ -182,12 +185,18 @@ class Privacy(Document):
     def contradictions(self) -> Iterator[Problem]:
         if self.row is None:
             if self.evaluation.noise:
-                yield ("evaluation", "noise"), "needs privacy.row, whose epsilon and delta it is accounted against"
+                yield (
+                    ("evaluation", "noise"),
+                    "needs privacy.row, whose epsilon and delta it is accounted against",
+                )
             return
         for key, sentence in self.row.contradictions():
             yield ("row", *key), sentence
         if self.evaluation.every and not self.evaluation.noise:
-            yield ("evaluation", "noise"), "must be greater than 0: with privacy.row no count leaves without noise"
+            yield (
+                ("evaluation", "noise"),
+                "must be greater than 0: with privacy.row no count leaves without noise",
+            )
 
 
 class Federation(Document):
@@ -207,7 +216,10 @@ class Federation(Document):
         yield from self._loss_problems()
         yield from self._strategy_problems()
         if self.privacy.row is not None and self.data_schema.validation_fraction == 0 and self.privacy.evaluation.every:
-            yield ("schema", "validation_fraction"), "is 0, so there is nothing to evaluate; set privacy.evaluation.every to 0"
+            yield (
+                ("schema", "validation_fraction"),
+                "is 0, so there is nothing to evaluate; set privacy.evaluation.every to 0",
+            )
 
     def _loss_problems(self) -> Iterator[Problem]:
         target, loss = self.data_schema.target, self.training.loss
@@ -216,7 +228,10 @@ class Federation(Document):
             if loss == "mse":
                 yield key, "mse needs a numeric target; for classes use cross_entropy"
             if loss == "binary_cross_entropy" and len(target.classes) != 2:
-                yield key, f"binary_cross_entropy needs exactly 2 classes (the schema has {len(target.classes)})"
+                yield (
+                    key,
+                    f"binary_cross_entropy needs exactly 2 classes (the schema has {len(target.classes)})",
+                )
         elif loss != "mse":
             yield key, f"{loss} needs a target with classes; for a numeric target use mse"
 
@@ -225,18 +240,19 @@ class Federation(Document):
         # Blanchard et al. 2017 need n >= 2f + 3 for Krum, El Mhamdi et al. 2018 n >= 4f + 3 for Bulyan.
         factor = {"krum": 2, "multikrum": 2, "bulyan": 4}.get(strategy.name)
         if factor is not None:
-            malicious: int = strategy.num_malicious_nodes  # type: ignore[union-attr]
-            if clients < factor * malicious + 3:
-                yield (
-                    ("strategy", "min_clients"),
-                    f"must be at least {factor} x num_malicious_nodes + 3 = {factor * malicious + 3} for {strategy.name} (got {clients})",
-                )
+            least = factor * strategy.num_malicious_nodes + 3  # type: ignore[union-attr]
+            if clients < least:
+                rule = f"{factor} x num_malicious_nodes + 3 = {least}"
+                yield ("strategy", "min_clients"), f"must be at least {rule} for {strategy.name} (got {clients})"
         if isinstance(strategy, MultiKrum) and strategy.num_nodes_to_select > clients:
             yield ("strategy", "num_nodes_to_select"), f"must be at most min_clients, {clients}"
         if isinstance(strategy, FedTrimmedAvg) and 2 * int(strategy.beta * clients) >= clients:
             yield ("strategy", "beta"), "cuts off every reply"
         if isinstance(strategy, QFedAvg) and self.privacy.row is not None:
-            yield ("strategy", "name"), "qfedavg needs each client's exact loss, which privacy.row does not let out"
+            yield (
+                ("strategy", "name"),
+                "qfedavg needs each client's exact loss, which privacy.row does not let out",
+            )
 
     @property
     def canonical(self) -> str:

@@ -7,6 +7,7 @@ State travels and is stored as `dict[str, ndarray]` in the order of the layers: 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -24,11 +25,17 @@ class MLP(nn.Module):
     """Linear layers with an activation, and dropout if any, between them: [batch, inputs] -> [batch, outputs]."""
 
     def __init__(
-        self, inputs: int, hidden: Sequence[int], outputs: int, *, activation: str = "relu", dropout: float = 0.0
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        outputs: int,
+        *,
+        activation: str = "relu",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         sizes = [inputs, *hidden, outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.activation = ACTIVATIONS[activation]()
         self.dropout = nn.Dropout(dropout)
 

@@ -30,7 +30,8 @@ class NoiseSource:
     def uniform(self, size: int) -> NDArray[np.float64]:
         """[size] numbers in (0, 1], multiples of 2^-53."""
         words = np.frombuffer(self._random_bytes(8 * size), np.uint64)
-        return ((words >> np.uint64(11)) + np.uint64(1)) * 2.0**-53
+        whole: NDArray[np.float64] = ((words >> np.uint64(11)) + np.uint64(1)).astype(np.float64)
+        return np.multiply(whole, 2.0**-53, out=whole)
 
     def normal(self, size: int) -> NDArray[np.float64]:
         """[size] standard normals.
@@ -41,8 +42,8 @@ class NoiseSource:
         """
         if not self._hardened:
             return self._box_muller(size)
-        four = self._box_muller(4 * size).reshape(4, size)
-        return four.sum(axis=0) / 2.0
+        total: NDArray[np.float64] = self._box_muller(4 * size).reshape(4, size).sum(axis=0)
+        return np.divide(total, 2.0, out=total)
 
     def gaussian(self, like: Tensor, std: float) -> Tensor:
         """N(0, std^2) in the shape, type and place of `like`."""

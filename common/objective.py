@@ -86,7 +86,10 @@ def metrics(total: Counts, schema: Schema) -> Metrics:
     if not isinstance(schema.target, Classes):
         low, high = schema.target.bounds
         rows = max(total[0], 1.0)
-        return {"mae": float(total[1] / rows * (high - low)), "mse": float(total[2] / rows * (high - low) ** 2)}
+        return {
+            "mae": float(total[1] / rows * (high - low)),
+            "mse": float(total[2] / rows * (high - low) ** 2),
+        }
     confusion = total.reshape(schema.outputs, schema.outputs)
     hits = np.diag(confusion)
     precision = _ratio(hits, confusion.sum(axis=0))

@@ -176,14 +176,18 @@ def evaluation_release(federation: Federation) -> GaussianRelease | None:
     Raises:
         PrivacyError: they alone would cost more than `privacy.row.epsilon`.
     """
-    row, evaluation, rounds = federation.privacy.row, federation.privacy.evaluation, federation.evaluation_rounds
+    row, evaluation, rounds = (
+        federation.privacy.row,
+        federation.privacy.evaluation,
+        federation.evaluation_rounds,
+    )
     if row is None or not rounds:
         return None
     release = GaussianRelease(noise_multiplier=evaluation.noise, steps=len(rounds))
     if (cost := epsilon([release], row.delta)) > row.epsilon:
         needed = calibrate(row.epsilon, row.delta, sampling_rate=1.0, steps=len(rounds))
         raise PrivacyError(
-            f"privacy.evaluation: {len(rounds)} evaluations at noise {evaluation.noise:g} cost epsilon {cost:.2f}, more "
-            f"than privacy.row.epsilon {row.epsilon:g}; evaluate less often, or raise noise to {needed:.1f}"
+            f"privacy.evaluation: {len(rounds)} evaluations at noise {evaluation.noise:g} cost epsilon {cost:.2f}, "
+            f"more than privacy.row.epsilon {row.epsilon:g}; evaluate less often, or raise noise to {needed:.1f}"
         )
     return release

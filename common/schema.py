@@ -4,17 +4,18 @@ Nothing here looks at the data to decide how to encode it: bounds, categories an
 encoding costs no privacy and is the same at every site.
 
 The encoding, once and for all (one row of the table is one row of the arrays, all float32):
-    numeric      two inputs: the value, clamped to its bounds and scaled to [-1, 1]; 1 where it is missing
-                 (the value then counts as 0, the middle)
+    numeric      the value, clamped to its bounds and scaled to [-1, 1]; in a column that may be missing a second
+                 input that is 1 where it is (the value then counts as 0, the middle)
     categorical  one input a category and one for any other value; all 0 where it is missing
     classes      the target's class index, int64
     numeric target  scaled to [0, 1] by its bounds, clamped, float32
-A cell is missing when it is empty, or equals one of the column's declared markers.
+A column may be missing if it declares `missing` markers or is `optional`; its empty cells are missing too. In any
+other column an empty cell is a mistake.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Annotated, Literal
@@ -45,7 +46,11 @@ class Numeric(Document):
 
     @property
     def inputs(self) -> int:
-        return 2
+        return 2 if self.may_be_missing else 1
+
+    @property
+    def may_be_missing(self) -> bool:
+        return bool(self.missing) or self.optional
 
     def contradictions(self) -> Iterator[Problem]:
         yield from _bounds_problem(self.bounds)
@@ -63,6 +68,10 @@ class Categorical(Document):
     @property
     def inputs(self) -> int:
         return len(self.categories) + 1
+
+    @property
+    def may_be_missing(self) -> bool:
+        return bool(self.missing) or self.optional
 
     def contradictions(self) -> Iterator[Problem]:
         if len({_text(c) for c in self.categories}) < len(self.categories):
@@ -258,10 +267,17 @@ def _equal(cells: _Cells, value: Scalar) -> NDArray[np.bool_]:
     return same
 
 
-def _missing(cells: _Cells, markers: Sequence[Scalar]) -> NDArray[np.bool_]:
+def _missing(
+    cells: _Cells, feature: Numeric | Categorical, report: EncodingReport, offending: list[tuple[int, str]]
+) -> NDArray[np.bool_]:
     missing = cells.empty.copy()
-    for marker in markers:
+    for marker in feature.missing:
         missing |= _equal(cells, marker)
+    if feature.may_be_missing:
+        _count(report.missing, feature.name, missing)
+    else:
+        why = f"{feature.name}: is empty, and the schema gives this column no `missing` marker"
+        offending.extend((int(i), why) for i in np.flatnonzero(missing))
     return missing
 
 
@@ -291,17 +307,16 @@ def _scaled(
 def _numeric(
     cells: _Cells, feature: Numeric, report: EncodingReport, offending: list[tuple[int, str]]
 ) -> NDArray[np.float32]:
-    missing = _missing(cells, feature.missing)
-    _count(report.missing, feature.name, missing)
+    missing = _missing(cells, feature, report, offending)
     position = _scaled(cells, feature.name, feature.bounds, missing, report, offending)
-    return np.stack([np.where(missing, 0.0, 2 * position - 1), missing], axis=1).astype(np.float32)
+    value = np.where(missing, 0.0, 2 * position - 1)
+    return np.stack([value, missing][: feature.inputs], axis=1).astype(np.float32)
 
 
 def _categorical(
     cells: _Cells, feature: Categorical, report: EncodingReport, offending: list[tuple[int, str]]
 ) -> NDArray[np.float32]:
-    missing = _missing(cells, feature.missing)
-    _count(report.missing, feature.name, missing)
+    missing = _missing(cells, feature, report, offending)
     hot = np.stack([_equal(cells, category) & ~missing for category in feature.categories], axis=1)
     other = ~missing & ~hot.any(axis=1)
     _count(report.other, feature.name, other)

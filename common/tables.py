@@ -114,4 +114,6 @@ def _csv(path: Path, text: str, delimiter: str, names: Sequence[str], *, skip: i
         )
     except pl.exceptions.PolarsError as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{path.name}: not a table of {len(names)} columns separated by {delimiter!r}: {reason}") from error
+        raise DataError(
+            f"{path.name}: not a table of {len(names)} columns separated by {delimiter!r}: {reason}"
+        ) from error

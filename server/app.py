@@ -67,7 +67,14 @@ def execute(
         held_out=held_out_scorer(federation, held_out) if held_out else None,
     )
     started = time.monotonic()
-    record({"event": "start", "run": name, "federation": federation.fingerprint, "rounds": federation.training.rounds})
+    record(
+        {
+            "event": "start",
+            "run": name,
+            "federation": federation.fingerprint,
+            "rounds": federation.training.rounds,
+        }
+    )
     try:
         run_rounds(run, grid, strategies.build(federation), wait_s=wait_s)
     except KeyboardInterrupt:
@@ -119,5 +126,3 @@ def main(grid: Grid, context: Context) -> None:
     root = Path(str(context.run_config.get("runs") or os.environ.get("CLOISTER_RUNS") or "runs"))
     folder = RunFolder.create(federation, root=root)
     execute(federation, grid, folder, name=f"{context.run_id}")
-
-

@@ -7,7 +7,6 @@ thread and waits.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -25,7 +24,7 @@ from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
 from common.wire.identity import identify_process
 from common.wire.records import FAILED
-from common.wire.tls import TLSMaterial
+from common.wire.tls import TLSMaterial, is_loopback
 from server.sessions import Sessions, Task, node_id
 
 T = TypeVar("T")
@@ -65,7 +64,7 @@ class GrpcGrid(Grid):
     def start(self) -> None:
         """Raises `ConnectionFailed` if the port is in use, `CertificateError` if plain text would leave the machine."""
         host = self._address.rpartition(":")[0]
-        if self._tls is None and not _is_loopback(host):
+        if self._tls is None and not is_loopback(host):
             raise CertificateError(f"without certificates only loopback is served, not {host}; see `cloister certs`")
         self._thread.start()
         self.port = self._call(self._start())
@@ -143,7 +142,12 @@ class GrpcGrid(Grid):
         return self._run_id
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
@@ -201,12 +205,3 @@ class GrpcGrid(Grid):
         if late:
             self._on_loop(self._sessions.forget, late)
         return replies
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

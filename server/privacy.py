@@ -76,4 +76,8 @@ def _client(stated: Statement, row: RowPrivacy) -> dict[str, Any]:
         "epsilon": stated.get("count_epsilon"),
         "told": stated.get("rows"),
     }
-    return {"epsilon": stated.get("epsilon"), "delta": stated.get("delta"), "released": [size, updates, counts]}
+    return {
+        "epsilon": stated.get("epsilon"),
+        "delta": stated.get("delta"),
+        "released": [size, updates, counts],
+    }

@@ -25,7 +25,7 @@ from common.federation import Federation
 from common.model import State
 from common.objective import Metrics
 from common.wire import records
-from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, COUNTS, LOSS, LOST, METRICS, REFUSED, RUN, WEIGHT
+from common.wire.records import BUDGET_EXHAUSTED, COUNTS, LOSS, LOST, METRICS, REFUSED, RUN, WEIGHT
 from server.admission import Admission, Rejection, Statement, admit
 
 Event = dict[str, Any]
@@ -157,7 +157,11 @@ def _train(
     quorum = run.federation.strategy.min_clients
     if len(admission.admitted) < quorum:
         reasons = "; ".join(sorted({r.reason for r in admission.rejected})) or "no reply in time"
-        return admission, None, f"{len(admission.admitted)} of at least {quorum} replies were admitted ({reasons})"
+        return (
+            admission,
+            None,
+            f"{len(admission.admitted)} of at least {quorum} replies were admitted ({reasons})",
+        )
     # Flower's strategies may take replies apart, so what is needed of them is read first.
     loss = None if private else _mean_loss(admission.admitted)
     try:
@@ -254,7 +258,12 @@ class CohortGrid(Grid):
         return self._grid.run
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 

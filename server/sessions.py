@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -27,7 +27,7 @@ HELLO_TIMEOUT_S = 10.0
 
 log = logging.getLogger("cloister.server")
 
-Stream = grpc.aio.ServicerContext
+Stream: TypeAlias = grpc.aio.ServicerContext
 Answer = Callable[[str, "bytes | pb.Failure"], None]
 
 
@@ -58,7 +58,7 @@ class Task:
         return frames
 
 
-class Sessions(service.SessionServicer):  # type: ignore[misc]
+class Sessions(service.SessionServicer):
     """All sessions of one run."""
 
     def __init__(self, federation: Federation, run: str, *, answer: Answer, changed: Callable[[], None]) -> None:
@@ -118,9 +118,7 @@ class Sessions(service.SessionServicer):  # type: ignore[misc]
         log.info("%s connected (Cloister %s)", name, hello.hello.version)
         session.outbox.put_nowait(
             pb.ServerFrame(
-                welcome=pb.Welcome(
-                    federation=self._federation.canonical, run=self._run, round=self.round, name=name
-                )
+                welcome=pb.Welcome(federation=self._federation.canonical, run=self._run, round=self.round, name=name)
             )
         )
         if self._finished is not None:
@@ -223,5 +221,3 @@ def _name(stream: Stream, first: pb.ClientFrame) -> str:
 def node_id(client: str) -> int:
     """Flower's number for a client; the same after a restart."""
     return number(f"client/{client}")
-
-

@@ -84,10 +84,6 @@ def simulate(
     held_out: Path | None = None,
 ) -> dict[str, Any]:
     """Runs the federation over the sites, one after another. Returns what result.json holds."""
-    if len(sites) < federation.strategy.min_clients:
-        raise ConfigError(
-            [f"strategy.min_clients is {federation.strategy.min_clients}, but there are only {len(sites)} clients"]
-        )
     by_node = {number(f"client/{site.name}"): site for site in sites}
     app = client_app(lambda context: nullcontext(by_node[context.node_id]))
     return execute(
@@ -102,7 +98,13 @@ def simulate(
 
 
 def _deal(
-    rows: Rows, frame: pl.DataFrame, federation: Federation, *, clients: int | None, how: str, rng: np.random.Generator
+    rows: Rows,
+    frame: pl.DataFrame,
+    federation: Federation,
+    *,
+    clients: int | None,
+    how: str,
+    rng: np.random.Generator,
 ) -> dict[str, partition.Index]:
     kind, _, argument = how.partition(":")
     if kind == "by":
@@ -137,9 +139,10 @@ def _labels(rows: Rows, federation: Federation) -> list[int]:
 
 def _sites(federation: Federation, named: dict[str, Rows], *, seed: int, device: torch.device) -> list[Site]:
     key, row = _split_key(seed), federation.privacy.row
-    policy = Policy(
-        epsilon=row.epsilon if row else 1.0, delta=row.delta if row else 0.5, without_privacy=row is None
-    )
+    policy = Policy(epsilon=row.epsilon if row else 1.0, delta=row.delta if row else 0.5, without_privacy=row is None)
+    least = federation.strategy.min_clients
+    if len(named) < least:
+        raise ConfigError([f"strategy.min_clients is {least}, but there are only {len(named)} clients"])
     return [
         Site(
             name=name,

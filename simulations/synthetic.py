@@ -40,9 +40,9 @@ def generate(schema: Schema, *, rows: int, seed: int) -> pl.DataFrame:
     return frame.with_columns(pl.Series(target.name, labels, strict=False))
 
 
-def _teacher(x: np.ndarray, outputs: int, rng: np.random.Generator) -> np.ndarray:  # type: ignore[type-arg]
+def _teacher(x: np.ndarray, outputs: int, rng: np.random.Generator) -> np.ndarray:
     first = torch.from_numpy(rng.normal(size=(x.shape[1], TEACHER_HIDDEN)) / np.sqrt(x.shape[1]))
     second = torch.from_numpy(rng.normal(size=(TEACHER_HIDDEN, outputs)))
     opinion = (torch.tanh(3 * torch.from_numpy(x).double() @ first) @ second).numpy()
-    standard: np.ndarray = (opinion - opinion.mean(axis=0)) / (opinion.std(axis=0) + 1e-12)  # type: ignore[type-arg]
+    standard: np.ndarray = (opinion - opinion.mean(axis=0)) / (opinion.std(axis=0) + 1e-12)
     return standard

@@ -84,8 +84,22 @@ def create_client(folder: Path, name: str) -> None:
     _create(folder, name, name, ExtendedKeyUsageOID.CLIENT_AUTH, None)
 
 
+def is_loopback(host: str) -> bool:
+    """Does this host name mean the machine itself?"""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
 def _create(
-    folder: Path, file: str, name: str, purpose: x509.ObjectIdentifier, names: x509.SubjectAlternativeName | None
+    folder: Path,
+    file: str,
+    name: str,
+    purpose: x509.ObjectIdentifier,
+    names: x509.SubjectAlternativeName | None,
 ) -> None:
     authority = _parse(_read(folder / "ca.pem"), folder / "ca.pem")
     signer = serialization.load_pem_private_key(_read(folder / "ca.key"), password=None)
@@ -140,7 +154,10 @@ def _write_pair(folder: Path, name: str, certificate: x509.Certificate, key: ec.
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     public = certificate.public_bytes(serialization.Encoding.PEM)
-    for path, data, mode in ((folder / f"{name}.key", private, 0o600), (folder / f"{name}.pem", public, 0o644)):
+    for path, data, mode in (
+        (folder / f"{name}.key", private, 0o600),
+        (folder / f"{name}.pem", public, 0o644),
+    ):
         try:
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
                 file.write(data)
@@ -152,7 +169,9 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise CertificateError(f"{path}: cannot be read ({error.strerror}); `cloister certs` makes certificates") from error
+        raise CertificateError(
+            f"{path}: cannot be read ({error.strerror}); `cloister certs` makes certificates"
+        ) from error
 
 
 def _parse(pem: bytes, path: Path) -> x509.Certificate:

@@ -1,0 +1,57 @@
+"""`cloister check`: a document of either kind, checked without running anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from client.site import load_client_file
+from common import federation as federations
+from common.privacy import evaluation_release
+
+
+def check_file(path: Path) -> list[str]:
+    """What the document says, in a few lines. Raises `ConfigError` with every mistake."""
+    return _client(path) if _looks_like_client_file(path) else _federation(path)
+
+
+def _looks_like_client_file(path: Path) -> bool:
+    """Does it have keys of a client file? Whatever cannot be read counts as a federation, whose check says why."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return isinstance(value, dict) and len({"server", "data", "policy", "state"} & set(value)) >= 2
+
+
+def _client(path: Path) -> list[str]:
+    settings = load_client_file(path)
+    policy = settings.policy
+    return [
+        f"{path}: a client file, valid",
+        f"server {settings.server}, {'mutual TLS' if settings.tls else 'plain text'}, device {settings.device}",
+        f"dataset {settings.data.name}: at most epsilon {policy.epsilon:g} at delta {policy.delta:g} in all",
+    ]
+
+
+def _federation(path: Path) -> list[str]:
+    federation = federations.load(path)
+    evaluation_release(federation)
+    schema, training, row = federation.data_schema, federation.training, federation.privacy.row
+    sizes = " - ".join(map(str, [schema.inputs, *federation.model.hidden, schema.outputs]))
+    local = f"{training.local_steps} steps" if training.local_steps else f"{training.local_epochs} epochs"
+    privacy = (
+        f"each row: epsilon {row.epsilon:g}, delta {row.delta:g}, clip {row.clip:g}"
+        if row
+        else "none: no differential privacy"
+    )
+    return [
+        f"{path}: a federation, valid",
+        f"fingerprint {federation.fingerprint}",
+        f"model {sizes}, {federation.model.activation}; {training.loss}, {training.optimizer} at "
+        f"{training.learning_rate:g}",
+        f"{training.rounds} rounds of {local}, batch {training.batch_size}; {federation.strategy.name}, at least "
+        f"{federation.strategy.min_clients} clients",
+        f"privacy: {privacy}",
+    ]

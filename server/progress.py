@@ -1,0 +1,150 @@
+"""A run's events as a person sees them: a live line on a terminal, plain lines elsewhere, a table at the end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+Event = dict[str, Any]
+
+LINES = 10  # of progress that stay on the screen
+
+
+class ProgressDisplay:
+    """Give it every event of a run; use it as a context so that the terminal is left clean."""
+
+    def __init__(self, console: Console, *, epsilon: float | None) -> None:
+        """`epsilon` is what the federation allows, if it is private."""
+        self._console, self._limit = console, epsilon
+        self._accuracy: str | None = None
+        self._started = 0.0
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[left]}"),
+            )
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._task = self._bar.add_task("starting", total=None, left="")
+
+    def __enter__(self) -> ProgressDisplay:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        kind = event["event"]
+        if kind == "waiting":
+            self._say(f"waiting for clients: {event['clients']} of {event['min_clients']}")
+        elif kind == "round":
+            self._round(event)
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, description=text)
+        else:
+            self._console.print(text, highlight=False, soft_wrap=True)
+
+    def _round(self, event: Event) -> None:
+        done, rounds = event["round"], event["rounds"]
+        self._started = self._started or time.monotonic() - event["seconds"]
+        for rejection in event["rejected"]:
+            self._console.print(
+                f"round {done}: {rejection['client']} {rejection['kind']}: {rejection['reason']}",
+                style="yellow",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+        if "failed" in event:
+            text = f"round {done}: failed: {event['failed']}"
+            self._console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+        line = self._line(event)
+        if done % max(1, rounds // LINES) == 0 or done == rounds:
+            self._console.print(line, highlight=False, soft_wrap=True)
+        if self._bar is not None:
+            left = (time.monotonic() - self._started) / done * (rounds - done)
+            self._bar.update(self._task, description=line, completed=done, total=rounds, left=f"{_duration(left)} left")
+
+    def _line(self, event: Event) -> str:
+        parts = [
+            f"round {event['round']:>{len(str(event['rounds']))}}/{event['rounds']}",
+            f"clients {event['clients']}",
+        ]
+        if event["train"]["loss"] is not None:
+            parts.append(f"loss {event['train']['loss']:.4f}")
+        if evaluation := event.get("evaluation"):
+            self._accuracy = headline(evaluation)
+        if self._accuracy:
+            parts.append(self._accuracy)
+        if held_out := event.get("held_out"):
+            parts.append(f"held out: {headline(held_out)}")
+        if self._limit is not None and "privacy" in event:
+            parts.append(f"epsilon {event['privacy']['row']['epsilon']:.2f} of {self._limit:g}")
+        return "  ".join(parts)
+
+
+def headline(metrics: dict[str, Any]) -> str:
+    """The one figure that says most."""
+    if "accuracy" in metrics:
+        return f"accuracy {100 * metrics['accuracy']:.1f} %"
+    return f"mean absolute error {metrics['mae']:.4g}"
+
+
+def print_result(result: dict[str, Any], folder: Path) -> None:
+    """Shows how a run ended, on stdout."""
+    console = Console()
+    console.print(_summary(result))
+    console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
+
+
+def _summary(result: dict[str, Any]) -> Table:
+    """The closing table of a run, from what result.json holds."""
+    table = Table(title=f"{result['status'].replace('_', ' ')} after {result['rounds']} rounds", title_justify="left")
+    table.add_column("")
+    table.add_column("", justify="right")
+    noisy = " (from noisy counts)" if result["privacy"]["row"] else ""
+    for name, value in _figures(result["evaluation"] or {}):
+        table.add_row(name + noisy, value)
+    if "held_out" in result:
+        table.add_row("accuracy on held-out rows (exact)", f"{100 * result['held_out']['accuracy']:.1f} %")
+        for client, metrics in result["held_out"]["per_client"].items():
+            table.add_row(f"  {client}", f"{100 * metrics['accuracy']:.1f} %")
+    if (row := result["privacy"]["row"]) is not None:
+        for client, epsilon in row["per_client"].items():
+            table.add_row(f"epsilon of {client}", f"{epsilon:.2f}")
+        table.add_row("delta", f"{row['delta']:g}")
+    table.add_row("clients", str(len(result["clients"])))
+    table.add_row("time", _duration(result["seconds"]))
+    if result["reason"]:
+        table.add_row("reason", result["reason"])
+    return table
+
+
+def _figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    names = {
+        "accuracy": "accuracy",
+        "precision": "precision, macro",
+        "recall": "recall, macro",
+        "f1": "F1, macro",
+    }
+    if "accuracy" in metrics:
+        return [(shown, f"{100 * metrics[name]:.1f} %") for name, shown in names.items()]
+    return [(name.upper(), f"{metrics[name]:.4g}") for name in ("mae", "mse") if name in metrics]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = int(seconds // 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds % 60:.0f} s"

@@ -1,0 +1,164 @@
+"""`cloister demo`: four hospitals as a user would start them by hand.
+
+One real `cloister serve` process and four real `cloister join` processes talk over mutual TLS on loopback. Each
+client's folder holds its own hospital's table, file and keys, and nothing of the others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from client import data
+from client.site import load_client_file, split_key
+from common import federation as federations
+from common import model as models
+from common import objective
+from common.errors import RunFailed
+from common.federation import Federation
+from common.wire import tls
+from server.progress import ProgressDisplay, print_result
+from server.rundir import RunFolder, load_model
+
+HEART = Path(__file__).parent / "heart"
+HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
+
+START_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 20.0
+POLL_S = 0.1
+
+
+def run_demo(root: Path) -> None:
+    """Runs the demo in a new folder under `root` and shows its result.
+
+    Raises:
+        RunFailed: a process ended with an error; the message says where its log lies.
+    """
+    console = Console(stderr=True)
+    folder = (root / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")).resolve()
+    federation = _lay_out(folder)
+    assert federation.privacy.row is not None
+    console.print(f"one server, four hospitals, each a process of its own; all files in {folder}", highlight=False)
+    run = folder / "server" / "run"
+    with ExitStack() as processes:
+        serving = ["serve", "federation.yaml", "--address", "127.0.0.1:0", "--certificates", "certs", "--out", "run"]
+        server = processes.enter_context(_process(serving, folder / "server"))
+        events = _events(run / "events.jsonl", server, folder / "server" / "log.txt")
+        address = next(event["address"] for event in events if event["event"] == "serving")
+        hospitals = []
+        for name in HOSPITALS:
+            home = folder / name
+            _set_server(home / "client.yaml", address)
+            hospitals.append(processes.enter_context(_process(["join", "client.yaml"], home)))
+        with ProgressDisplay(console, epsilon=federation.privacy.row.epsilon) as display:
+            for event in events:
+                display(event)
+                if event["event"] == "end":
+                    break
+        for process, where in zip([server, *hospitals], ["server", *HOSPITALS], strict=True):
+            if (code := process.wait(END_TIMEOUT_S)) != 0:
+                raise RunFailed(f"the process of {where} ended with code {code}; see {folder / where / 'log.txt'}")
+    result = json.loads((run / "result.json").read_text())
+    result["held_out"] = score_held_out(federation, folder, run)
+    RunFolder(run).write_json("result.json", result)
+    print_result(result, run)
+
+
+def score_held_out(federation: Federation, folder: Path, run: Path) -> dict[str, Any]:
+    """The final model's exact metrics on every hospital's validation rows, together and apart.
+
+    Only the demo can do this, because it owns all four tables; a real client would score its own rows and keep
+    the figure.
+    """
+    schema = federation.data_schema
+    model = models.build(federation)
+    models.load_state(model, load_model(run))
+    counts = {}
+    for name in HOSPITALS:
+        settings = load_client_file(folder / name / "client.yaml")
+        key = split_key(Path(settings.state))
+        rows = data.read(Path(settings.data.path), schema, key=key)
+        own = data.split(rows, schema, key=key, device=torch.device("cpu"))
+        loss = federation.training.loss
+        counts[name] = objective.score(model, own.validation_x, own.validation_y, schema=schema, loss=loss)
+    together = objective.metrics(sum(counts.values()), schema)  # type: ignore[arg-type]
+    return {**together, "per_client": {name: objective.metrics(c, schema) for name, c in counts.items()}}
+
+
+def _lay_out(folder: Path) -> Federation:
+    """The folders that five organisations would have, with their certificates."""
+    server = folder / "server"
+    certs = server / "certs"
+    certs.mkdir(parents=True)
+    shutil.copy(HEART / "federation.yaml", server)
+    tls.create_authority(certs)
+    tls.create_server(certs, ["127.0.0.1", "localhost"])
+    for name in HOSPITALS:
+        home = folder / name
+        (home / "certs").mkdir(parents=True)
+        shutil.copy(HEART / f"{name}.yaml", home / "client.yaml")
+        shutil.copy(HEART / f"{name}.data", home)
+        tls.create_client(certs, name)
+        shutil.copy(certs / "ca.pem", home / "certs")
+        for file in (f"{name}.pem", f"{name}.key"):
+            shutil.move(certs / file, home / "certs" / file)
+    return federations.load(server / "federation.yaml")
+
+
+def _set_server(path: Path, address: str) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(f"server: {address}\n" if line.startswith("server:") else line for line in lines))
+
+
+@contextmanager
+def _process(arguments: list[str], home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A `cloister` process in a folder of its own, its output in log.txt; ended with the context."""
+    # One thread a process: five processes that all take every core are slower than five that share them.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    with (home / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cloister", *arguments],
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(END_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+def _events(path: Path, server: subprocess.Popen[bytes], log: Path) -> Iterator[dict[str, Any]]:
+    """The run's events as they are written, until the server has ended."""
+    started, position = time.monotonic(), 0
+    while True:
+        ended = server.poll() is not None  # before reading: what it wrote last must still be read
+        text = path.read_text() if path.exists() else ""
+        whole = text[position : text.rfind("\n") + 1]
+        position += len(whole)
+        yield from map(json.loads, whole.splitlines())
+        if ended:
+            raise RunFailed(f"the server ended early, with code {server.returncode}; see {log}")
+        if not text and time.monotonic() - started > START_TIMEOUT_S:
+            raise RunFailed(f"the server did not start within {START_TIMEOUT_S:g} s; see {log}")
+        time.sleep(POLL_S)

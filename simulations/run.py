@@ -1,0 +1,62 @@
+"""`cloister simulate`: files to a simulation."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from client.site import describe_device, resolve_device
+from common import federation as federations
+from common.errors import ConfigError, DataError
+from server.progress import ProgressDisplay
+from server.rundir import RunFolder
+from server.serve import quiet_flower
+from simulations.engine import simulate, sites_from_files, sites_from_table
+
+
+def simulate_files(
+    document: Path,
+    *,
+    data: Path | None,
+    data_dir: Path | None,
+    generate: int | None,
+    clients: int | None,
+    partition: str,
+    seed: int | None,
+    device: str,
+    out: Path | None,
+    held_out: Path | None,
+    console: Console,
+) -> tuple[dict[str, Any], Path]:
+    """Runs a simulation to its end. Returns what result.json holds, and the run folder.
+
+    Raises:
+        CloisterError: anything wrong with the document or the tables, before the run folder is made.
+    """
+    federation = federations.load(document)
+    if seed is not None:
+        training = federation.training.model_copy(update={"seed": seed})
+        federation = federation.model_copy(update={"training": training})
+    seed = federation.training.seed
+    if sum(source is not None for source in (data, data_dir, generate)) != 1:
+        raise ConfigError(["give exactly one of --data TABLE, --data-dir FOLDER and --generate ROWS"])
+    where = resolve_device(device)
+    if data_dir is not None:
+        if clients is not None or partition != "iid":
+            raise DataError("--data-dir has one client a file; --clients and --partition belong to --data")
+        sites = sites_from_files(federation, data_dir, seed=seed, device=where)
+    else:
+        table = data if data is not None else generate
+        assert table is not None
+        sites = sites_from_table(federation, table, clients=clients, how=partition, seed=seed, device=where)
+    quiet_flower()
+    folder = RunFolder.create(federation, path=out)
+    console.print(f"simulating {federation.name}: {len(sites)} clients on {describe_device(where)}", highlight=False)
+    epsilon = federation.privacy.row.epsilon if federation.privacy.row else None
+    with ProgressDisplay(console, epsilon=epsilon) as display:
+        run = f"{federation.name}-{secrets.token_hex(8)}"
+        result = simulate(federation, sites, folder, run=run, observe=display, held_out=held_out)
+    return result, folder.path
