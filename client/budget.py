@@ -3,7 +3,8 @@
 A run releases three things about a row: roughly how many training rows there are (once), model updates (each
 round), and noisy counts of the validation part (some rounds). Everything that depends on the number of rows,
 the sampling rate and through it the noise multiplier and epsilon, is computed from the released number and
-never from the exact one, so that it is post-processing and may be told.
+never from the exact one, so that it is post-processing and may be told. Only the refusal of a table that is too
+small for the batch, or too large for the delta, looks at the exact number, and tells that much about it.
 
 The count and the updates compose by simple addition of their epsilons, which holds however the second was
 chosen after seeing the first (Rogers et al. 2016, arXiv:1605.08294, on adaptively chosen parameters).
@@ -51,9 +52,13 @@ class Plan:
 class Budget:
     """The plan of one run at one site, and what of it has been charged."""
 
-    def __init__(self, *, federation: Federation, dataset: Dataset, ledger: Ledger, run: str, plan: Plan) -> None:
+    def __init__(
+        self, *, federation: Federation, dataset: Dataset, policy: Policy, ledger: Ledger, run: str, plan: Plan
+    ) -> None:
         self.plan = plan
-        self._federation, self._dataset, self._ledger, self._run = federation, dataset, ledger, run
+        self._federation, self._dataset, self._policy = federation, dataset, policy
+        self._ledger, self._run = ledger, run
+        self._checked = ledger.count()  # so many entries were there when the account last covered the plan
         entries = [e for e in ledger.entries() if e.run == run and e.mechanism == "gaussian"]
         self.rounds_charged = sum(e.part == "train" for e in entries)
         self.evaluations_charged = sum(e.part == "validation" for e in entries)
@@ -90,7 +95,7 @@ class Budget:
         """Charges one round of training, durably, and says how it is to be done.
 
         Raises:
-            BudgetExhausted: the plan has no round left.
+            BudgetExhausted: the plan has no round left, or other runs have spent what it needs.
             LedgerError: the charge could not be written.
         """
         plan, row = self.plan, _row_privacy(self._federation)
@@ -132,10 +137,13 @@ class Budget:
         }
 
     def _charge(self, task: str, part: Part, release: GaussianRelease) -> None:
+        if self._ledger.count() != self._checked:  # another run has spent from the same account
+            _check_account(self._federation, self._dataset, self._policy, self._ledger, self._run, self.plan)
         attempt = self._attempts.get(task, 0) + 1
         entry = _entry(self._federation, self._dataset, self._run, task, part, release)
         self._ledger.charge(Entry(**{**asdict(entry), "attempt": attempt}))
         self._attempts[task] = attempt
+        self._checked = self._ledger.count()
 
 
 def open_budget(
@@ -159,7 +167,7 @@ def open_budget(
         ledger.store_plan(run, asdict(plan))
     else:
         _check_account(federation, dataset, policy, ledger, run, plan)
-    return Budget(federation=federation, dataset=dataset, ledger=ledger, run=run, plan=plan)
+    return Budget(federation=federation, dataset=dataset, policy=policy, ledger=ledger, run=run, plan=plan)
 
 
 def _stored(ledger: Ledger, run: str) -> Plan | None:
@@ -177,10 +185,10 @@ def _make_plan(
             f"policy.epsilon: {policy.epsilon:g} at delta {policy.delta:g}, of which {max(left, 0):.2f} is left; "
             f"the federation asks for {row.epsilon:g}"
         )
+    evaluation = evaluation_release(federation)
     rows = _released_rows(federation, dataset, ledger, noise, run)
     rate = min(1.0, federation.training.batch_size / rows)
     steps, rounds = steps_per_round(federation.training, rate), federation.training.rounds
-    evaluation = evaluation_release(federation)
     plan = Plan(
         rows=rows,
         sampling_rate=rate,
@@ -199,11 +207,15 @@ def _make_plan(
 
 
 def _released_rows(federation: Federation, dataset: Dataset, ledger: Ledger, noise: NoiseSource, run: str) -> int:
-    """The training part's size with noise, told once for a table and its split, to two significant digits."""
+    """The training part's size with noise, to two significant digits.
+
+    Told once for a table and its split, unless a later federation pays less for it than was paid: then the
+    number that was told says more about a row than that federation's plan may.
+    """
     row = _row_privacy(federation)
     for entry in ledger.entries():
         same_table = (entry.content, entry.split) == (dataset.content, dataset.split)
-        if entry.mechanism == "geometric" and same_table and entry.value is not None:
+        if same_table and entry.value is not None and (entry.epsilon or 0.0) <= row.count_epsilon:
             told = entry.value
             break
     else:

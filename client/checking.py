@@ -8,6 +8,7 @@ import yaml
 
 from client.site import load_client_file
 from common import federation as federations
+from common.errors import ConfigError, PrivacyError
 from common.privacy import evaluation_release
 
 
@@ -19,10 +20,13 @@ def check_file(path: Path) -> list[str]:
 def _looks_like_client_file(path: Path) -> bool:
     """Does it have keys of a client file? Whatever cannot be read counts as a federation, whose check says why."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
         return False
-    return isinstance(value, dict) and len({"server", "data", "policy", "state"} & set(value)) >= 2
+    if not isinstance(node, yaml.MappingNode):
+        return False
+    keys = [key.value for key, _ in node.value]
+    return sum(key in keys for key in ("server", "data", "policy", "state")) >= 2
 
 
 def _client(path: Path) -> list[str]:
@@ -37,9 +41,12 @@ def _client(path: Path) -> list[str]:
 
 def _federation(path: Path) -> list[str]:
     federation = federations.load(path)
-    evaluation_release(federation)
-    schema, training, row = federation.data_schema, federation.training, federation.privacy.row
-    sizes = " - ".join(map(str, [schema.inputs, *federation.model.hidden, schema.outputs]))
+    try:
+        evaluation_release(federation)
+    except PrivacyError as error:
+        raise ConfigError([f"{path}: {error}"]) from error
+    training, row = federation.training, federation.privacy.row
+    sizes = " - ".join(map(str, federation.layer_sizes))
     local = f"{training.local_steps} steps" if training.local_steps else f"{training.local_epochs} epochs"
     privacy = (
         f"each row: epsilon {row.epsilon:g}, delta {row.delta:g}, clip {row.clip:g}"

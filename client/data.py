@@ -19,7 +19,8 @@ from common.schema import EncodingReport, Schema, encode
 
 @dataclass(frozen=True)
 class Rows:
-    """Encoded rows. `digests` is a keyed hash of each row's cells, uint64 [rows]."""
+    """Encoded rows. `digests` is a keyed hash of each row's cells as text, uint64 [rows]. `columns` are the
+    table's names and types, on which that text depends (the number 1 is `1` or `1.0`)."""
 
     x: NDArray[np.float32]  # [rows, inputs]
     y: NDArray[np.int64] | NDArray[np.float32]  # [rows]
@@ -36,8 +37,9 @@ class Rows:
 class Dataset:
     """The two disjoint parts, as tensors on a device.
 
-    `content` is a fingerprint of the table; `split` of how rows were dealt to the parts, equal for two tables
-    if and only if no row could be in different parts of them.
+    `content` is a fingerprint of the table, its rows in their order; `split` of how rows were dealt to the parts.
+    Where it is equal for two tables, rows with the same cells are in the same part of both. A row in which a cell
+    was changed is another row, and may be in the other part.
     """
 
     x: Tensor  # float32 [train rows, inputs]
@@ -58,15 +60,25 @@ def read(path: Path, schema: Schema, *, key: bytes) -> Rows:
 def encode_rows(frame: pl.DataFrame, schema: Schema, *, key: bytes, first_line: int = 1, source: str = "table") -> Rows:
     """Encodes a table that is in memory. `key` (at most 64 bytes) is the owner's secret for the split."""
     encoded = encode(frame, schema, first_line=first_line, source=source)
-    text = frame.select(pl.all().cast(pl.String, strict=False).str.strip_chars().fill_null(""))
+    text = pl.DataFrame([_as_text(column, source) for column in frame.iter_columns()])
     digests = [hashlib.blake2b("\x1f".join(row).encode(), digest_size=8, key=key).digest() for row in text.rows()]
     return Rows(
         x=encoded.x,
         y=encoded.y,
         digests=np.frombuffer(b"".join(digests), np.uint64),
-        columns=tuple(frame.columns),
+        columns=tuple(f"{name} {dtype}" for name, dtype in frame.schema.items()),
         report=encoded.report,
     )
+
+
+def _as_text(column: pl.Series, source: str) -> pl.Series:
+    try:
+        return column.cast(pl.String, strict=False).str.strip_chars().fill_null("")
+    except pl.exceptions.PolarsError:
+        raise DataError(
+            f"{source}: column {column.name} is of type {column.dtype}, which cannot be read as text; leave it out of "
+            "the table"
+        ) from None
 
 
 def split(rows: Rows, schema: Schema, *, key: bytes, device: torch.device) -> Dataset:

@@ -1,9 +1,11 @@
 """The durable privacy ledger: every release of a dataset, written before it leaves.
 
-One SQLite file, `synchronous=FULL`. Entries are append-only and each carries the hash of the one before, so
-that a changed or removed entry breaks the chain. Beside them stand the plans (so that a restart goes on with
-the noise that was calibrated) and the finished replies that no server has acknowledged yet (so that a reply
-that must be sent again is the same bytes, without a new charge).
+One SQLite file, `synchronous=EXTRA`: a charge outlasts a power cut (FULL could lose the last one, since it
+does not sync the folder after the journal is deleted). Entries are append-only and each carries the hash of the
+one before, so that an entry changed, or removed from among others, breaks the chain. That finds accidents; it is
+no defence against someone who rewrites the file, cuts off its end or brings back an old copy. Beside them stand
+the plans (so that a restart goes on with the noise that was calibrated) and the finished replies that no server
+has acknowledged yet (so that a reply that must be sent again is the same bytes, without a new charge).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,6 +73,9 @@ def spent(entries: Iterable[Entry], delta: float, *, more: Iterable[Entry] = ())
 
     A row is in one part, so it pays the larger of the two parts' costs (parallel composition; McSherry 2009).
     Where the table was split in more than one way, a row may have been in both parts, and pays for all.
+
+    The Gaussian releases compose as if their parameters had been fixed beforehand. Within a run they are. A later
+    run is chosen in the light of earlier ones; that PRV's figure holds there too is common practice and not proven.
     """
     everything = [*entries, *more]
     if len({e.split for e in everything}) > 1:
@@ -88,36 +93,40 @@ class Ledger:
     """One dataset's account. `Ledger.in_memory()` is for simulations."""
 
     def __init__(self, path: Path | None) -> None:
-        self._lock = None
-        try:
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._lock = path.with_suffix(".lock").open("w")
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # One connection, used by whichever thread runs the task; the node runs one task at a time.
-            self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_TABLES)
-            self.verify()
-        except BlockingIOError:
-            raise LedgerError(
-                f"{path}: in use by another client; one process at a time may spend a budget. Stop the other one"
-            ) from None
-        except (OSError, sqlite3.Error) as error:
-            raise LedgerError(f"{path}: cannot be opened: {error}") from error
+        with ExitStack() as opened:
+            try:
+                if path is not None:
+                    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    lock = opened.enter_context(path.with_suffix(".lock").open("w"))
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # One connection, used by whichever thread runs the task; the node runs one task at a time.
+                db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
+                self._db = opened.enter_context(closing(db))
+                self._db.execute("PRAGMA synchronous=EXTRA")
+                self._db.executescript(_TABLES)
+                self.verify()
+            except BlockingIOError:
+                raise LedgerError(
+                    f"{path}: in use by another client; one process at a time may spend a budget. Stop the other one"
+                ) from None
+            except (OSError, sqlite3.Error) as error:
+                raise LedgerError(f"{path}: cannot be opened: {error}") from error
+            self._opened = opened.pop_all()
 
     @classmethod
     def in_memory(cls) -> Ledger:
         return cls(None)
 
     def close(self) -> None:
-        self._db.close()
-        if self._lock is not None:
-            self._lock.close()
+        self._opened.close()
 
     def entries(self) -> list[Entry]:
         """All of them, oldest first."""
         return [Entry(**json.loads(body)) for (body,) in self._db.execute("SELECT body FROM entries ORDER BY id")]
+
+    def count(self) -> int:
+        """How many entries there are."""
+        return int(self._db.execute("SELECT COUNT(*) FROM entries").fetchone()[0])
 
     def charge(self, entry: Entry) -> None:
         """Writes the entry, durably, before it returns. Raises `LedgerError`, having written nothing."""
@@ -136,7 +145,7 @@ class Ledger:
             if digest != _link(previous, body):
                 raise LedgerError(
                     f"the ledger's entry {number} does not follow from the one before: it was changed, or an "
-                    "entry is missing. Restore the file from a backup; do not go on with this one"
+                    "entry is missing. Do not go on with this file; restore a copy that is newer than the last release"
                 )
             previous = digest
 
@@ -171,7 +180,8 @@ class Ledger:
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # a full disk has rolled back by itself
+                    self._db.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
             raise LedgerError(f"the ledger cannot be written, so nothing is released: {error}") from error

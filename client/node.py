@@ -115,6 +115,7 @@ class Node:
             with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
                 await asyncio.wait_for(self._send(pb.ClientFrame(goodbye=pb.Goodbye(reason=reason))), 2.0)
                 await asyncio.wait_for(self._call.done_writing(), 2.0)
+                await asyncio.wait_for(self._call.code(), 2.0)  # so that it has been heard
 
     def _channel(self) -> grpc.aio.Channel:
         if self._tls is None:
@@ -255,7 +256,8 @@ class Node:
     async def _send(self, frame: pb.ClientFrame) -> None:
         assert self._call is not None
         async with self._sending:
-            await self._call.write(frame)
+            with contextlib.suppress(asyncio.InvalidStateError):  # it ended; why, the reading side will hear
+                await self._call.write(frame)
 
 
 async def _frames(call: Call) -> AsyncIterator[pb.ServerFrame]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ def steps_per_round(training: Training, sampling_rate: float) -> int:
     if training.local_steps is not None:
         return training.local_steps
     assert training.local_epochs is not None
-    return int(np.ceil(training.local_epochs / sampling_rate))
+    return math.ceil(training.local_epochs / sampling_rate - 1e-9)  # 1 / (1 / 49) is a little more than 49
 
 
 def fit_privately(

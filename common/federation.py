@@ -15,8 +15,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from common import documents
-from common.documents import Document, Problem
+from common.documents import Document
 from common.errors import ConfigError
+from common.mistakes import Problem
 from common.schema import Classes, Schema
 
 Positive = Annotated[float, Field(gt=0)]
@@ -246,13 +247,17 @@ class Federation(Document):
                 yield ("strategy", "min_clients"), f"must be at least {rule} for {strategy.name} (got {clients})"
         if isinstance(strategy, MultiKrum) and strategy.num_nodes_to_select > clients:
             yield ("strategy", "num_nodes_to_select"), f"must be at most min_clients, {clients}"
-        if isinstance(strategy, FedTrimmedAvg) and 2 * int(strategy.beta * clients) >= clients:
-            yield ("strategy", "beta"), "cuts off every reply"
         if isinstance(strategy, QFedAvg) and self.privacy.row is not None:
             yield (
                 ("strategy", "name"),
                 "qfedavg needs each client's exact loss, which privacy.row does not let out",
             )
+
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        """Widths of the model's layers, inputs first. Binary cross entropy tells two classes by one output."""
+        outputs = 1 if self.training.loss == "binary_cross_entropy" else self.data_schema.outputs
+        return (self.data_schema.inputs, *self.model.hidden, outputs)
 
     @property
     def canonical(self) -> str:
@@ -282,5 +287,5 @@ def from_canonical(text: str) -> Federation:
     """The document as a server sent it. Raises `ConfigError` with every mistake."""
     try:
         return documents.validate(json.loads(text), Federation)
-    except (documents.Mistakes, json.JSONDecodeError) as error:
+    except (documents.Mistakes, ValueError, RecursionError) as error:  # a peer may send anything
         raise ConfigError([f"the server's federation document is not valid: {error}"]) from error

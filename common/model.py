@@ -50,13 +50,13 @@ def build(federation: Federation, *, seed: int | None = None) -> MLP:
 
     torch's global generator is left as it was.
     """
-    schema, training = federation.data_schema, federation.training
-    outputs = 1 if training.loss == "binary_cross_entropy" else schema.outputs
+    inputs, *hidden, outputs = federation.layer_sizes
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(training.seed if seed is None else seed)
+        # torch.manual_seed would seed the GPUs' generators too.
+        torch.default_generator.manual_seed(federation.training.seed if seed is None else seed)
         return MLP(
-            schema.inputs,
-            federation.model.hidden,
+            inputs,
+            hidden,
             outputs,
             activation=federation.model.activation,
             dropout=federation.model.dropout,

@@ -7,6 +7,7 @@ distributions from a seeded stream.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -56,7 +57,8 @@ class NoiseSource:
 
     def two_sided_geometric(self, epsilon: float) -> int:
         """An integer k with probability proportional to exp(-epsilon |k|): noise that makes a count
-        epsilon-private (Ghosh, Roughgarden, Sundararajan 2009, arXiv:0811.2841)."""
+        epsilon-private (Ghosh, Roughgarden, Sundararajan 2009, arXiv:0811.2841), but for a delta near 2^-53:
+        the grain of `uniform` ends the tail at 53 ln(2) / epsilon."""
         a, b = np.floor(np.log(self.uniform(2)) / -epsilon)
         return int(a - b)
 
@@ -83,8 +85,12 @@ def secure() -> NoiseSource:
 
 
 def seeded(*seed: int) -> NoiseSource:
-    """A reproducible source, for simulations and tests only. Other seeds give independent streams."""
-    return NoiseSource(np.random.default_rng(seed).bytes, hardened=False)
+    """A reproducible source, for simulations and tests only. Other seeds give independent streams.
+
+    The seed is hashed, since numpy takes (1,) and (1, 0), and likewise (2^32, 0) and (0, 1), for the same one.
+    """
+    digest = hashlib.sha256(repr(seed).encode()).digest()
+    return NoiseSource(np.random.default_rng(int.from_bytes(digest, "little")).bytes, hardened=False)
 
 
 class _Keystream:

@@ -67,7 +67,7 @@ def counts(predicted: Tensor, y: Tensor, schema: Schema) -> Counts:
 
 @torch.no_grad()
 def score(model: nn.Module, x: Tensor, y: Tensor, *, schema: Schema, loss: str) -> Counts:
-    """Exact counts of the model on a table: see common."""
+    """Exact counts of the model on a table. Leaves the model in evaluation mode."""
     model.eval()
     total = np.zeros(count_size(schema))
     for start in range(0, len(y), SCORING_BATCH):

@@ -15,24 +15,28 @@ other column an empty cell is a mistake.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import combinations
 from typing import Annotated, Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from common.documents import Document, Problem
+from common.documents import Document
 from common.errors import DataError
+from common.mistakes import Problem
 
 Scalar = int | float | str
 Bounds = tuple[float, float]
 Name = Annotated[str, Field(min_length=1)]
 
 SHOWN_CELLS = 10
+SHOWN_COLUMNS = 30
 
 
 class Numeric(Document):
@@ -74,13 +78,16 @@ class Categorical(Document):
         return bool(self.missing) or self.optional
 
     def contradictions(self) -> Iterator[Problem]:
-        if len({_text(c) for c in self.categories}) < len(self.categories):
-            yield ("categories",), f"must all differ (got {list(self.categories)})"
+        for one, other in combinations(self.categories, 2):
+            if _agree(one, other):
+                yield ("categories",), f"must all differ; {one} and {other} mean the same cells"
 
 
 def _classes(value: object) -> object:
     """`[a, b]` is short for `{a: [a], b: [b]}`."""
     if isinstance(value, list):
+        if len({str(v) for v in value}) < len(value):
+            raise ValueError("must all differ")
         return {str(v): (v,) for v in value}
     if isinstance(value, dict):  # past this point pydantic takes tuples for tuples only
         return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
@@ -94,12 +101,12 @@ class Classes(Document):
     classes: Annotated[dict[str, tuple[Scalar, ...]], Field(min_length=2), BeforeValidator(_classes)]
 
     def contradictions(self) -> Iterator[Problem]:
-        seen: dict[str, str] = {}
         for label, values in self.classes.items():
             if not values:
                 yield ("classes", label), "needs at least one value"
+        for (first, some), (label, values) in combinations(self.classes.items(), 2):
             for value in values:
-                if (first := seen.setdefault(_text(value), label)) != label:
+                if any(_agree(value, other) for other in some):
                     yield ("classes", label), f"shares the value {value} with class {first}"
 
 
@@ -113,11 +120,19 @@ class NumericTarget(Document):
         yield from _bounds_problem(self.bounds)
 
 
+def _target_kind(value: object) -> str:
+    numeric = "bounds" in value if isinstance(value, dict) else isinstance(value, NumericTarget)
+    return "NumericTarget" if numeric else "Classes"
+
+
 class Schema(Document):
     """What every table in the federation looks like."""
 
     features: Annotated[tuple[Annotated[Numeric | Categorical, Field(discriminator="type")], ...], Field(min_length=1)]
-    target: Classes | NumericTarget
+    target: Annotated[
+        Annotated[Classes, Tag("Classes")] | Annotated[NumericTarget, Tag("NumericTarget")],
+        Discriminator(_target_kind),
+    ]
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
     columns: tuple[Name, ...] | None = None  # the order of the columns in a file without a header
 
@@ -151,14 +166,14 @@ class Schema(Document):
         if self.columns is not None:
             for name in self.names:
                 if name not in self.columns:
-                    yield ("columns",), f"lack {name}"
+                    yield ("columns",), f"lacks {name}"
             if len(set(self.columns)) < len(self.columns):
                 yield ("columns",), "must all differ"
 
 
 def _bounds_problem(bounds: Bounds) -> Iterator[Problem]:
-    if not bounds[0] < bounds[1]:
-        yield ("bounds",), f"must rise, as in [0, 100] (got {list(bounds)})"
+    if not 0 < bounds[1] - bounds[0] < math.inf:
+        yield ("bounds",), f"must rise, as in [0, 100], and be a finite distance apart (got {list(bounds)})"
 
 
 @dataclass
@@ -206,10 +221,11 @@ def encode(frame: pl.DataFrame, schema: Schema, *, first_line: int = 1, source: 
         first_line: the file's line of the first row, so that errors can name lines.
 
     Raises:
-        DataError: no rows, an absent column, or cells that do not fit; the first ten are quoted.
+        DataError: no rows, absent columns, or cells that do not fit; the first ten are quoted.
     """
     if frame.height == 0:
         raise DataError(f"{source}: the table has no rows")
+    _check_columns(frame, schema, source)
     report = EncodingReport(rows=frame.height)
     offending: list[tuple[int, str]] = []
     blocks: list[NDArray[np.float32]] = []
@@ -220,13 +236,14 @@ def encode(frame: pl.DataFrame, schema: Schema, *, first_line: int = 1, source: 
             block[:, 1:] = isinstance(feature, Numeric)
             blocks.append(block)
             continue
-        cells = _cells(frame, feature.name, source)
+        cells = _cells(frame[feature.name], source)
         encoder = _numeric if isinstance(feature, Numeric) else _categorical
         blocks.append(encoder(cells, feature, report, offending))  # type: ignore[arg-type]
-    y = _target(_cells(frame, schema.target.name, source), schema.target, report, offending)
+    y = _target(_cells(frame[schema.target.name], source), schema.target, report, offending)
     if offending:
         offending.sort()
-        shown = "".join(f"\n  line {first_line + row}: {what}" for row, what in offending[:SHOWN_CELLS])
+        lines = _lines(frame, first_line)
+        shown = "".join(f"\n  line {lines[row]}: {what}" for row, what in offending[:SHOWN_CELLS])
         more = f"\n  and {len(offending) - SHOWN_CELLS} more" if len(offending) > SHOWN_CELLS else ""
         cells_word = "cell does" if len(offending) == 1 else "cells do"
         raise DataError(f"{source}: {len(offending)} {cells_word} not fit the schema:{shown}{more}")
@@ -242,16 +259,37 @@ class _Cells:
     empty: NDArray[np.bool_]
 
 
-def _cells(frame: pl.DataFrame, name: str, source: str) -> _Cells:
-    if name not in frame.columns:
-        near = get_close_matches(name, frame.columns, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(frame.columns[:30])}"
-        raise DataError(f"{source}: column {name} of the schema is not in the table{hint}")
-    column = frame[name]
-    if column.dtype == pl.Boolean:
-        column = column.cast(pl.Int8)
+def holds_cells(column: pl.Series) -> bool:
+    """Are its values text, numbers, booleans or dates, rather than lists or bytes?"""
+    return not (column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object))
+
+
+def _check_columns(frame: pl.DataFrame, schema: Schema, source: str) -> None:
+    optional = {feature.name for feature in schema.features if feature.optional}
+    absent = [name for name in schema.names if name not in optional and name not in frame.columns]
+    if not absent:
+        return
+    spare = [name for name in frame.columns if name not in schema.names]
+    near = {name: get_close_matches(name, spare, n=1) for name in absent}
+    said = ", ".join(f"{name} (did you mean {near[name][0]}?)" if near[name] else name for name in absent)
+    raise DataError(f"{source}: the table lacks {said}; it has {', '.join(frame.columns[:SHOWN_COLUMNS])}")
+
+
+def _lines(frame: pl.DataFrame, first_line: int) -> NDArray[np.int64]:
+    """The line of each row. In CSV, which is read as text alone, a quoted cell may span lines."""
+    lines = first_line + np.arange(frame.height)
+    if all(dtype == pl.String for dtype in frame.dtypes):
+        breaks = frame.select(pl.sum_horizontal(pl.all().str.count_matches("\n").fill_null(0))).to_series()
+        lines[1:] += breaks.to_numpy().astype(np.int64).cumsum()[:-1]
+    return lines
+
+
+def _cells(column: pl.Series, source: str) -> _Cells:
+    if not holds_cells(column):
+        raise DataError(f"{source}: column {column.name} holds {column.dtype}, not text, numbers or booleans")
+    # By way of text also where the file has types, so that one table means the same as CSV and as Parquet.
     text = column.cast(pl.String, strict=False).str.strip_chars().fill_null("")
-    number = text.cast(pl.Float64, strict=False) if not column.dtype.is_numeric() else column.cast(pl.Float64)
+    number = text.cast(pl.Float64, strict=False)
     return _Cells(
         text=text.to_list(),
         number=number.fill_null(float("nan")).to_numpy().astype(np.float64),
@@ -333,7 +371,7 @@ def _target(
     for i, values in enumerate(target.classes.values()):
         for value in values:
             index[_equal(cells, value)] = i
-    known = ", ".join(_text(v) for values in target.classes.values() for v in values)
+    known = ", ".join(str(v) for values in target.classes.values() for v in values)
     unknown = np.flatnonzero((index < 0) & ~cells.empty)
     offending.extend(
         (int(i), f"{target.name}: unknown class {cells.text[i]!r}; the schema knows {known}") for i in unknown
@@ -342,6 +380,11 @@ def _target(
     return index
 
 
-def _text(value: Scalar) -> str:
-    """One spelling a value, so that 1 and 1.0 are the same category."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+def _agree(one: Scalar, other: Scalar) -> bool:
+    """Could one cell equal both? See `_equal`."""
+    if isinstance(one, str) and isinstance(other, str):
+        return one == other
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return False

@@ -22,7 +22,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord
 from numpy.typing import NDArray
 
-from common.wire.records import ARRAYS, COUNTS, METRICS, PRIVACY, REFUSED, WEIGHT
+from common.wire.records import ARRAYS, COUNTS, FAILED, METRICS, PRIVACY, WEIGHT
 
 Statement = dict[str, float]
 
@@ -77,19 +77,19 @@ def admit(
                 raise _Fault("answered this round already")
             seen.add(node_id)
             if reply.has_error():
-                code = reply.error.code or REFUSED
+                code = reply.error.code or FAILED
                 result.rejected.append(Rejection(node_id, code, reply.error.reason or "no reason given"))
                 continue
+            # What a client says it has released, it has, also in a reply that does not count.
+            if (statement := _statement(reply)) is not None:
+                result.statements[node_id] = statement
             if state is not None:
                 _check_arrays(reply, state)
             _check_metrics(reply, metrics, counts)
-            statement = _statement(reply)
         except _Fault as fault:
             result.rejected.append(Rejection(node_id, 0, str(fault)))
             continue
         result.admitted.append(reply)
-        if statement is not None:
-            result.statements[node_id] = statement
     return result
 
 
@@ -103,12 +103,11 @@ def _check_arrays(reply: Message, state: Mapping[str, NDArray[np.float32]]) -> N
     for name, expected in state.items():
         try:
             array = record[name].numpy()
-        except (ValueError, TypeError, OSError) as error:
+            shape, dtype = array.shape, array.dtype  # what numpy reads from an archive has neither
+        except Exception as error:  # numpy's reader has no exception of its own
             raise _Fault(f"array {name} cannot be read") from error
-        if array.shape != expected.shape or array.dtype != expected.dtype:
-            raise _Fault(
-                f"array {name} must be {expected.dtype} {list(expected.shape)}, got {array.dtype} {list(array.shape)}"
-            )
+        if shape != expected.shape or dtype != expected.dtype:
+            raise _Fault(f"array {name} must be {expected.dtype} {list(expected.shape)}, got {dtype} {list(shape)}")
         if not np.isfinite(array).all():
             raise _Fault(f"array {name} has NaN or infinite values")
 
@@ -124,7 +123,7 @@ def _check_metrics(reply: Message, expected: Collection[str], counts: int | None
         values = value if isinstance(value, list) else [value]
         if isinstance(value, list) != (name == COUNTS) or (name == COUNTS and len(values) != counts):
             raise _Fault(f"metric {name} has the wrong size")
-        if not all(math.isfinite(v) for v in values):
+        if not all(_is_finite(v) for v in values):
             raise _Fault(f"metric {name} is NaN or infinite")
     weight = record[WEIGHT]
     if not (isinstance(weight, int | float) and weight > 0):
@@ -137,7 +136,14 @@ def _statement(reply: Message) -> Statement | None:
         return None
     statement: Statement = {}
     for name, value in record.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
             raise _Fault(f"the privacy statement's {name} is not a finite number")
         statement[name] = value
     return statement
+
+
+def _is_finite(value: int | float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond every float
+        return False

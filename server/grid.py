@@ -120,7 +120,9 @@ class GrpcGrid(Grid):
             self._condition.notify_all()
 
     def _answered(self, task_id: str, answer: bytes | pb.Failure) -> None:
-        message = self._messages[task_id]
+        message = self._messages.pop(task_id, None)
+        if message is None:
+            return  # its round ended a moment ago
         if isinstance(answer, pb.Failure):
             reply = Message(Error(code=answer.code, reason=answer.reason), reply_to=message)
         else:
@@ -185,10 +187,7 @@ class GrpcGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The answers that are there, each once."""
         with self._condition:
-            found = {task_id: self._replies.pop(task_id) for task_id in message_ids if task_id in self._replies}
-        for task_id in found:
-            self._messages.pop(task_id, None)
-        return list(found.values())
+            return [self._replies.pop(task_id) for task_id in message_ids if task_id in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Waits until all have answered or the time is up; what comes later is dropped."""
@@ -202,6 +201,8 @@ class GrpcGrid(Grid):
                 self._condition.wait(1.0 if left is None else min(left, 1.0))
             late = [task_id for task_id in task_ids if task_id not in self._replies]
         replies = self.pull_messages(task_ids)
+        for task_id in late:
+            self._messages.pop(task_id, None)
         if late:
             self._on_loop(self._sessions.forget, late)
         return replies

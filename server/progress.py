@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -104,13 +105,14 @@ def headline(metrics: dict[str, Any]) -> str:
 def print_result(result: dict[str, Any], folder: Path) -> None:
     """Shows how a run ended, on stdout."""
     console = Console()
+    console.print(f"{result['status'].replace('_', ' ')} after {result['rounds']} rounds", highlight=False)
     console.print(_summary(result))
     console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
 
 
 def _summary(result: dict[str, Any]) -> Table:
     """The closing table of a run, from what result.json holds."""
-    table = Table(title=f"{result['status'].replace('_', ' ')} after {result['rounds']} rounds", title_justify="left")
+    table = Table(show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
     noisy = " (from noisy counts)" if result["privacy"]["row"] else ""
@@ -119,15 +121,15 @@ def _summary(result: dict[str, Any]) -> Table:
     if "held_out" in result:
         table.add_row("accuracy on held-out rows (exact)", f"{100 * result['held_out']['accuracy']:.1f} %")
         for client, metrics in result["held_out"]["per_client"].items():
-            table.add_row(f"  {client}", f"{100 * metrics['accuracy']:.1f} %")
+            table.add_row(f"  {escape(client)}", f"{100 * metrics['accuracy']:.1f} %")
     if (row := result["privacy"]["row"]) is not None:
         for client, epsilon in row["per_client"].items():
-            table.add_row(f"epsilon of {client}", f"{epsilon:.2f}")
+            table.add_row(f"epsilon of {escape(client)}", f"{epsilon:.2f}")
         table.add_row("delta", f"{row['delta']:g}")
     table.add_row("clients", str(len(result["clients"])))
     table.add_row("time", _duration(result["seconds"]))
     if result["reason"]:
-        table.add_row("reason", result["reason"])
+        table.add_row("reason", escape(result["reason"]))
     return table
 
 
@@ -146,5 +148,5 @@ def _figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:
 def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes = int(seconds // 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds % 60:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

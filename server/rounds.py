@@ -77,8 +77,7 @@ def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None
         started = time.monotonic()
         present = _wait_for_quorum(run, grid, wait_s)
         if present is None:
-            run.status = "budget_exhausted"
-            run.reason = "the clients that are left are fewer than min_clients, because budgets are spent"
+            _end_by_budgets(run)
             return
         waited = time.monotonic()
         cohort = _sample(present, federation, rng)
@@ -91,19 +90,24 @@ def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None
             run.round = server_round
             run.save(run.state, server_round)
             if server_round in federation.evaluation_rounds:
-                rejected += _evaluate(run, grid, strategy, server_round)
-                event["evaluation"] = run.evaluation
+                evaluation, not_counted = _evaluate(run, grid, strategy, server_round)
+                rejected += not_counted
+                if evaluation is not None:
+                    event["evaluation"] = run.evaluation = evaluation
             if run.held_out is not None:
                 event["held_out"] = run.held_out(run.state)
         else:
             failed += 1
             event["failed"] = problem
         event["rejected"] = [_named(run, r) for r in rejected]
-        if run.statements:
+        if run.epsilon is not None:
             event["privacy"] = {"row": {"epsilon": run.epsilon, "per_client": _epsilons(run)}}
         event["waiting"] = waited - started
         event["seconds"] = time.monotonic() - waited
         run.observe(event)
+        if failed and _budgets_are_spent(run, grid):
+            _end_by_budgets(run)
+            return
         if failed >= federation.strategy.max_failed_rounds:
             raise RunFailed(f"{failed} rounds in a row failed; the last: {problem}")
     # A run whose last rounds failed has not trained for as many rounds as it says.
@@ -117,19 +121,34 @@ def _wait_for_quorum(run: Run, grid: Grid, wait_s: float | None) -> list[int] | 
     quorum = run.federation.strategy.min_clients
     started, told = time.monotonic(), -1
     while True:
-        connected = sorted(grid.get_node_ids())
-        present = [node for node in connected if node not in run.gone]
+        present = _present(run, grid)
         if len(present) >= quorum:
             return present
-        spent = [node for node in run.gone if run.gone[node] == BUDGET_EXHAUSTED]
-        if spent and len(present) + len(spent) >= quorum:
+        if _budgets_are_spent(run, grid):
             return None
         if len(present) != told:
             told = len(present)
             run.observe({"event": "waiting", "clients": told, "min_clients": quorum})
         if wait_s is not None and time.monotonic() - started > wait_s:
-            raise RunFailed(f"only {told} of the {quorum} clients that a round needs came within {wait_s:g} s")
+            refused = f"; {len(run.gone)} refused to take part" if run.gone else ""
+            raise RunFailed(f"after {wait_s:g} s, {told} of the {quorum} clients that a round needs are there{refused}")
         time.sleep(POLL)
+
+
+def _present(run: Run, grid: Grid) -> list[int]:
+    return [node for node in sorted(grid.get_node_ids()) if node not in run.gone]
+
+
+def _budgets_are_spent(run: Run, grid: Grid) -> bool:
+    """Are too few clients left, who would be enough had none of them spent its budget?"""
+    left, quorum = len(_present(run, grid)), run.federation.strategy.min_clients
+    spent = sum(code == BUDGET_EXHAUSTED for code in run.gone.values())
+    return left < quorum <= left + spent
+
+
+def _end_by_budgets(run: Run) -> None:
+    run.status = "budget_exhausted"
+    run.reason = "the clients that are left are fewer than min_clients, because budgets are spent"
 
 
 def _sample(present: list[int], federation: Federation, rng: random.Random) -> list[int]:
@@ -175,11 +194,11 @@ def _train(
     return admission, loss, None
 
 
-def _evaluate(run: Run, grid: Grid, strategy: Strategy, server_round: int) -> list[Rejection]:
-    """Lets every client that can be asked score the model; keeps the last metrics if none answers."""
-    present = [node for node in sorted(grid.get_node_ids()) if node not in run.gone]
+def _evaluate(run: Run, grid: Grid, strategy: Strategy, server_round: int) -> tuple[Metrics | None, list[Rejection]]:
+    """Lets every client that can be asked score the model; there are no metrics if none answers."""
+    present = _present(run, grid)
     if not present:
-        return []
+        return None, []
     config = ConfigRecord({RUN: run.name})
     schema = run.federation.data_schema
     arrays = records.from_state(run.state)
@@ -192,18 +211,20 @@ def _evaluate(run: Run, grid: Grid, strategy: Strategy, server_round: int) -> li
         counts=objective.count_size(schema),
     )
     _remember(run, admission)
-    if admission.admitted:
-        total = strategy.aggregate_evaluate(server_round, admission.admitted)
-        assert total is not None, "strategies sum the counts of at least one reply"
-        run.evaluation = objective.metrics(np.asarray(total[COUNTS]), schema)
-    return admission.rejected
+    if not admission.admitted:
+        return None, admission.rejected
+    total = strategy.aggregate_evaluate(server_round, admission.admitted)
+    assert total is not None, "strategies sum the counts of at least one reply"
+    return objective.metrics(np.asarray(total[COUNTS]), schema), admission.rejected
 
 
 def _exchange(grid: Grid, messages: Iterable[Message], server_round: int, federation: Federation) -> Iterable[Message]:
     sent = list(messages)
     for message in sent:
         message.metadata.group_id = str(server_round)
-    return list(grid.send_and_receive(sent, timeout=federation.strategy.round_timeout))
+    replies = grid.send_and_receive(sent, timeout=federation.strategy.round_timeout)
+    # In a fixed order: strategies shuffle whom they ask, replies race, and sums of floats depend on their order.
+    return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
 
 
 def _remember(run: Run, admission: Admission) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from common.errors import RunFolderError
@@ -85,15 +86,18 @@ class RunFolder:
 
 
 def load_model(folder: Path) -> dict[str, NDArray[np.float32]]:
-    """The model of a run folder. Raises `RunFolderError` if there is none."""
+    """The model of a run folder. Raises `RunFolderError` if there is none, or it is damaged."""
     path = folder / "model.safetensors"
     try:
         data = path.read_bytes()
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    arrays = safetensors.load(data)
-    return {name: arrays[name] for name in json.loads(header["__metadata__"]["order"])}
+    try:
+        arrays = safetensors.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return {name: arrays[name] for name in json.loads(header["__metadata__"]["order"])}
+    except (SafetensorError, ValueError, LookupError, TypeError) as error:
+        raise RunFolderError(f"{path}: not the model of a run, or damaged") from error
 
 
 def _fresh(root: Path, name: str) -> Path:

@@ -18,7 +18,7 @@ import torch
 
 from client import data
 from client.app import client_app, table_files
-from client.data import Rows
+from client.data import Dataset, Rows
 from client.ledger import Ledger
 from client.policy import Policy
 from client.site import Site
@@ -40,7 +40,11 @@ QUANTILES = 10  # a numeric target is dealt by its decile
 def sites_from_files(federation: Federation, folder: Path, *, seed: int, device: torch.device) -> list[Site]:
     """One site a file of `folder`. Raises `DataError`."""
     key = _split_key(seed)
-    named = {path.stem: data.read(path, federation.data_schema, key=key) for path in table_files(folder)}
+    named: dict[str, Rows] = {}
+    for path in table_files(folder):
+        if path.stem in named:
+            raise DataError(f"{path}: another table in this folder is called {path.stem} too; clients need two names")
+        named[path.stem] = data.read(path, federation.data_schema, key=key)
     return _sites(federation, named, seed=seed, device=device)
 
 
@@ -65,6 +69,8 @@ def sites_from_table(
     """
     schema, key = federation.data_schema, _split_key(seed)
     if isinstance(table, int):
+        if table < 1:
+            raise DataError(f"at least 1 row must be generated, got {table}")
         frame, first_line, source = generate(schema, rows=table, seed=seed), 1, "generated table"
     else:
         read = tables.read(table, schema)
@@ -94,6 +100,7 @@ def simulate(
         observe=observe,
         name_of=lambda node: by_node[node].name,
         held_out=held_out,
+        wait_s=0.0,  # whoever is not here now never comes
     )
 
 
@@ -123,7 +130,7 @@ def _deal(
         parts = partition.iid(len(rows.y), clients=clients, rng=rng)
     elif kind == "dirichlet" and _is_number(argument):
         parts = partition.dirichlet(labels, clients=clients, alpha=float(argument), rng=rng)
-    elif kind == "shards" and argument.isdigit():
+    elif kind == "shards" and argument.isdecimal():
         parts = partition.shards(labels, clients=clients, per_client=int(argument), rng=rng)
     else:
         raise DataError(f"--partition {how}: not known; it is {partition.FORMS}")
@@ -147,7 +154,7 @@ def _sites(federation: Federation, named: dict[str, Rows], *, seed: int, device:
         Site(
             name=name,
             federation=federation,
-            dataset=data.split(rows, federation.data_schema, key=key, device=device),
+            dataset=_split(name, rows, federation, key=key, device=device),
             policy=policy,
             ledger=Ledger.in_memory(),
             noise=noise.seeded(seed, number(name)),
@@ -155,6 +162,13 @@ def _sites(federation: Federation, named: dict[str, Rows], *, seed: int, device:
         )
         for name, rows in named.items()
     ]
+
+
+def _split(name: str, rows: Rows, federation: Federation, *, key: bytes, device: torch.device) -> Dataset:
+    try:
+        return data.split(rows, federation.data_schema, key=key, device=device)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
 
 
 def _split_key(seed: int) -> bytes:

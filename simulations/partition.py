@@ -58,7 +58,7 @@ def shards(labels: Sequence[object], *, clients: int, per_client: int, rng: np.r
 
 def by_value(values: Sequence[object]) -> dict[str, Index]:
     """One client for each value, by the value's name, in sorted order."""
-    return {str(value): rows for value, rows in _by_value(values).items()}
+    return {str(name): rows for name, rows in _by_value([str(value) for value in values]).items()}
 
 
 def _by_value(values: Sequence[object]) -> dict[object, Index]:

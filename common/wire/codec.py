@@ -51,6 +51,8 @@ def decode(data: bytes) -> RecordDict:
         tensors = safetensors.load(data)
         content = RecordDict()
         for i, record in enumerate(records):
+            if record["name"] in content:
+                raise ValueError(f"two records are called {record['name']}")
             if record["kind"] == "arrays":
                 arrays = {key: Array(tensors.pop(f"{i}/{key}")) for key in record["keys"]}
                 content[record["name"]] = ArrayRecord(arrays)
@@ -60,7 +62,7 @@ def decode(data: bytes) -> RecordDict:
         if tensors:
             raise ValueError(f"arrays that belong to no record: {', '.join(sorted(tensors))}")
         return content
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(f"content of a message cannot be read: {error}") from error
 
 
@@ -91,9 +93,10 @@ class Assembly:
     """Puts a payload of known size together again."""
 
     def __init__(self, size: int, limit: int = LARGEST_CONTENT) -> None:
-        if size > limit:
-            raise ProtocolError(f"a payload of {size} bytes is larger than the {limit} that are accepted")
-        self._size, self._parts, self._have = size, [], 0  # type: tuple[int, list[bytes], int]
+        if not 0 < size <= limit:
+            raise ProtocolError(f"a payload of {size} bytes is not accepted; from 1 to {limit} are")
+        self._size, self._have = size, 0
+        self._parts: list[bytes] = []
 
     def add(self, data: bytes) -> bytes | None:
         """Adds a chunk; returns the payload once it is whole. Raises `ProtocolError` if there is too much."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,12 +17,16 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import CertificateError
 
 AUTHORITY_DAYS = 3650
 CERTIFICATE_DAYS = 397
+
+HOST = r"(?=.{1,253}$)[A-Za-z0-9_*]([A-Za-z0-9_.-]*[A-Za-z0-9_])?"
+CLIENT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
 @dataclass(frozen=True)
@@ -43,18 +48,17 @@ def load(ca: Path, certificate: Path, key: Path) -> TLSMaterial:
         own.verify_directly_issued_by(authority)
     except Exception as error:
         raise CertificateError(f"{certificate}: was not issued by the authority in {ca}") from error
-    try:
-        private = serialization.load_pem_private_key(material.key, password=None)
-    except (ValueError, TypeError) as error:
-        raise CertificateError(f"{key}: not a private key in PEM without password") from error
-    if private.public_key() != own.public_key():
+    if _parse_key(material.key, key).public_key() != own.public_key():
         raise CertificateError(f"{key}: is not the key of {certificate}")
     return material
 
 
 def create_authority(folder: Path) -> None:
     """Writes ca.pem and ca.key. Raises `CertificateError` if there is an authority already."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CertificateError(f"{folder}: cannot be made ({error.strerror})") from error
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name("Cloister federation authority")
     certificate = (
@@ -73,14 +77,21 @@ def create_server(folder: Path, hosts: Sequence[str]) -> None:
         try:
             names.append(x509.IPAddress(ipaddress.ip_address(host)))
         except ValueError:
+            if not re.fullmatch(HOST, host):
+                raise CertificateError(f"{host!r} is neither a host's name nor an address") from None
             names.append(x509.DNSName(host))
-    _create(folder, "server", hosts[0], ExtendedKeyUsageOID.SERVER_AUTH, x509.SubjectAlternativeName(names))
+    _create(folder, "server", hosts[0][:64], ExtendedKeyUsageOID.SERVER_AUTH, x509.SubjectAlternativeName(names))
 
 
 def create_client(folder: Path, name: str) -> None:
     """Writes NAME.pem and NAME.key for a client, signed by the folder's authority."""
     if name in ("ca", "server"):
         raise CertificateError(f"a client cannot be called {name}: its files would be the {name}'s")
+    if not re.fullmatch(CLIENT, name):
+        raise CertificateError(
+            f"a client cannot be called {name!r}: a name is 1 to 64 letters, digits, dots, dashes and underscores, "
+            "and begins with a letter or digit"
+        )
     _create(folder, name, name, ExtendedKeyUsageOID.CLIENT_AUTH, None)
 
 
@@ -102,8 +113,9 @@ def _create(
     names: x509.SubjectAlternativeName | None,
 ) -> None:
     authority = _parse(_read(folder / "ca.pem"), folder / "ca.pem")
-    signer = serialization.load_pem_private_key(_read(folder / "ca.key"), password=None)
-    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    signer = _parse_key(_read(folder / "ca.key"), folder / "ca.key")
+    if not isinstance(signer, ec.EllipticCurvePrivateKey) or signer.public_key() != authority.public_key():
+        raise CertificateError(f"{folder / 'ca.key'}: is not the elliptic-curve key of {folder / 'ca.pem'}")
     key = ec.generate_private_key(ec.SECP256R1())
     builder = (
         _builder(_name(name), authority.subject, key.public_key(), CERTIFICATE_DAYS)
@@ -154,15 +166,16 @@ def _write_pair(folder: Path, name: str, certificate: x509.Certificate, key: ec.
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     public = certificate.public_bytes(serialization.Encoding.PEM)
-    for path, data, mode in (
-        (folder / f"{name}.key", private, 0o600),
-        (folder / f"{name}.pem", public, 0o644),
-    ):
+    files = ((folder / f"{name}.key", private, 0o600), (folder / f"{name}.pem", public, 0o644))
+    for path, _, _ in files:  # both, before either is written: no new key beside an old certificate
+        if path.exists():
+            raise CertificateError(f"{path}: exists; move it away first if it is to be replaced")
+    for path, data, mode in files:
         try:
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
                 file.write(data)
-        except FileExistsError:
-            raise CertificateError(f"{path}: exists; move it away first if it is to be replaced") from None
+        except OSError as error:
+            raise CertificateError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _read(path: Path) -> bytes:
@@ -179,6 +192,13 @@ def _parse(pem: bytes, path: Path) -> x509.Certificate:
         return x509.load_pem_x509_certificate(pem)
     except ValueError as error:
         raise CertificateError(f"{path}: not a certificate in PEM") from error
+
+
+def _parse_key(pem: bytes, path: Path) -> PrivateKeyTypes:
+    try:
+        return serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError) as error:
+        raise CertificateError(f"{path}: not a private key in PEM without password") from error
 
 
 def _check_dates(certificate: x509.Certificate, path: Path) -> None:

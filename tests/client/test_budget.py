@@ -1,0 +1,450 @@
+"""What a run costs is recomputed here with dp-accounting, from the ledger's entries and nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from dp_accounting import dp_event
+from dp_accounting.pld import pld_privacy_accountant
+
+from client import data
+from client.budget import Budget, open_budget
+from client.data import Dataset
+from client.ledger import Entry, Ledger, Part
+from client.policy import Policy
+from common import noise
+from common.errors import BudgetExhausted, LedgerError, PrivacyError, Refusal
+from common.federation import Federation
+from common.noise import NoiseSource
+from tests.support import PRIVATE, federation, table
+
+DELTA = 1e-3
+ROUNDS = 3
+GENEROUS = Policy(epsilon=100.0, delta=DELTA)
+
+
+def private(**changes: Any) -> Federation:
+    """Epsilon 4, delta 1e-3, 3 rounds of 2 steps, one evaluation."""
+    return federation(**{**PRIVATE, **changes})
+
+
+def dataset_of(frame: pl.DataFrame | None = None, *, key: bytes = b"k") -> Dataset:
+    schema = federation().data_schema
+    rows = data.encode_rows(table(200) if frame is None else frame, schema, key=key)
+    return data.split(rows, schema, key=key, device=torch.device("cpu"))
+
+
+DATASET = dataset_of()
+
+
+def opened(
+    ledger: Ledger,
+    *,
+    run: str = "run",
+    federation: Federation | None = None,
+    dataset: Dataset = DATASET,
+    policy: Policy = GENEROUS,
+    source: NoiseSource | None = None,
+) -> Budget:
+    return open_budget(
+        federation=federation or private(),
+        dataset=dataset,
+        policy=policy,
+        ledger=ledger,
+        noise=source or noise.seeded(1),
+        run=run,
+    )
+
+
+def spend(budget: Budget, *, rounds: int = ROUNDS, evaluations: int = 1) -> None:
+    for i in range(rounds):
+        budget.charge_update(f"train/{i}")
+    for i in range(evaluations):
+        budget.charge_evaluation(f"evaluate/{i}")
+
+
+def recomputed(entries: Iterable[Entry], part: Part) -> float:
+    """One part's epsilon: that of its counts, and dp-accounting's for its Gaussian releases."""
+    mine = [e for e in entries if e.part == part]
+    steps: Counter[tuple[float | None, float | None]] = Counter()
+    for entry in mine:
+        if entry.mechanism == "gaussian":
+            steps[entry.noise_multiplier, entry.sampling_rate] += entry.steps or 0
+    accountant = pld_privacy_accountant.PLDAccountant(value_discretization_interval=1e-3)
+    for (sigma, rate), n in steps.items():
+        event: dp_event.DpEvent = dp_event.GaussianDpEvent(sigma)
+        accountant.compose(event if rate == 1 else dp_event.PoissonSampledDpEvent(rate, event), n)
+    pure = sum(e.epsilon or 0.0 for e in mine if e.mechanism == "geometric")
+    return pure + float(accountant.get_epsilon(DELTA))
+
+
+# One run
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"training__batch_size": 100},
+        {"training__local_steps": ..., "training__local_epochs": 2, "training__rounds": 5},
+        {"privacy": {"row": {"epsilon": 0.8, "delta": DELTA, "clip": 1.0}, "evaluation": {"every": 0}}},
+        {"privacy": {"row": {"epsilon": 4.0, "delta": DELTA, "clip": 1.0}, "evaluation": {"noise": 2.0}}},
+    ],
+)
+def test_a_whole_run_costs_what_the_federation_allows_and_no_more(changes):
+    ledger, asked = Ledger.in_memory(), private(**changes)
+    budget = opened(ledger, federation=asked)
+    limit = asked.privacy.row.epsilon
+    spend(budget, rounds=asked.training.rounds, evaluations=len(asked.evaluation_rounds))
+    costs = [recomputed(ledger.entries(), part) for part in ("train", "validation")]
+    assert 0.97 * limit - 0.01 <= costs[0] <= limit  # the noise is no larger than need be, either
+    assert costs[1] <= limit
+    assert max(costs) <= budget.epsilon + 1e-3
+    assert budget.epsilon == pytest.approx(max(costs), rel=0.01, abs=0.011)
+    assert budget.epsilon <= budget.limit == limit
+    ledger.close()
+
+
+def test_after_each_release_the_stated_epsilon_is_that_of_the_ledger():
+    ledger = Ledger.in_memory()
+    budget = opened(ledger)
+    assert budget.epsilon == pytest.approx(0.1)  # the row count
+    for i in range(ROUNDS):
+        budget.charge_update(f"train/{i}")
+        expected = recomputed(ledger.entries(), "train")
+        assert expected - 1e-3 <= budget.epsilon <= 1.01 * expected + 0.011
+    before = budget.epsilon
+    budget.charge_evaluation("evaluate/3")
+    # Noise 3 on one evaluation costs 0.7, less than training has cost: the parts are disjoint.
+    assert recomputed(ledger.entries(), "validation") < before
+    assert budget.epsilon == before
+    ledger.close()
+
+
+def test_the_dearer_part_is_what_is_stated():
+    ledger = Ledger.in_memory()
+    noisy = {"row": {"epsilon": 4.0, "delta": DELTA, "clip": 1.0}, "evaluation": {"every": 1, "noise": 2.0}}
+    budget = opened(ledger, federation=private(privacy=noisy))
+    budget.charge_evaluation("evaluate/1")
+    budget.charge_evaluation("evaluate/2")
+    assert budget.epsilon == pytest.approx(recomputed(ledger.entries(), "validation"), abs=0.011)
+    ledger.close()
+
+
+def test_what_is_to_be_done_is_what_was_charged():
+    ledger = Ledger.in_memory()
+    budget = opened(ledger)
+    dpsgd = budget.charge_update("train/1")
+    sigma = budget.charge_evaluation("evaluate/1")
+    update, counts = (e for e in ledger.entries() if e.mechanism == "gaussian")
+    assert (update.part, counts.part) == ("train", "validation")
+    assert (dpsgd.noise_multiplier, dpsgd.sampling_rate, dpsgd.steps) == (
+        update.noise_multiplier,
+        update.sampling_rate,
+        update.steps,
+    )
+    assert (dpsgd.clip, dpsgd.expected_batch_size, dpsgd.steps) == (1.0, 8, 2)
+    assert (sigma, counts.sampling_rate, counts.steps) == (counts.noise_multiplier, 1.0, 1)
+    assert sigma == 3.0
+    assert {e.federation for e in ledger.entries()} == {private().fingerprint}
+    assert {(e.content, e.split) for e in ledger.entries()} == {(DATASET.content, DATASET.split)}
+    ledger.close()
+
+
+def test_the_statement_is_enough_to_recompute_epsilon_from():
+    ledger = Ledger.in_memory()
+    budget = opened(ledger)
+    spend(budget, rounds=2, evaluations=0)
+    said = budget.statement()
+    accountant = pld_privacy_accountant.PLDAccountant(value_discretization_interval=1e-3)
+    one_step = dp_event.PoissonSampledDpEvent(said["sampling_rate"], dp_event.GaussianDpEvent(said["noise_multiplier"]))
+    accountant.compose(one_step, said["steps"])
+    expected = said["count_epsilon"] + accountant.get_epsilon(said["delta"])
+    assert said["epsilon"] == pytest.approx(expected, abs=0.011)
+    assert (said["steps"], said["evaluations"]) == (4, 0)
+    ledger.close()
+
+
+def test_the_plan_is_described_to_the_owner():
+    ledger = Ledger.in_memory()
+    said = opened(ledger).describe()
+    assert said.startswith("privacy plan: 3 rounds of 2 steps, sampling rate 0.05")
+    assert said.endswith("at delta 0.001")
+    assert 3.9 < float(said.split("at most epsilon ")[1].split()[0]) <= 4.0
+    ledger.close()
+
+
+def test_nothing_more_is_released_than_was_planned():
+    ledger = Ledger.in_memory()
+    budget = opened(ledger)
+    spend(budget)
+    before = ledger.count()
+    with pytest.raises(BudgetExhausted, match=r"the plan's 3 rounds are all charged \(epsilon [34]\.\d\d of 4\)"):
+        budget.charge_update("train/4")
+    with pytest.raises(BudgetExhausted, match="the plan's 1 evaluations are all charged"):
+        budget.charge_evaluation("evaluate/4")
+    assert ledger.count() == before
+    ledger.close()
+
+
+def test_a_task_that_is_tried_again_is_charged_again():
+    ledger = Ledger.in_memory()
+    budget = opened(ledger)
+    for _ in range(2):
+        budget.charge_update("run/train/1")
+    entries = [e for e in ledger.entries() if e.task == "run/train/1"]
+    assert [e.attempt for e in entries] == [1, 2]
+    assert budget.rounds_charged == 2
+    ledger.close()
+
+
+def test_a_charge_that_cannot_be_written_does_not_count_and_gives_nothing_away():
+    ledger = Ledger.in_memory()
+    budget = opened(ledger)
+    ledger._db.execute("PRAGMA query_only = ON")
+    with pytest.raises(LedgerError, match="cannot be written, so nothing is released"):
+        budget.charge_update("train/1")
+    assert budget.rounds_charged == 0
+    ledger.close()
+
+
+# A restart
+
+
+def test_a_restart_in_the_middle_goes_on_where_it_was(tmp_path: Path):
+    ledger = Ledger(tmp_path / "t.ledger")
+    before = opened(ledger)
+    before.charge_update("train/1")
+    before.charge_update("train/2")
+    said = before.statement()
+    ledger.close()
+
+    ledger = Ledger(tmp_path / "t.ledger")
+    after = opened(ledger, source=noise.seeded(2))
+    assert after.plan == before.plan
+    assert after.statement() == said
+    assert sum(e.mechanism == "geometric" for e in ledger.entries()) == 1
+    after.charge_update("train/2")
+    assert [e.attempt for e in ledger.entries() if e.task == "train/2"] == [1, 2]
+    with pytest.raises(BudgetExhausted, match="3 rounds are all charged"):
+        after.charge_update("train/3")
+    assert recomputed(ledger.entries(), "train") <= 4.0
+    ledger.close()
+
+
+def test_a_crash_between_count_and_plan_tells_the_count_once():
+    ledger = Ledger.in_memory()
+    first = opened(ledger)
+    ledger._db.execute("DELETE FROM plans")
+    again = opened(ledger, source=noise.seeded(2))
+    assert again.plan == first.plan
+    assert ledger.count() == 1
+    ledger.close()
+
+
+def test_a_policy_that_was_tightened_refuses_the_rest_of_a_run():
+    ledger = Ledger.in_memory()
+    spend(opened(ledger), rounds=1, evaluations=0)
+    with pytest.raises(BudgetExhausted, match=r"policy\.epsilon: 3 at delta 0\.001, of which \d\.\d\d is spent; with"):
+        opened(ledger, policy=Policy(epsilon=3.0, delta=DELTA))
+    ledger.close()
+
+
+# Several runs
+
+
+def test_a_second_federation_is_calibrated_to_what_is_left():
+    ledger, policy = Ledger.in_memory(), Policy(epsilon=6.0, delta=DELTA)
+    first = opened(ledger, policy=policy)
+    spend(first)
+    second = opened(ledger, run="second", federation=private(name="second"), policy=policy)
+    assert second.plan.noise_multiplier > first.plan.noise_multiplier
+    spend(second)
+    assert second.epsilon <= 6.0 - first.epsilon + 0.1  # the count was paid for by the first
+    assert recomputed(ledger.entries(), "train") <= 6.0
+    ledger.close()
+
+
+def test_a_federation_for_which_nothing_is_left_is_refused_with_the_numbers():
+    ledger, policy = Ledger.in_memory(), Policy(epsilon=4.1, delta=DELTA)
+    spend(opened(ledger, policy=policy))
+    said = r"^policy\.epsilon: 4\.1 at delta 0\.001, of which 0\.1\d? is left; the federation asks for 4$"
+    with pytest.raises(BudgetExhausted, match=said):
+        opened(ledger, run="second", policy=policy)
+    ledger.close()
+
+
+def test_evaluations_that_the_account_does_not_cover_are_refused_with_the_numbers():
+    # 20 evaluations at noise 6.5 are like one at 6.5 / sqrt(20) = 1.45 and cost 2.0; 40 of them cost 3.1.
+    ledger, policy = Ledger.in_memory(), Policy(epsilon=2.5, delta=DELTA)
+    many = {"row": {"epsilon": 3.5, "delta": DELTA, "clip": 1.0}, "evaluation": {"every": 1, "noise": 6.5}}
+    asked = private(privacy=many, training__rounds=20)
+    spend(opened(ledger, federation=asked, policy=policy), rounds=1, evaluations=20)
+    with pytest.raises(BudgetExhausted, match=r"of which [12]\.\d\d is spent; with this run it would be 3\.\d\d$"):
+        opened(ledger, run="second", federation=asked, policy=policy)
+    ledger.close()
+
+
+def test_runs_that_take_turns_cannot_spend_together_what_each_could_alone():
+    # A server may open as many runs as it likes before it asks any for an update.
+    ledger, policy = Ledger.in_memory(), Policy(epsilon=5.0, delta=DELTA)
+    budgets = [opened(ledger, run=f"run-{i}", policy=policy) for i in range(3)]
+    refused = 0
+    for i in range(ROUNDS):
+        for budget in budgets:
+            try:
+                budget.charge_update(f"train/{i}")
+            except BudgetExhausted as error:
+                assert "with this run it would be" in str(error)
+                refused += 1
+    assert refused
+    assert recomputed(ledger.entries(), "train") <= 5.0
+    ledger.close()
+
+
+def test_a_run_goes_on_beside_another_if_the_account_covers_both():
+    ledger = Ledger.in_memory()
+    budgets = [opened(ledger, run=run) for run in ("a", "b")]
+    for i in range(ROUNDS):
+        for budget in budgets:
+            budget.charge_update(f"train/{i}")
+    assert [b.rounds_charged for b in budgets] == [3, 3]
+    ledger.close()
+
+
+# The row count
+
+
+class Adding(NoiseSource):
+    """Adds a given number to the row count."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(bytes, hardened=False)
+        self.number = number
+        self.asked: list[float] = []
+
+    def two_sided_geometric(self, epsilon: float) -> int:
+        self.asked.append(epsilon)
+        return self.number
+
+
+def counts_of(ledger: Ledger) -> list[Entry]:
+    return [e for e in ledger.entries() if e.mechanism == "geometric"]
+
+
+def test_the_row_count_is_released_once_for_a_table():
+    ledger = Ledger.in_memory()
+    first = opened(ledger, run="a")
+    second = opened(ledger, run="b", federation=private(name="b"), source=noise.seeded(99))
+    assert len(counts_of(ledger)) == 1
+    assert counts_of(ledger)[0].epsilon == 0.1
+    assert first.plan.rows == second.plan.rows
+    ledger.close()
+
+
+def test_another_table_or_another_split_is_counted_anew():
+    ledger = Ledger.in_memory()
+    for i, dataset in enumerate([DATASET, dataset_of(table(260)), replace(DATASET, split="other")]):
+        opened(ledger, run=f"{i}", dataset=dataset)
+    assert len(counts_of(ledger)) == 3
+    ledger.close()
+
+
+@pytest.mark.parametrize("first, second, releases", [(0.1, 1.0, 1), (1.0, 0.1, 2), (0.1, 0.1, 1)])
+def test_a_count_told_at_a_higher_price_is_not_passed_off_at_a_lower(first, second, releases):
+    def asking(count_epsilon: float) -> Federation:
+        row = {"epsilon": 4.0, "delta": DELTA, "clip": 1.0, "count_epsilon": count_epsilon}
+        return private(privacy={"row": row, "evaluation": {"every": 0}})
+
+    ledger = Ledger.in_memory()
+    opened(ledger, run="a", federation=asking(first))
+    opened(ledger, run="b", federation=asking(second))
+    assert [e.epsilon for e in counts_of(ledger)] == [first, second][:releases]
+    ledger.close()
+
+
+def test_the_count_gets_the_noise_that_its_epsilon_asks_for():
+    ledger, source = Ledger.in_memory(), Adding(5)
+    opened(ledger, source=source)
+    assert source.asked == [0.1]
+    assert counts_of(ledger)[0].value == len(DATASET.y) + 5
+    ledger.close()
+
+
+def telling(count: int) -> NoiseSource:
+    return Adding(count - len(DATASET.y))
+
+
+@pytest.mark.parametrize(
+    "told, rows", [(-50, 8), (0, 8), (3, 8), (8, 8), (99, 99), (104, 100), (147, 150), (1049, 1000), (98_765, 99_000)]
+)
+def test_the_told_number_has_two_digits_and_is_never_less_than_a_batch(told, rows):
+    ledger = Ledger.in_memory()
+    budget = opened(ledger, source=telling(told))
+    assert budget.plan.rows == budget.statement()["rows"] == rows
+    assert budget.plan.sampling_rate == min(1.0, 8 / rows)
+    ledger.close()
+
+
+def test_rounding_to_two_digits_does_not_go_below_a_batch():
+    ledger = Ledger.in_memory()
+    assert opened(ledger, federation=private(training__batch_size=104), source=telling(103)).plan.rows == 104
+    ledger.close()
+
+
+@pytest.mark.parametrize("epochs", [{}, {"training__local_steps": ..., "training__local_epochs": 1}])
+def test_tables_of_different_size_that_tell_the_same_number_tell_the_same_of_all(epochs):
+    said = []
+    for rows in (120, 300):
+        dataset, ledger = dataset_of(table(rows)), Ledger.in_memory()
+        told = Adding(150 - len(dataset.y))
+        budget = opened(ledger, dataset=dataset, federation=private(**epochs), source=told)
+        steps = [budget.charge_update("train/1"), budget.charge_update("train/2")]
+        budget.charge_evaluation("evaluate/2")
+        said.append((budget.statement(), budget.plan, steps, budget.describe()))
+        ledger.close()
+    assert said[0] == said[1]
+
+
+# Tables that are too small
+
+
+def test_a_table_smaller_than_a_batch_is_refused_and_nothing_is_charged():
+    ledger = Ledger.in_memory()
+    with pytest.raises(Refusal, match=r"^training\.batch_size 500 is larger than the training part of this table$"):
+        opened(ledger, federation=private(training__batch_size=500))
+    assert ledger.count() == 0
+    ledger.close()
+
+
+def test_a_delta_above_1_in_rows_is_refused_and_nothing_is_charged():
+    ledger, dataset = Ledger.in_memory(), dataset_of(table(1500))
+    assert len(dataset.y) > 1 / DELTA
+    said = r"^privacy\.row\.delta 0\.001 is above 1 / rows: it would allow to publish a row outright$"
+    with pytest.raises(Refusal, match=said):
+        opened(ledger, dataset=dataset)
+    assert ledger.count() == 0
+    ledger.close()
+
+
+def test_evaluations_that_cost_too_much_are_refused_before_the_count_is_told():
+    ledger = Ledger.in_memory()
+    loud = {"row": {"epsilon": 4.0, "delta": DELTA, "clip": 1.0}, "evaluation": {"every": 1, "noise": 0.5}}
+    with pytest.raises(PrivacyError, match="3 evaluations at noise 0.5 cost epsilon .* evaluate less often"):
+        opened(ledger, federation=private(privacy=loud))
+    assert ledger.count() == 0
+    ledger.close()
+
+
+def test_a_table_of_a_whole_batch_is_taken():
+    ledger, rows = Ledger.in_memory(), len(DATASET.y)
+    budget = opened(ledger, federation=private(training__batch_size=rows), source=Adding(0))
+    assert budget.plan.sampling_rate == pytest.approx(1.0, abs=0.05)
+    ledger.close()

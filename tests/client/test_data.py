@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client import data
+from client.data import Dataset, Rows
+from common.errors import DataError
+from common.schema import Schema
+from tests.support import federation, table
+
+CPU = torch.device("cpu")
+KEY = b"the owner's secret"
+NAMED = table(120).with_columns(row=pl.int_range(120))  # a column of its own tells the rows apart
+
+
+def schema(fraction: float = 0.25) -> Schema:
+    return federation(schema__validation_fraction=fraction).data_schema
+
+
+def encoded(frame: pl.DataFrame, *, key: bytes = KEY) -> Rows:
+    return data.encode_rows(frame, schema(), key=key)
+
+
+def split(frame: pl.DataFrame, *, key: bytes = KEY, fraction: float = 0.25) -> Dataset:
+    return data.split(encoded(frame, key=key), schema(fraction), key=key, device=CPU)
+
+
+def rows_of(x: torch.Tensor, y: torch.Tensor) -> list[tuple[float, ...]]:
+    return sorted((*row.tolist(), float(target)) for row, target in zip(x, y, strict=True))
+
+
+def parts(frame: pl.DataFrame, **how: Any) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
+    dataset = split(frame, **how)
+    return rows_of(dataset.x, dataset.y), rows_of(dataset.validation_x, dataset.validation_y)
+
+
+def test_every_row_is_in_exactly_one_part():
+    whole = encoded(NAMED)
+    train, validation = parts(NAMED)
+    assert train and validation
+    assert sorted(train + validation) == rows_of(torch.from_numpy(whole.x), torch.from_numpy(whole.y))
+
+
+@given(st.permutations(range(120)))
+def test_the_order_of_rows_moves_none_of_them(order):
+    assert parts(NAMED[list(order)]) == parts(NAMED)
+
+
+@given(st.sets(st.integers(0, 119), min_size=20, max_size=119))
+def test_removing_or_adding_rows_moves_none_of_the_others(kept):
+    # Read backwards, the rows that are not kept are added.
+    few, all_of_them = parts(NAMED[sorted(kept)]), parts(NAMED)
+    for some, every in zip(few, all_of_them, strict=True):
+        assert set(some) <= set(every)
+    assert sum(map(len, few)) == len(kept)
+
+
+@given(st.integers(0, 119))
+def test_removing_one_row_changes_one_part_by_that_row(gone):
+    with_it, without = parts(NAMED), parts(NAMED.filter(pl.col("row") != gone))
+    sizes = sorted(len(a) - len(b) for a, b in zip(with_it, without, strict=True))
+    assert sizes == [0, 1]
+
+
+def test_equal_rows_go_the_same_way():
+    train, validation = parts(pl.concat([NAMED, NAMED]))
+    once = parts(NAMED)
+    assert (train, validation) == (sorted(once[0] * 2), sorted(once[1] * 2))
+
+
+def test_another_key_deals_the_rows_in_another_way():
+    # Two keys agree on a row with probability 0.25^2 + 0.75^2 = 0.625.
+    mine, other = split(NAMED, key=b"a"), split(NAMED, key=b"b")
+    assert rows_of(mine.x, mine.y) != rows_of(other.x, other.y)
+    a, b = (encoded(NAMED, key=k).digests < 2**62 for k in (b"a", b"b"))
+    assert 0.45 < (a == b).mean() < 0.8
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.25, 0.9])
+def test_the_validation_part_has_about_its_fraction(fraction):
+    frame = table(4000)
+    share = len(split(frame, fraction=fraction).validation_y) / 4000
+    assert abs(share - fraction) < 4 * (fraction * (1 - fraction) / 4000) ** 0.5
+
+
+def test_a_fraction_of_0_trains_on_all_rows():
+    dataset = split(NAMED, fraction=0.0)
+    assert (len(dataset.y), len(dataset.validation_y)) == (120, 0)
+    assert dataset.validation_x.shape == (0, dataset.x.shape[1])
+
+
+def test_a_table_with_no_row_to_train_on_is_refused():
+    position = encoded(NAMED).digests / 2.0**64
+    unlucky = NAMED[np.flatnonzero(position < 0.25)[:3].tolist()]
+    with pytest.raises(DataError, match="all 3 rows fell into the validation part; the table is too small to train on"):
+        split(unlucky)
+
+
+def test_features_stay_with_their_targets_and_on_the_device_as_declared():
+    dataset = split(NAMED)
+    assert (dataset.x.dtype, dataset.y.dtype) == (torch.float32, torch.int64)
+    assert dataset.x.device == dataset.validation_y.device == CPU
+    target = {tuple(row): int(y) for row, y in zip(encoded(NAMED).x.tolist(), NAMED["y"], strict=True)}
+    assert all(target[tuple(row)] == y for row, y in zip(dataset.x.tolist(), dataset.y.tolist(), strict=True))
+
+
+# Fingerprints
+
+
+def change(cell: Any) -> pl.DataFrame:
+    return NAMED.with_columns(c=pl.when(pl.col("row") == 60).then(pl.lit(cell)).otherwise(pl.col("c")))
+
+
+OTHER_CELL = change("blue")
+SAME = {"of the same table": NAMED.clone(), "of cells with other spaces": NAMED.with_columns(c=pl.col("c") + "  ")}
+
+
+@pytest.mark.parametrize("same", SAME.values(), ids=SAME)
+def test_both_fingerprints_stay(same):
+    before, after = split(NAMED), split(same)
+    assert (before.content, before.split) == (after.content, after.split)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [OTHER_CELL, NAMED[:-1], pl.concat([NAMED, NAMED[:1]]), NAMED[::-1]],
+    ids=["cell", "less", "more", "order"],
+)
+def test_another_cell_row_or_order_changes_the_content_and_not_the_split(changed):
+    before, after = split(NAMED), split(changed)
+    assert before.content != after.content
+    assert before.split == after.split
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: split(NAMED, fraction=0.2),
+        lambda: split(NAMED, key=b"another"),
+        lambda: split(NAMED.drop("row")),
+        lambda: split(NAMED.rename({"row": "number"})),
+        lambda: split(NAMED.select(NAMED.columns[::-1])),
+        lambda: split(NAMED.with_columns(pl.col("y").cast(pl.Float64))),
+    ],
+    ids=["fraction", "key", "column gone", "column renamed", "columns in another order", "1 became 1.0"],
+)
+def test_whatever_could_deal_a_row_to_the_other_part_changes_the_split(other):
+    assert split(NAMED).split != other().split
+
+
+def test_the_content_says_nothing_to_who_lacks_the_key():
+    # A plain hash of a small table could be guessed row by row.
+    assert split(NAMED, key=b"a").content != split(NAMED, key=b"b").content
+
+
+# Files
+
+
+def test_a_file_and_a_frame_with_its_cells_are_the_same_rows(tmp_path: Path):
+    path = tmp_path / "t.csv"
+    NAMED.write_csv(path)
+    from_file = data.read(path, schema(), key=KEY)
+    as_text = encoded(NAMED.cast(pl.String))
+    assert np.array_equal(from_file.x, as_text.x)
+    assert np.array_equal(from_file.y, as_text.y)
+    assert np.array_equal(from_file.digests, as_text.digests)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=r"nowhere\.csv: no such file"):
+        data.read(tmp_path / "nowhere.csv", schema(), key=KEY)
+
+
+@pytest.mark.parametrize("cells", [[[1, 2]] * 120, [b"\xff"] * 120], ids=["lists", "bytes"])
+def test_a_column_without_a_text_form_is_named(cells):
+    with pytest.raises(
+        DataError, match=r"t\.parquet: column odd is of type .*, which cannot be read as text; leave it"
+    ):
+        data.encode_rows(NAMED.with_columns(odd=pl.Series(cells)), schema(), key=KEY, source="t.parquet")
+
+
+def test_taking_rows_keeps_cells_targets_and_digests_together():
+    rows = encoded(NAMED)
+    some = rows.take(np.array([5, 3, 119]))
+    assert np.array_equal(some.x, rows.x[[5, 3, 119]])
+    assert some.y.tolist() == [rows.y[5], rows.y[3], rows.y[119]]
+    assert some.digests.tolist() == [rows.digests[5], rows.digests[3], rows.digests[119]]
+    assert some.columns == rows.columns

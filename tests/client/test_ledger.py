@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.ledger import Entry, Ledger, spent
+from common.errors import LedgerError
+from common.privacy import GaussianRelease, epsilon
+from tests.support import ROOT
+
+
+def entry(**changes: Any) -> Entry:
+    """One Gaussian sum of all rows, noise multiplier 8."""
+    one: dict[str, Any] = {
+        "part": "train",
+        "split": "s",
+        "run": "r",
+        "task": "r/train/1",
+        "attempt": 1,
+        "mechanism": "gaussian",
+        "federation": "f",
+        "content": "c",
+        "noise_multiplier": 8.0,
+        "sampling_rate": 1.0,
+        "steps": 1,
+    }
+    return Entry(**{**one, **changes})
+
+
+def counted(epsilon: float, **changes: Any) -> Entry:
+    nothing: dict[str, Any] = {"noise_multiplier": None, "sampling_rate": None, "steps": None}
+    return entry(mechanism="geometric", epsilon=epsilon, value=100, **{**nothing, **changes})
+
+
+def run(script: str, path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script in a process of its own, with `path` and `entry` defined."""
+    head = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from client.ledger import Ledger\nfrom tests.client.test_ledger import entry\n"
+        "path = Path(sys.argv[1])\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", head + script, str(path), *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "table.ledger"
+
+
+# Durable
+
+
+# Each of two children charges and is killed: one right after it, one in the middle of its next charge.
+KILLED = """
+for name in ("after.ledger", "during.ledger"):
+    if not (child := os.fork()):
+        ledger = Ledger(path.with_name(name))
+        ledger.charge(entry(task="whole"))
+        if name == "during.ledger":
+            ledger._db.execute("BEGIN IMMEDIATE")
+            ledger._db.execute("INSERT INTO entries (body, hash) VALUES ('half', '')")
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+"""
+
+
+def test_a_charge_outlives_a_process_that_is_killed(path):
+    killing = run(KILLED, path)
+    assert killing.returncode == 0, killing.stderr
+    for name in ("after.ledger", "during.ledger"):
+        ledger = Ledger(path.with_name(name))
+        assert [e.task for e in ledger.entries()] == ["whole"]
+        ledger.close()
+
+
+def test_a_charge_can_be_read_by_another_connection_before_charge_returns(path):
+    ledger = Ledger(path)
+    ledger.charge(entry(task="seen"))
+    with sqlite3.connect(path) as other:
+        (body,) = other.execute("SELECT body FROM entries").fetchone()
+    other.close()
+    assert json.loads(body)["task"] == "seen"
+    ledger.close()
+
+
+def test_a_commit_waits_for_the_disk_and_for_the_folder(path):
+    # EXTRA, 3: with FULL, 2, a power cut may bring the journal back and with it undo the last charge.
+    ledger = Ledger(path)
+    assert ledger._db.execute("PRAGMA synchronous").fetchone() == (3,)
+    assert ledger._db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+    ledger.close()
+
+
+def test_an_entry_comes_back_as_it_was_written_with_the_time(path):
+    first, second = entry(noise_multiplier=0.1 + 0.2, sampling_rate=1 / 3, steps=7), counted(0.1)
+    ledger = Ledger(path)
+    ledger.charge(first)
+    ledger.charge(second)
+    ledger.close()
+    ledger = Ledger(path)
+    read = ledger.entries()
+    assert [Entry(**{**vars(e), "time": ""}) for e in read] == [first, second]
+    assert all(e.time.endswith("+00:00") for e in read)
+    assert ledger.count() == 2
+    ledger.close()
+
+
+def test_the_ledger_is_for_its_owner_alone(path):
+    Ledger(path).close()
+    assert path.parent.stat().st_mode & 0o077 == 0
+
+
+def test_a_ledger_in_memory_keeps_an_account_too():
+    ledger = Ledger.in_memory()
+    ledger.charge(entry())
+    assert len(ledger.entries()) == ledger.count() == 1
+    ledger.close()
+
+
+# Append-only
+
+
+@pytest.mark.parametrize("change", ["DELETE FROM entries", "UPDATE entries SET body = '{}'"])
+def test_entries_cannot_be_changed_or_deleted(path, change):
+    ledger = Ledger(path)
+    ledger.charge(entry())
+    with sqlite3.connect(path) as other, pytest.raises(sqlite3.IntegrityError, match="the ledger is append-only"):
+        other.execute(change)
+    other.close()
+    assert ledger.count() == 1
+    ledger.close()
+
+
+@pytest.mark.parametrize(
+    "tamper, number",
+    [
+        ("UPDATE entries SET body = replace(body, '8.0', '9.0') WHERE id = 2", 2),
+        ("UPDATE entries SET hash = lower(hex(zeroblob(32))) WHERE id = 2", 2),
+        ("DELETE FROM entries WHERE id = 2", 3),
+        ("DELETE FROM entries WHERE id = 1", 2),
+        ("UPDATE entries SET id = 10 + id WHERE id = 2", 3),
+    ],
+)
+def test_a_changed_removed_or_moved_entry_is_found_on_opening(path, tamper, number):
+    ledger = Ledger(path)
+    for i in range(4):
+        ledger.charge(entry(task=f"{i}"))
+    ledger.verify()
+    ledger.close()
+    with sqlite3.connect(path) as other:
+        other.executescript(f"DROP TRIGGER entries_stay; DROP TRIGGER entries_keep; {tamper};")
+    other.close()
+    with pytest.raises(LedgerError, match=rf"entry {number} does not follow from the one before.* restore a copy"):
+        Ledger(path)
+
+
+def test_a_ledger_that_was_refused_can_be_opened_once_it_is_restored(path):
+    ledger = Ledger(path)
+    for i in range(3):
+        ledger.charge(entry(task=f"{i}"))
+    ledger.close()
+    good = path.read_bytes()
+    with sqlite3.connect(path) as other:
+        other.executescript("DROP TRIGGER entries_stay; DELETE FROM entries WHERE id = 2;")
+    other.close()
+    try:
+        Ledger(path)
+    except LedgerError as error:
+        kept = error  # with its traceback, as a caller that logs it would
+    path.write_bytes(good)
+    ledger = Ledger(path)
+    assert ledger.count() == 3
+    assert "entry 3" in str(kept)
+    ledger.close()
+
+
+# One process at a time
+
+
+def test_a_second_process_is_refused_while_the_first_holds_the_ledger(path):
+    ledger = Ledger(path)
+    refused = run("Ledger(path)", path)
+    assert "LedgerError" in refused.stderr
+    assert (
+        "table.ledger: in use by another client; one process at a time may spend a budget. Stop the" in refused.stderr
+    )
+    ledger.close()
+    Ledger(path).close()
+
+
+def test_the_same_process_cannot_open_it_twice_either(path):
+    ledger = Ledger(path)
+    with pytest.raises(LedgerError, match="in use by another client"):
+        Ledger(path)
+    ledger.charge(entry())
+    ledger.close()
+
+
+# What goes wrong
+
+
+def full(ledger: Ledger) -> None:
+    """Lets the file grow no further, as a full disk does."""
+    (pages,) = ledger._db.execute("PRAGMA page_count").fetchone()
+    ledger._db.execute(f"PRAGMA max_page_count = {pages}")
+
+
+def test_a_full_disk_refuses_the_charge_says_so_and_writes_nothing(path):
+    ledger = Ledger(path)
+    ledger.charge(entry(task="before"))
+    full(ledger)
+    with pytest.raises(LedgerError, match=r"cannot be written, so nothing is released: database or disk is full"):
+        ledger.charge(entry(task="x" * 100_000))
+    with pytest.raises(LedgerError, match="disk is full"):
+        ledger.store_reply("t", bytes(100_000))
+    assert [e.task for e in ledger.entries()] == ["before"]
+    assert ledger.reply("t") is None
+    ledger._db.execute("PRAGMA max_page_count = 1000000")
+    ledger.charge(entry(task="after"))
+    ledger.close()
+    ledger = Ledger(path)
+    assert [e.task for e in ledger.entries()] == ["before", "after"]
+    ledger.close()
+
+
+def test_a_file_that_cannot_be_written_refuses_the_charge(path):
+    ledger = Ledger(path)
+    ledger._db.execute("PRAGMA query_only = ON")
+    with pytest.raises(LedgerError, match="cannot be written, so nothing is released: attempt to write a readonly"):
+        ledger.charge(entry())
+    assert ledger.count() == 0
+    ledger.close()
+
+
+def test_what_is_no_ledger_is_refused(path):
+    path.parent.mkdir()
+    path.write_bytes(b"not a database, but long enough to be asked" * 50)
+    with pytest.raises(LedgerError, match=r"table\.ledger: cannot be opened: file is not a database"):
+        Ledger(path)
+
+
+def test_a_state_folder_that_is_a_file_is_refused(path):
+    path.parent.write_text("")
+    with pytest.raises(LedgerError, match=r"table\.ledger: cannot be opened: .*exists"):
+        Ledger(path)
+
+
+# Replies and plans
+
+
+def test_a_reply_is_kept_byte_for_byte_until_it_is_acknowledged(path):
+    payload = bytes(range(256)) * 300
+    ledger = Ledger(path)
+    ledger.store_reply("a", payload)
+    ledger.store_reply("b", b"")
+    ledger.close()
+    ledger = Ledger(path)
+    assert ledger.reply("a") == payload
+    assert ledger.reply("b") == b""
+    assert ledger.reply("c") is None
+    ledger.acknowledge("a")
+    ledger.acknowledge("never there")
+    assert (ledger.reply("a"), ledger.reply("b")) == (None, b"")
+    ledger.close()
+
+
+def test_a_later_reply_to_a_task_takes_the_place_of_the_earlier():
+    ledger = Ledger.in_memory()
+    ledger.store_reply("a", b"1")
+    ledger.store_reply("a", b"2")
+    assert ledger.reply("a") == b"2"
+    ledger.close()
+
+
+def test_a_plan_is_kept_exactly_and_for_its_run_alone(path):
+    ledger = Ledger(path)
+    ledger.store_plan("r", {"noise_multiplier": 0.1 + 0.2, "rounds": 3})
+    ledger.close()
+    ledger = Ledger(path)
+    assert ledger.plan("r") == {"noise_multiplier": 0.1 + 0.2, "rounds": 3}
+    assert ledger.plan("other") is None
+    with pytest.raises(LedgerError, match=r"UNIQUE constraint failed: plans\.run"):
+        ledger.store_plan("r", {"noise_multiplier": 0.0})
+    ledger.close()
+
+
+# What was spent
+
+DELTA = 1e-3
+
+
+def cost(sigma: float, times: int = 1) -> float:
+    """Of `times` sums with noise multiplier `sigma`, which are like one with sigma / sqrt(times)."""
+    return epsilon([GaussianRelease(noise_multiplier=sigma / math.sqrt(times))], DELTA)
+
+
+@pytest.mark.parametrize(
+    "entries, expected",
+    [
+        ([], 0.0),
+        ([entry()], cost(8)),
+        ([entry(), entry(run="another", task="x", federation="g", content="d")], cost(8, 2)),
+        # A row is in one part, and pays the larger cost.
+        ([entry(), entry(part="validation", noise_multiplier=4.0)], cost(4)),
+        ([entry(noise_multiplier=4.0), entry(part="validation")], cost(4)),
+        ([entry(), entry(), entry(part="validation", noise_multiplier=8.0)], cost(8, 2)),
+        # Dealt in two ways, it may have been in both.
+        ([entry(), entry(part="validation", split="t")], cost(8, 2)),
+        ([entry(), entry(split="t")], cost(8, 2)),
+        # A pure epsilon adds, in its own part.
+        ([counted(0.25)], 0.25),
+        ([counted(0.25), counted(0.5)], 0.75),
+        ([counted(0.25), entry()], 0.25 + cost(8)),
+        ([counted(0.25), entry(part="validation", noise_multiplier=4.0)], cost(4)),
+        ([counted(5.0), entry(part="validation", noise_multiplier=4.0)], 5.0),
+        ([counted(0.25), entry(part="validation", split="t")], 0.25 + cost(8)),
+    ],
+)
+def test_what_was_spent(entries, expected):
+    assert spent(entries, DELTA) == pytest.approx(expected, abs=1e-3)
+
+
+def test_what_is_planned_counts_as_if_it_were_spent():
+    assert spent([entry()], DELTA, more=[entry()]) == spent([entry(), entry()], DELTA)
+    assert spent([entry()], DELTA, more=[entry(part="validation", split="t")]) > 1.2 * spent([entry()], DELTA)

@@ -1,0 +1,354 @@
+"""A real client process' inner life, against a server that follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from flwr.app import ConfigRecord, RecordDict
+
+from client.ledger import Ledger
+from client.node import Node
+from client.policy import Policy
+from client.site import ClientFile, DataFile
+from common import model as models
+from common.errors import BudgetExhausted, ConnectionFailed, DataError, ProtocolError, Refusal
+from common.federation import Federation
+from common.wire import codec, records
+from common.wire import session_pb2 as pb
+from common.wire import session_pb2_grpc as service
+from tests.support import PRIVATE, federation, table
+
+Script = Callable[["Link"], Awaitable[None]]
+
+
+class Link:
+    """The server's end of one stream."""
+
+    def __init__(self, requests: AsyncIterator[pb.ClientFrame], context: Any) -> None:
+        self._requests, self._context = requests, context
+
+    async def hear(self, kind: str) -> Any:
+        frame = await asyncio.wait_for(anext(self._requests), 30)
+        assert frame.WhichOneof("frame") == kind, frame
+        return getattr(frame, kind)
+
+    async def say(self, **frame: Any) -> None:
+        await self._context.write(pb.ServerFrame(**frame))
+
+    async def welcome(self, fed: Federation, *, run: str = "run") -> None:
+        hello = await self.hear("hello")
+        assert hello.protocol == codec.PROTOCOL
+        await self.say(welcome=pb.Welcome(federation=fed.canonical, run=run, name="ada"))
+
+    async def ask(self, fed: Federation, *, server_round: int = 1, task_type: str = "train", run: str = "run") -> None:
+        arrays = records.from_state(models.state_of(models.build(fed)))
+        config = ConfigRecord({"run": run, "server-round": server_round})
+        content = codec.encode(RecordDict({"arrays": arrays, "config": config}))
+        task_id = f"{run}/{task_type}/{server_round}/ada"
+        await self.say(task=pb.Task(id=task_id, type=task_type, group=str(server_round), size=len(content), ttl=60))
+        for chunk in codec.chunks(content):
+            await self.say(chunk=pb.Chunk(data=chunk))
+
+    async def answer(self) -> tuple[str, bytes]:
+        reply = await self.hear("reply")
+        content = b""
+        while len(content) < reply.size:
+            content += (await self.hear("chunk")).data
+        return reply.id, content
+
+    async def finish(self) -> None:
+        await self.say(goodbye=pb.Goodbye(reason="completed", finished=True))
+
+
+class ScriptedServer(service.SessionServicer):
+    """Plays one script a stream, in order."""
+
+    def __init__(self, scripts: list[Script]) -> None:
+        self._scripts = scripts
+        self.failures: list[BaseException] = []
+
+    async def Connect(self, requests, context):  # type: ignore[no-untyped-def]
+        try:
+            await self._scripts.pop(0)(Link(requests, context))
+        except BaseException as error:
+            self.failures.append(error)
+            raise
+
+
+def play(folder: Path, *scripts: Script, policy: Policy | None = None, wait_s: float = 20) -> tuple[Any, list[str]]:
+    """Runs a node against the scripts; returns what it returned (or raised) and what it told its owner."""
+    if not (folder / "ada.csv").exists():
+        table().write_csv(folder / "ada.csv")
+    said: list[str] = []
+
+    async def main() -> Any:
+        server = grpc.aio.server()
+        scripted = ScriptedServer(list(scripts))
+        service.add_SessionServicer_to_server(scripted, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        settings = ClientFile(
+            server=f"127.0.0.1:{port}",
+            tls=None,
+            name="ada",
+            data=DataFile(path=str(folder / "ada.csv"), name="ada"),
+            device="cpu",
+            state=str(folder / "state"),
+            policy=policy or Policy(epsilon=8.0, delta=1e-3, without_privacy=True),
+        )
+        node = Node(settings, tls=None, wait_s=wait_s, say=said.append)
+        try:
+            result = await asyncio.wait_for(node.run(), 60)
+        except Exception as error:
+            result = error
+        await server.stop(0)
+        assert scripted.failures == []
+        return result
+
+    return asyncio.run(main()), said
+
+
+def entries(folder: Path) -> list[Any]:
+    ledger = Ledger(folder / "state" / "ada.ledger")
+    found = ledger.entries()
+    ledger.close()
+    return found
+
+
+def test_a_node_agrees_answers_and_ends_with_the_run(tmp_path):
+    fed = federation()
+
+    async def server(link: Link) -> None:
+        await link.welcome(fed)
+        assert (await link.hear("ready")).fingerprint == fed.fingerprint
+        await link.ask(fed)
+        task_id, content = await link.answer()
+        assert task_id == "run/train/1/ada"
+        assert set(codec.decode(content)["metrics"]) == {"num-examples", "train_loss"}
+        await link.say(ack=pb.Ack(id=task_id))
+        await link.finish()
+
+    result, said = play(tmp_path, server)
+    assert result == "completed"
+    assert any("device cpu" in line for line in said)
+    assert any(line.startswith("round 1: train done") for line in said)
+
+
+def test_a_finished_reply_is_sent_again_byte_for_byte_and_charged_once(tmp_path):
+    fed = federation(**PRIVATE)
+    answers = []
+
+    async def loses_it(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        await link.ask(fed)
+        answers.append(await link.answer())  # and no acknowledgement
+
+    async def asks_again(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        await link.ask(fed)
+        answers.append(await link.answer())
+        await link.say(ack=pb.Ack(id=answers[-1][0]))
+        await link.finish()
+
+    result, _ = play(tmp_path, loses_it, asks_again)
+    assert result == "completed"
+    assert answers[0] == answers[1]
+    assert [e.task for e in entries(tmp_path) if e.mechanism == "gaussian"] == ["run/train/1"]
+
+
+def test_the_stored_reply_survives_a_restart_of_the_process(tmp_path):
+    fed = federation(**PRIVATE)
+    answers = []
+
+    async def ask_and_vanish(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        await link.ask(fed)
+        answers.append(await link.answer())
+        await link.finish()  # the client ends without an acknowledgement
+
+    async def ask_again(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        await link.ask(fed)
+        answers.append(await link.answer())
+        await link.finish()
+
+    play(tmp_path, ask_and_vanish)
+    play(tmp_path, ask_again)
+    assert answers[0] == answers[1]
+    assert len([e for e in entries(tmp_path) if e.mechanism == "gaussian"]) == 1
+
+
+def test_once_acknowledged_a_task_that_is_asked_again_is_charged_again(tmp_path):
+    fed = federation(**PRIVATE)
+
+    async def server(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        first, second = [await _ask_and_acknowledge(link, fed) for _ in range(2)]
+        assert first != second  # other noise
+        await link.finish()
+
+    play(tmp_path, server)
+    charged = [e for e in entries(tmp_path) if e.mechanism == "gaussian"]
+    assert [(e.task, e.attempt) for e in charged] == [("run/train/1", 1), ("run/train/1", 2)]
+
+
+async def _ask_and_acknowledge(link: Link, fed: Federation) -> bytes:
+    await link.ask(fed)
+    task_id, content = await link.answer()
+    await link.say(ack=pb.Ack(id=task_id))
+    return content
+
+
+def test_a_server_that_asks_beyond_the_plan_is_refused_and_nothing_is_charged(tmp_path):
+    fed = federation(**PRIVATE)  # three rounds
+
+    async def server(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        for server_round in (1, 2, 3):
+            await link.ask(fed, server_round=server_round)
+            await link.answer()
+        await link.ask(fed, server_round=4)
+        failure = await link.hear("failure")
+        assert failure.code == records.BUDGET_EXHAUSTED
+        assert "3 rounds are all charged" in failure.reason
+        await link.finish()
+
+    play(tmp_path, server)
+    assert len([e for e in entries(tmp_path) if e.part == "train" and e.mechanism == "gaussian"]) == 3
+
+
+def test_what_a_private_client_sends_is_only_what_is_accounted(tmp_path):
+    fed = federation(**PRIVATE)
+
+    async def server(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        await link.ask(fed)
+        _, content = await link.answer()
+        reply = codec.decode(content)
+        assert set(reply) == {"arrays", "metrics", "privacy"}
+        assert set(reply["metrics"]) == {"num-examples"}
+        assert reply["metrics"]["num-examples"] == reply["privacy"]["rows"]
+        await link.ask(fed, server_round=3, task_type="evaluate")
+        _, content = await link.answer()
+        reply = codec.decode(content)
+        assert set(reply) == {"metrics", "privacy"}
+        assert reply["metrics"]["num-examples"] == 1.0
+        counts = reply["metrics"]["counts"]
+        assert all(c != round(c) for c in counts)  # noisy
+        await link.finish()
+
+    play(tmp_path, server)
+    assert [e.mechanism for e in entries(tmp_path)] == ["geometric", "gaussian", "gaussian"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "error", "code", "reason"),
+    [
+        (Policy(epsilon=8.0, delta=1e-4), Refusal, records.REFUSED, "policy.delta: asked 0.001, allowed 0.0001"),
+        (Policy(epsilon=8.0, delta=1e-3, approved=("0" * 64,)), Refusal, records.REFUSED, "policy.approved"),
+        (Policy(epsilon=0.1, delta=1e-3), BudgetExhausted, records.BUDGET_EXHAUSTED, "policy.epsilon: 0.1"),
+    ],
+)
+def test_a_policy_refusal_reaches_the_server_with_its_reason_and_charges_nothing(tmp_path, policy, error, code, reason):
+    async def server(link: Link) -> None:
+        await link.welcome(federation(**PRIVATE))
+        failure = await link.hear("failure")
+        assert (failure.id, failure.code) == ("", code)
+        assert reason in failure.reason
+        await link.hear("goodbye")
+
+    result, _ = play(tmp_path, server, policy=policy)
+    assert isinstance(result, error)
+    ledger = tmp_path / "state" / "ada.ledger"
+    assert not ledger.exists() or entries(tmp_path) == []
+
+
+def test_data_that_does_not_fit_is_the_owners_to_see(tmp_path):
+    (tmp_path / "ada.csv").write_text("a,b,c,y\n0,confidential,red,1\n")
+
+    async def server(link: Link) -> None:
+        await link.welcome(federation())
+        failure = await link.hear("failure")
+        assert failure.code == records.FAILED
+        assert "confidential" not in failure.reason
+        await link.hear("goodbye")
+
+    result, _ = play(tmp_path, server)
+    assert isinstance(result, DataError)
+    assert "line 2: b: expected a number, found 'confidential'" in str(result)
+
+
+def test_another_federation_after_a_reconnection_is_refused(tmp_path):
+    async def first(link: Link) -> None:
+        await link.welcome(federation())
+        await link.hear("ready")
+
+    async def then(link: Link) -> None:
+        await link.welcome(federation(training__learning_rate=0.2))
+        assert "not the one that was agreed to" in (await link.hear("failure")).reason
+        await link.hear("goodbye")
+
+    result, _ = play(tmp_path, first, then)
+    assert isinstance(result, Refusal)
+
+
+def test_arrays_that_do_not_fit_the_model_are_refused(tmp_path):
+    fed, other = federation(), federation(model__hidden=[3])
+
+    async def server(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        await link.ask(other)
+        failure = await link.hear("failure")
+        assert failure.code == records.REFUSED
+        assert "do not fit the federation's model" in failure.reason
+        await link.finish()
+
+    play(tmp_path, server)
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        ({"chunk": pb.Chunk(data=b"x")}, "a frame chunk that is not expected here"),
+        ({"rejected": pb.Rejected(reason="who are you")}, "the server turned us away: who are you"),
+        ({"task": pb.Task(id="t", size=1 << 40)}, "is not accepted"),
+    ],
+)
+def test_a_server_that_breaks_the_protocol_is_left(tmp_path, frame, reason):
+    async def server(link: Link) -> None:
+        await link.hear("hello")
+        await link.say(**frame)
+
+    result, _ = play(tmp_path, server)
+    assert isinstance(result, ProtocolError)
+    assert reason in str(result)
+
+
+def test_a_server_that_stays_away_is_given_up(tmp_path):
+    async def server(link: Link) -> None:
+        await link.welcome(federation())
+        await link.hear("ready")
+
+    async def broken(link: Link) -> None:
+        raise_away = link._context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+        try:
+            await raise_away
+        except BaseException:
+            return
+
+    result, said = play(tmp_path, server, *[broken] * 20, wait_s=0.5)
+    assert isinstance(result, ConnectionFailed)
+    assert any("waiting up to 0.5 s" in line for line in said)

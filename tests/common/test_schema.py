@@ -1,0 +1,306 @@
+"""Encoding is declared: it looks at one cell at a time, and never at the data to decide how."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+from common import documents, tables
+from common.errors import DataError
+from common.schema import Encoded, Schema, encode
+
+AGE = {"name": "age", "type": "numeric", "bounds": [20, 100]}
+CHOL = {"name": "chol", "type": "numeric", "bounds": [0, 10], "missing": [0, "?"]}
+CP = {"name": "cp", "type": "categorical", "categories": [1, 2, "none"], "missing": ["?"]}
+SICK = {"name": "sick", "classes": {"no": [0], "yes": [1, 2]}}
+COST = {"name": "cost", "bounds": [100, 300]}
+
+
+def schema(*features: dict[str, Any], target: dict[str, Any] = SICK, **more: Any) -> Schema:
+    return documents.validate({"features": list(features), "target": target, **more}, Schema)
+
+
+def column(feature: dict[str, Any], cells: list[Any]) -> Encoded:
+    """One feature encoded, beside a target that alternates."""
+    frame = pl.DataFrame({feature["name"]: cells, "sick": [i % 2 for i in range(len(cells))]}, strict=False)
+    return encode(frame, schema(feature))
+
+
+def target(declared: dict[str, Any], cells: list[Any]) -> Encoded:
+    frame = pl.DataFrame({"age": [50] * len(cells), declared["name"]: cells}, strict=False)
+    return encode(frame, schema(AGE, target=declared))
+
+
+def test_a_number_is_scaled_from_its_bounds_to_minus_one_and_one():
+    # 20 -> -1, 60 -> 0, 80 -> 0.5, 100 -> 1
+    assert_array_equal(column(AGE, [20, 60, 80, 100]).x, [[-1], [0], [0.5], [1]])
+
+
+def test_a_number_outside_its_bounds_is_clamped_and_counted():
+    encoded = column(AGE, [19.9, 20, 101, 1e300])
+    assert_array_equal(encoded.x, [[-1], [-1], [1], [1]])
+    assert encoded.report.clamped == {"age": 3}
+
+
+@pytest.mark.parametrize("marker", ["?", "0", "0.0", "", " ? ", None, "-0"])
+def test_a_missing_number_is_the_middle_and_flagged(marker):
+    encoded = column(CHOL, ["2.5", marker])
+    assert_array_equal(encoded.x, [[-0.5, 0], [0, 1]])
+    assert encoded.report.missing == {"chol": 1} and encoded.report.clamped == {}
+
+
+def test_categories_are_one_hot_with_a_place_for_others_and_none_for_missing():
+    encoded = column(CP, ["1", "2", "none", "3", "None", "?", ""])
+    assert_array_equal(
+        encoded.x,
+        [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]],
+    )
+    assert encoded.report.other == {"cp": 2} and encoded.report.missing == {"cp": 2}
+
+
+def test_a_category_that_is_also_a_marker_is_missing():
+    encoded = column(CP | {"missing": [2]}, ["1", "2"])
+    assert_array_equal(encoded.x, [[1, 0, 0, 0], [0, 0, 0, 0]])
+    assert encoded.report.missing == {"cp": 1}
+
+
+@pytest.mark.parametrize("declared", [1, 1.0])
+@pytest.mark.parametrize("cell", ["1", "1.0", " 1 ", "1e0", "01", 1, 1.0])
+def test_numbers_agree_however_they_are_spelt(declared, cell):
+    feature = {"name": "cp", "type": "categorical", "categories": [declared, 2]}
+    assert_array_equal(column(feature, [cell]).x, [[1, 0, 0]])
+    assert target({"name": "y", "classes": {"a": [0], "b": [declared]}}, [cell]).y == [1]
+
+
+@pytest.mark.parametrize("cell, hot", [("01", 0), ("1", 1), ("1.0", 2)])
+def test_a_category_that_is_text_is_compared_as_text(cell, hot):
+    feature = {"name": "code", "type": "categorical", "categories": ["01", "1"]}
+    assert column(feature, [cell]).x.argmax() == hot
+
+
+@pytest.mark.parametrize("cells", [[True, False], ["true", "false"]])
+def test_booleans_are_the_words_true_and_false(cells):
+    feature = {"name": "ill", "type": "categorical", "categories": ["false", "true"]}
+    assert_array_equal(column(feature, cells).x, [[0, 1, 0], [1, 0, 0]])
+
+
+def test_classes_are_indices_in_the_order_of_the_schema():
+    encoded = target(SICK, ["0", "2", "1", "0"])
+    assert encoded.y.dtype == np.int64
+    assert_array_equal(encoded.y, [0, 1, 1, 0])
+    assert encoded.report.classes == {"no": 2, "yes": 2}
+
+
+def test_a_numeric_target_is_scaled_to_zero_and_one_and_clamped():
+    encoded = target(COST, [100, 150, 300, 400, 0])
+    assert encoded.y.dtype == np.float32
+    assert_array_equal(encoded.y, np.float32([0, 0.25, 1, 1, 0]))
+    assert encoded.report.clamped == {"cost": 2}
+
+
+def test_a_table_of_one_class_is_accepted_and_said():
+    encoded = target(SICK, [1, 2, 1])
+    assert_array_equal(encoded.y, [1, 1, 1])
+    assert "all rows are of one class: yes" in encoded.report.lines()
+
+
+def test_an_absent_optional_column_is_missing_everywhere():
+    chol, cp = CHOL | {"optional": True, "missing": []}, CP | {"optional": True}
+    encoded = encode(pl.DataFrame({"age": [60, 60], "sick": [0, 1]}), schema(chol, AGE, cp))
+    assert_array_equal(encoded.x, [[0, 1, 0, 0, 0, 0, 0]] * 2)
+    assert encoded.report.absent == ["chol", "cp"]
+    assert "column chol is absent; it is optional and counts as missing" in encoded.report.lines()
+
+
+def test_an_absent_column_encodes_as_an_empty_one():
+    features = [CHOL | {"optional": True}, CP | {"optional": True}, AGE]
+    rest = pl.DataFrame({"age": [60], "sick": [0]})
+    empty = rest.with_columns(chol=pl.lit(None, pl.String), cp=pl.lit(""))
+    assert_array_equal(encode(rest, schema(*features)).x, encode(empty, schema(*features)).x)
+
+
+def test_absent_columns_are_all_named_with_the_nearest_that_is_there():
+    frame = pl.DataFrame({"Age": [1], "chool": ["?"], "sick": [0]})
+    with pytest.raises(
+        DataError, match=r"^t.csv: the table lacks chol \(did you mean chool\?\), cp; it has Age, chool"
+    ):
+        encode(frame, schema(CHOL, CP, AGE | {"optional": True}), source="t.csv")
+
+
+def test_columns_the_schema_does_not_name_and_their_order_do_not_count():
+    frame = pl.DataFrame({"age": [60, 70], "cp": [1, 2], "sick": [0, 1]})
+    more = frame.select("sick", pl.lit("x").alias("note"), "cp", "age")
+    assert_array_equal(encode(frame, schema(AGE, CP)).x, encode(more, schema(AGE, CP)).x)
+
+
+@pytest.mark.parametrize("cell", ["old", "nan", "NaN", "inf", "-inf", "1e999", "1_000", "1,5", "0x10", True, math.nan])
+def test_what_is_no_finite_number_does_not_fit_a_numeric_column(cell):
+    with pytest.raises(DataError, match="1 cell does not fit the schema:\n  line 2: age: expected a number, found '"):
+        encode(pl.DataFrame({"age": [cell], "sick": [0]}, strict=False), schema(AGE), first_line=2)
+    with pytest.raises(DataError, match="line 1: cost: expected a number, found"):
+        target(COST, [cell])
+
+
+@pytest.mark.parametrize("feature", [AGE, {"name": "cp", "type": "categorical", "categories": [1]}])
+@pytest.mark.parametrize("cell", ["", "  ", None])
+def test_an_empty_cell_needs_a_column_that_may_be_missing(feature, cell):
+    with pytest.raises(DataError, match=f"line 1: {feature['name']}: is empty, and the schema gives this column no"):
+        column(feature, [cell])
+
+
+def test_an_unknown_class_is_quoted_beside_the_known_ones():
+    with pytest.raises(DataError, match="line 2: sick: unknown class '3'; the schema knows 0, 1, 2"):
+        target(SICK, ["0", "3"])
+
+
+@pytest.mark.parametrize("declared", [SICK, COST])
+def test_an_empty_target_does_not_fit(declared):
+    with pytest.raises(
+        DataError, match=f"1 cell does not fit the schema:\n  line 1: {declared['name']}: the target is"
+    ):
+        target(declared, [""])
+
+
+def test_a_table_without_rows_is_refused():
+    with pytest.raises(DataError, match=r"^t.csv: the table has no rows$"):
+        encode(pl.DataFrame({"age": [], "sick": []}), schema(AGE), source="t.csv")
+
+
+@pytest.mark.parametrize("cell", [[1], {"a": 1}, b"\xff"])
+def test_a_column_of_lists_or_bytes_is_refused(cell):
+    with pytest.raises(DataError, match=r"t.parquet: column age holds .*, not text, numbers or booleans"):
+        encode(pl.DataFrame({"age": [cell], "sick": [0]}), schema(AGE), source="t.parquet")
+
+
+def test_the_first_ten_offending_cells_are_told_in_the_order_of_the_file():
+    # Line 2 is row 0. Ages are bad on every third line, targets on every second: 10 + 15 of 30 rows.
+    frame = pl.DataFrame(
+        {
+            "age": ["x" if i % 3 == 0 else "50" for i in range(30)],
+            "sick": ["9" if i % 2 == 0 else "0" for i in range(30)],
+        }
+    )
+    with pytest.raises(DataError, match="25 cells do not fit the schema") as caught:
+        encode(frame, schema(AGE), first_line=2)
+    _, *shown, more = str(caught.value).splitlines()
+    places = [line.split(":")[:2] for line in shown]
+    assert [place[0] for place in places] == [f"  line {n}" for n in (2, 2, 4, 5, 6, 8, 8, 10, 11, 12)]
+    assert [place[1] for place in places] == [
+        f" {name}" for name in "age sick sick age sick age sick sick age sick".split()
+    ]
+    assert more == "  and 15 more"
+
+
+def test_line_numbers_count_the_lines_inside_quoted_cells():
+    frame = pl.DataFrame({"age": ["50", "old", "x"], "note": ["two\nlines", "a\nb\nc", ""], "sick": ["0"] * 3})
+    # The first row takes lines 2 and 3, the second 4 to 6, the third stands on 7.
+    with pytest.raises(DataError, match=r"\n  line 4: age: .*'old'\n  line 7: age: .*'x'"):
+        encode(frame, schema(AGE), first_line=2)
+
+
+def test_rows_of_a_typed_table_are_numbered_whatever_their_text_holds():
+    frame = pl.DataFrame({"age": [50, 60], "note": ["two\nlines", ""], "sick": [0, 9]})
+    with pytest.raises(DataError, match="\n  line 2: sick: unknown class '9'"):
+        encode(frame, schema(AGE))
+
+
+def test_the_report_says_what_was_met():
+    frame = pl.DataFrame({"age": ["1", "50"], "chol": ["?", "5"], "cp": ["7", "1"], "sick": ["0", "2"]})
+    assert encode(frame, schema(AGE, CHOL, CP)).report.lines() == [
+        "cells outside their bounds, clamped: age 1",
+        "cells outside their categories, counted as other: cp 1",
+        "cells missing: chol 1",
+        "classes: no 1, yes 1",
+    ]
+
+
+CELLS = st.fixed_dictionaries(
+    {
+        "age": st.floats(-1e3, 1e3) | st.integers(0, 200),
+        "chol": st.none() | st.sampled_from([0.0, 5.0, 11.0]) | st.floats(-20, 20),
+        "cp": st.sampled_from([1.0, 2.0, 3.0]) | st.none(),
+        "word": st.sampled_from(["red", "green", "blue", " red", "", "1", "nan", "two\nlines", 'a "b"', "x,y;z"]),
+        "sick": st.sampled_from([0, 1, 2]),
+    }
+)
+WORD = {"name": "word", "type": "categorical", "categories": ["red", "green", 1, "two\nlines"], "optional": True}
+WIDE = schema(AGE, CHOL, CP, WORD)
+TYPES = {"age": pl.Float64, "chol": pl.Float64, "cp": pl.Float64, "word": pl.String, "sick": pl.Int64}
+
+
+@given(rows=st.lists(CELLS, min_size=1, max_size=12), data=st.data())
+def test_encoding_some_rows_is_some_rows_of_the_encoding(rows, data):
+    frame = pl.DataFrame(rows, schema=TYPES)
+    index = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=20))
+    whole, some = encode(frame, WIDE), encode(frame[index], WIDE)
+    assert_array_equal(some.x, whole.x[index])
+    assert_array_equal(some.y, whole.y[index])
+
+
+@given(rows=st.lists(CELLS, min_size=1, max_size=12))
+def test_an_encoding_is_as_wide_as_declared_and_bounded(rows):
+    encoded = encode(pl.DataFrame(rows, schema=TYPES), WIDE)
+    # age 1, chol 2 (it may be missing), cp 3 + 1, word 4 + 1.
+    assert encoded.x.shape == (len(rows), 12) and WIDE.inputs == 12 and encoded.x.dtype == np.float32
+    assert np.abs(encoded.x).max() <= 1
+    for block in (encoded.x[:, 3:7], encoded.x[:, 7:12]):
+        assert set(block.sum(axis=1)) <= {0, 1}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tables")
+
+
+@given(rows=st.lists(CELLS, min_size=1, max_size=12), narrow=st.booleans())
+def test_one_table_means_the_same_as_csv_and_as_parquet(folder, rows, narrow):
+    frame = pl.DataFrame(rows, schema=TYPES)
+    if narrow:  # 0.1 as float32 is not 0.1 as float64, but both are written 0.1
+        frame = frame.with_columns(pl.col(pl.Float64).cast(pl.Float32), pl.col(pl.Int64).cast(pl.Int8))
+    frame.write_csv(folder / "t.csv")
+    frame.write_parquet(folder / "t.parquet")
+    text, typed = (
+        encode(read.frame, WIDE)
+        for read in (tables.read(folder / "t.csv", WIDE), tables.read(folder / "t.parquet", WIDE))
+    )
+    assert_array_equal(text.x, typed.x)
+    assert_array_equal(text.y, typed.y)
+    assert text.report == typed.report
+
+
+@pytest.mark.parametrize(
+    "features, more, expected",
+    [
+        ([AGE, AGE], {}, "features[1].name stands twice (got age)"),
+        ([AGE | {"bounds": [5, 5]}], {}, "features[0].bounds must rise, as in [0, 100]"),
+        ([AGE | {"bounds": [9, 5]}], {}, "features[0].bounds must rise, as in [0, 100]"),
+        ([AGE | {"bounds": [-1e308, 1e308]}], {}, "features[0].bounds must rise, as in [0, 100], and be a finite"),
+        ([CP | {"categories": [1, 1.0]}], {}, "features[0].categories must all differ; 1 and 1.0 mean the same cells"),
+        ([CP | {"categories": [1, "1.0"]}], {}, "features[0].categories must all differ; 1 and 1.0 mean the same"),
+        ([CP | {"categories": []}], {}, "features[0].categories must have 1 or more entries"),
+        (
+            [AGE],
+            {"target": SICK | {"classes": {"a": [0], "b": [0.0]}}},
+            "target.classes.b shares the value 0.0 with cl",
+        ),
+        ([AGE], {"target": SICK | {"classes": {"a": [0], "b": []}}}, "target.classes.b needs at least one value"),
+        ([AGE], {"target": SICK | {"classes": [0, 0, 1]}}, "target.classes must all differ (got [0, 0, 1])"),
+        ([AGE], {"target": COST | {"bounds": [1, 0]}}, "target.bounds must rise"),
+        ([AGE], {"columns": ["age", "age", "sick"]}, "columns must all differ"),
+        ([AGE], {"columns": ["sick"]}, "columns lacks age"),
+        ([AGE], {"validation_fraction": 1}, "validation_fraction must be less than 1 (got 1)"),
+    ],
+)
+def test_a_schema_that_contradicts_itself_is_refused(features, more, expected):
+    contents: dict[str, Any] = {"features": features, "target": SICK, **more}
+    with pytest.raises(documents.Mistakes, match="^" + re.escape(expected)):
+        documents.validate(contents, Schema)

@@ -1,0 +1,285 @@
+"""Real processes over loopback: one server and its clients, as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from safetensors.numpy import load_file
+
+from client.ledger import Entry, Ledger, spent
+from common.wire import tls
+from tests.support import PRIVATE, document, table
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+
+NAMES = ("ada", "ben", "cyd")
+
+
+class Federation:
+    """A folder with certificates, a federation file and client files, and the processes that run in it."""
+
+    def __init__(self, folder: Path, processes: ExitStack, **changes: Any) -> None:
+        self.folder, self._processes = folder, processes
+        self.certs = folder / "certs"
+        tls.create_authority(self.certs)
+        tls.create_server(self.certs, ["127.0.0.1"])
+        self.document = folder / "federation.yaml"
+        self.document.write_text(yaml.safe_dump(document(**changes)))
+        for i, name in enumerate(NAMES):
+            tls.create_client(self.certs, name)
+            table(seed=i).write_csv(folder / f"{name}.csv")
+        self.run = folder / "run"
+        self.address = ""
+
+    def client_file(self, name: str, **changes: Any) -> Path:
+        files = {"ca": "certs/ca.pem", "certificate": f"certs/{name}.pem", "key": f"certs/{name}.key"}
+        policy = {"epsilon": 8.0, "delta": 1e-3, "without_privacy": True}
+        value = {
+            "server": self.address,
+            "tls": files,
+            "data": {"path": f"{name}.csv", "name": name},
+            "device": "cpu",
+            "state": f"state/{name}",
+            "policy": policy,
+        }
+        path = self.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**value, **changes}))
+        return path
+
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        """A `cloister` process, ended with the test."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cloister", *map(str, arguments)],
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        )
+        self._processes.callback(_end, process)
+        return process
+
+    def serve(self, *arguments: object) -> subprocess.Popen[str]:
+        server = self.start(
+            "serve",
+            self.document,
+            "--address",
+            "127.0.0.1:0",
+            "--certificates",
+            self.certs,
+            "--out",
+            self.run,
+            *arguments,
+        )
+        self.address = self.event(lambda e: e["event"] == "serving", server)["address"]
+        return server
+
+    def events(self) -> list[dict[str, Any]]:
+        path = self.run / "events.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def event(self, wanted: Callable[[dict[str, Any]], bool], server: subprocess.Popen[str]) -> dict[str, Any]:
+        """The first event that is wanted, once it is there."""
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            if found := next((e for e in self.events() if wanted(e)), None):
+                return found
+            assert server.poll() is None, f"the server ended: {server.communicate()[0]}"
+            time.sleep(0.05)
+        raise AssertionError(f"no such event within 90 s; there are {self.events()}")
+
+    def result(self) -> dict[str, Any]:
+        return json.loads((self.run / "result.json").read_text())
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
+    with ExitStack() as processes:
+        yield lambda **changes: Federation(tmp_path, processes, **changes)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def output(process: subprocess.Popen[str], code: int = 0) -> str:
+    """What the process printed, once it has ended with `code`."""
+    text, _ = process.communicate(timeout=90)
+    assert process.returncode == code, text
+    return text
+
+
+def test_a_private_federation_from_first_hello_to_last_goodbye(federation):
+    fed = federation(**PRIVATE, training__rounds=6)
+    table(seed=9).write_csv(fed.folder / "held.csv")
+    server = fed.serve("--held-out", "held.csv")
+    clients = [fed.start("join", fed.client_file(name)) for name in NAMES[:2]]
+    assert _health(fed) == health_pb2.HealthCheckResponse.SERVING
+    served = output(server)
+    told = [output(client) for client in clients]
+
+    result = fed.result()
+    assert (result["status"], result["rounds"], result["clients"]) == ("completed", 6, ["ada", "ben"])
+    assert all(0 < e <= 4.0 for e in result["privacy"]["row"]["per_client"].values())
+    assert result["privacy"]["row"]["epsilon"] == max(result["privacy"]["row"]["per_client"].values())
+    layers = {f"layers.{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias")}
+    assert set(load_file(fed.run / "model.safetensors")) == layers
+    assert "completed after 6 rounds" in served
+    for text in told:
+        assert "device cpu" in text
+        assert f"fingerprint {fed.event(lambda e: e['event'] == 'start', server)['federation']}" in text
+        assert "the run is over: completed" in text
+
+    # Charged before it left, once, and what was acknowledged is not kept.
+    for name in NAMES[:2]:
+        ledger = Ledger(fed.folder / "state" / name / f"{name}.ledger")
+        entries = ledger.entries()
+        ledger.close()
+        assert [e.mechanism for e in entries] == ["geometric"] + 8 * ["gaussian"]
+        assert {e.attempt for e in entries} == {1}
+        assert result["privacy"]["row"]["per_client"][name] >= spent(entries, 1e-3) - 1e-9
+        with sqlite3.connect(fed.folder / "state" / name / f"{name}.ledger") as db:
+            assert db.execute("SELECT count(*) FROM replies").fetchone() == (0,)
+
+    # No exact number of a client is anywhere at the server.
+    rounds = [e for e in fed.events() if e["event"] == "round"]
+    assert [e["train"]["loss"] for e in rounds] == [None] * 6
+    assert [0 <= e["held_out"]["accuracy"] <= 1 for e in rounds] == [True] * 6
+    assert ["evaluation" in e for e in rounds] == [False, False, True] * 2
+    statement = json.loads((fed.run / "privacy.json").read_text())
+    sizes = {c["released"][0]["told"] for c in statement["row"]["per_client"].values()}
+    exact = {int(n) for text in told for n in re.findall(r"(\d+) to train on, (\d+) to validate", text)[0]}
+    seen = served + json.dumps(fed.events()) + (fed.run / "privacy.json").read_text()
+    for number in exact - sizes:
+        assert not re.search(rf"(?<![\d.]){number}(?![\d.])", seen), f"the exact count {number} was told"
+
+
+def _health(fed: Federation) -> int:
+    material = tls.load(fed.certs / "ca.pem", fed.certs / "ada.pem", fed.certs / "ada.key")
+    credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.certificate)
+    with grpc.secure_channel(fed.address, credentials) as channel:
+        return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10).status
+
+
+def test_a_killed_private_client_comes_back_to_the_plan_it_had(federation):
+    fed = federation(**PRIVATE, training__rounds=60, privacy__evaluation__every=30)
+    fed.address = _free_address()
+    ben = fed.start("join", fed.client_file("ben"), "--wait", "60")  # before there is a server
+    server = fed.serve("--address", fed.address)
+    ada = fed.start("join", fed.client_file("ada"))
+    fed.event(lambda e: e["event"] == "round" and e["round"] >= 3, server)
+    ada.kill()
+    ada.wait()
+    path = fed.folder / "state/ada/ada.ledger"
+    before = _updates(path)
+    assert len(before) >= 3
+    again = fed.start("join", fed.client_file("ada"))
+    output(server)
+    assert "the run is over" in output(again)
+    assert "no server at" in output(ben)
+    after = _updates(path)
+    assert len({(e.noise_multiplier, e.sampling_rate, e.steps, e.run) for e in after}) == 1
+    assert len(before) < len(after) <= 60
+    assert fed.result()["privacy"]["row"]["epsilon"] <= 4.0
+
+
+def _updates(path: Path) -> list[Entry]:
+    ledger = Ledger(path)
+    entries = [e for e in ledger.entries() if e.part == "train" and e.mechanism == "gaussian"]
+    ledger.close()
+    return entries
+
+
+def _free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_interrupting_the_server_saves_the_run_and_frees_the_clients(federation):
+    fed = federation(training__rounds=5000)
+    server = fed.serve()
+    clients = [fed.start("join", fed.client_file(name)) for name in NAMES[:2]]
+    fed.event(lambda e: e["event"] == "round" and e["round"] >= 2, server)
+    server.send_signal(signal.SIGINT)
+    text = output(server, 130)
+    assert "Traceback" not in text
+    assert fed.result()["status"] == "stopped"
+    assert fed.result()["rounds"] >= 2
+    assert load_file(fed.run / "model.safetensors")
+    for client in clients:
+        assert "the run is over: stopped" in output(client)
+
+
+def test_interrupting_a_client_is_clean_and_the_others_go_on(federation):
+    fed = federation(training__rounds=400, training__local_steps=5, strategy__min_clients=1)
+    server = fed.serve()
+    ada, ben, cyd = (fed.start("join", fed.client_file(name)) for name in NAMES)
+    fed.event(lambda e: e["event"] == "round" and e["clients"] == 3, server)
+    for client, number in ((ada, signal.SIGINT), (ben, signal.SIGTERM)):
+        client.send_signal(number)
+        text = output(client, 130)
+        assert "left the federation" in text
+        assert "Traceback" not in text
+    output(server)
+    assert fed.result()["status"] == "completed"
+    assert "the run is over" in output(cyd)
+
+
+def test_a_client_that_will_not_or_cannot_take_part_says_why(federation):
+    fed = federation()  # without privacy
+    server = fed.serve("--wait", "20")
+    strict = fed.client_file("ada", policy={"epsilon": 8.0, "delta": 1e-3})
+    (fed.folder / "ben.csv").write_text("a,b,c,y\n0.1,secret-cell,red,1\n")
+    ada, ben = fed.start("join", strict), fed.start("join", fed.client_file("ben"))
+    assert re.search(r"error: policy\.without_privacy is false", output(ada, 2))
+    # The owner sees the cell; the server learns only that there is something to see.
+    assert "error: ben.csv: 1 cell does not fit the schema:\n  line 2: b: expected a number" in output(ben, 2)
+    served = output(server, 1)
+    assert "ada refuses the federation: policy.without_privacy is false" in served
+    assert "ben refuses the federation: the client could not open its data" in served
+    assert "secret-cell" not in served
+    assert "error: only 0 of the 2 clients that a round needs came within 20 s" in served
+    assert fed.result()["status"] == "failed"
+
+
+def test_a_server_that_is_not_there_is_waited_for_and_then_given_up(federation):
+    fed = federation()
+    fed.address = _free_address()
+    text = output(fed.start("join", fed.client_file("ada"), "--wait", "1"), 2)
+    assert f"no server at {fed.address}" in text
+    assert "waiting up to 1 s" in text
+    assert re.search(r"error: .*no server within 1 s", text)
+
+
+def test_a_port_in_use_is_one_clear_line_and_leaves_no_run_folder(federation):
+    fed = federation()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        text = output(fed.start("serve", fed.document, "--address", address, "--insecure", "--out", fed.run), 2)
+    assert f"error: {address}: cannot be served; the port is in use" in text
+    assert "Traceback" not in text
+    assert not fed.run.exists()

@@ -1,0 +1,111 @@
+"""Flower ClientApps written for tests, and a run over them. Each client adds 1 to every number of the model, unless
+told otherwise, so that after n complete rounds the model has moved by exactly n."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from common import model as models
+from common.errors import RunFailed
+from common.federation import Federation
+from common.model import State
+from common.wire import records
+from common.wire.records import ARRAYS, COUNTS, LOSS, LOST, METRICS, WEIGHT
+from server import strategies
+from server.rounds import Event, Run, run_rounds
+from simulations.inline import InlineGrid
+
+Answer = RecordDict | Error | None  # None: no answer in time
+
+
+@dataclass
+class Clients:
+    """Fake clients. `odd` maps (round, node), or a node for every round, to what it does instead of training."""
+
+    odd: dict[Any, Callable[[Message], Answer]] = field(default_factory=dict)
+    asked: list[tuple[str, int, int]] = field(default_factory=list)  # type, round, node
+    counts: tuple[float, ...] = (3.0, 1.0, 2.0, 4.0)
+    evaluates: Callable[[Message], Answer] | None = None
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        node, round = context.node_id, int(message.metadata.group_id)
+        kind = message.metadata.message_type
+        self.asked.append((kind, round, node))
+        if kind == "evaluate":
+            good = RecordDict({METRICS: MetricRecord({WEIGHT: 1.0, COUNTS: list(self.counts)})})
+            answer = self.evaluates(message) if self.evaluates else good
+        else:
+            answer = self.odd.get((round, node), self.odd.get(node, train))(message)
+        if answer is None:
+            return Message(Error(code=LOST, reason="timed out"), reply_to=message)
+        return Message(answer, reply_to=message)
+
+    def trained(self, round: int) -> list[int]:
+        """The nodes that a round asked to train; in which order is Flower's affair."""
+        return sorted(node for kind, r, node in self.asked if (kind, r) == ("train", round))
+
+
+def train(message: Message, *, metrics: dict[str, float] | None = None) -> RecordDict:
+    state = records.to_state(message.content[ARRAYS])
+    moved = {name: array + np.float32(1) for name, array in state.items()}
+    figures = MetricRecord({WEIGHT: 10.0, LOSS: 0.5} if metrics is None else metrics)
+    return RecordDict({ARRAYS: records.from_state(moved), METRICS: figures})
+
+
+def train_to_nan(message: Message) -> RecordDict:
+    state = records.to_state(message.content[ARRAYS])
+    broken = {name: np.full_like(array, np.nan) for name, array in state.items()}
+    return RecordDict({ARRAYS: records.from_state(broken), METRICS: MetricRecord({WEIGHT: 1.0, LOSS: 0.5})})
+
+
+def says(code: int, reason: str = "no") -> Callable[[Message], Answer]:
+    return lambda message: Error(code=code, reason=reason)
+
+
+def interrupted(message: Message) -> Answer:
+    raise KeyboardInterrupt
+
+
+@dataclass
+class Outcome:
+    run: Run
+    events: list[Event]
+    saved: list[tuple[int, State]]
+    start: State
+
+    def rounds(self) -> list[Event]:
+        return [event for event in self.events if event["event"] == "round"]
+
+    def moved(self) -> float:
+        """By how much every number of the model has moved, the same for all."""
+        steps = {round(float(d), 3) for name in self.start for d in np.ravel(self.run.state[name] - self.start[name])}
+        (step,) = steps
+        return step
+
+
+def outcome(
+    document: Federation, clients: Clients, *, nodes: Iterable[int] = (1, 2, 3), grid: Grid | None = None
+) -> Outcome:
+    """Runs the rounds and returns how they went; `RunFailed` stands in the run's reason."""
+    events: list[Event] = []
+    saved: list[tuple[int, State]] = []
+    run = Run(
+        federation=document,
+        name="test",
+        state=models.state_of(models.build(document)),
+        observe=events.append,
+        save=lambda state, server_round: saved.append((server_round, state)),
+    )
+    start = run.state
+    grid = grid or InlineGrid(clients, nodes, run="test")  # type: ignore[arg-type]
+    try:
+        run_rounds(run, grid, strategies.build(document), wait_s=0.0)
+    except RunFailed as error:
+        run.reason = str(error)
+    return Outcome(run, events, saved, start)

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from server import progress
+from server.progress import ProgressDisplay, print_result
+
+HOSTILE = ["[/red]", "[bold]x", "[link=http://x]y[/link]", "[red", "\\[x]", "[]", "[[a]]"]
+
+
+def event(number: int = 1, **changes: Any) -> dict[str, Any]:
+    return {
+        "event": "round",
+        "round": number,
+        "rounds": 20,
+        "clients": 4,
+        "asked": 4,
+        "train": {"loss": 0.5},
+        "rejected": [],
+        "seconds": 0.1,
+        "waiting": 0.0,
+    } | changes
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    metrics = {"accuracy": 0.75, "precision": 0.7, "recall": 0.65, "f1": 0.6}
+    return {
+        "status": "completed",
+        "reason": "",
+        "rounds": 20,
+        "clients": ["a", "b"],
+        "seconds": 12.34,
+        "evaluation": metrics,
+        "privacy": {"row": None, "client": None},
+    } | changes
+
+
+def shown(*events: dict[str, Any], terminal: bool = False, epsilon: float | None = None) -> str:
+    """What a display of these events writes."""
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=100)
+    with ProgressDisplay(console, epsilon=epsilon) as display:
+        for each in events:
+            display(each)
+    return file.getvalue()
+
+
+def closing(outcome: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
+    print_result(outcome, Path("runs/x"))
+    return capsys.readouterr().out
+
+
+def test_a_plain_display_shows_ten_lines_of_a_long_run_and_always_the_last():
+    lines = shown(*(event(n, rounds=25) for n in range(1, 26))).splitlines()
+    rounds = [int(line.split()[1].split("/")[0]) for line in lines]
+    assert rounds == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 25]
+
+
+def test_a_line_tells_round_clients_loss_accuracy_and_epsilon():
+    line = shown(
+        event(
+            20,
+            evaluation={"accuracy": 0.7712},
+            held_out={"accuracy": 0.5},
+            privacy={"row": {"epsilon": 2.345, "per_client": {}}},
+        ),
+        epsilon=4.0,
+    )
+    assert line == (
+        "round 20/20  clients 4  loss 0.5000  accuracy 77.1 %  held out: accuracy 50.0 %  epsilon 2.35 of 4\n"
+    )
+
+
+def test_the_last_accuracy_stays_until_there_is_a_new_one_and_a_hidden_loss_is_left_out():
+    lines = shown(event(2, evaluation={"accuracy": 0.7}), event(4, train={"loss": None})).splitlines()
+    assert lines[1] == "round  4/20  clients 4  accuracy 70.0 %"
+
+
+def test_regression_shows_its_error():
+    assert "mean absolute error 12.35" in shown(event(20, evaluation={"mae": 12.3456, "mse": 200.0}))
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_waiting_is_shown(terminal):
+    text = shown({"event": "waiting", "clients": 1, "min_clients": 4}, terminal=terminal)
+    assert "waiting for clients: 1 of 4" in text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_rejection_and_a_failed_round_are_always_shown(terminal):
+    rejected = [{"client": "berlin", "kind": "refused", "reason": "policy.delta: asked 0.1"}]
+    text = shown(event(3, rejected=rejected, failed="1 of at least 2 replies"), terminal=terminal)
+    assert "round 3: berlin refused: policy.delta: asked 0.1" in text
+    assert "round 3: failed: 1 of at least 2 replies" in text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_events_that_are_not_shown_are_harmless(terminal):
+    assert "start" not in shown({"event": "start", "run": "x"}, {"event": "end"}).lower()
+    shown({"event": "end", "status": "completed", "reason": ""}, terminal=terminal)
+
+
+def test_a_terminal_shows_a_live_line_with_the_time_left():
+    text = shown(*(event(n) for n in range(1, 21)), terminal=True)
+    assert "round 20/20" in text
+    assert "left" in text
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_client_whose_name_or_reason_looks_like_markup_is_shown_as_it_is(name, terminal):
+    text = shown(event(3, rejected=[{"client": name, "kind": "lost", "reason": name}], failed=name), terminal=terminal)
+    assert f"{name} lost: {name}" in text
+    assert f"failed: {name}" in text
+
+
+def test_the_closing_table_tells_how_the_run_ended(capsys):
+    row = {"epsilon": 3.9, "delta": 1e-3, "per_client": {"berlin": 3.9, "lyon": 3.456}}
+    held_out = {"accuracy": 0.77, "per_client": {"berlin": {"accuracy": 0.8}}}
+    text = closing(result(privacy={"row": row, "client": None}, held_out=held_out, seconds=119.7), capsys)
+    figures = {tuple(part.strip() for part in line.strip("│┃").split("│")) for line in text.splitlines()}
+    assert "completed after 20 rounds" in text
+    assert {
+        ("accuracy (from noisy counts)", "75.0 %"),
+        ("F1, macro (from noisy counts)", "60.0 %"),
+        ("accuracy on held-out rows (exact)", "77.0 %"),
+        ("berlin", "80.0 %"),
+        ("epsilon of lyon", "3.46"),
+        ("delta", "0.001"),
+        ("clients", "2"),
+        ("time", "2 min 0 s"),
+    } <= figures
+    assert "run folder: runs/x" in text
+
+
+def test_exact_figures_are_not_called_noisy(capsys):
+    assert "noisy" not in closing(result(), capsys)
+
+
+def test_a_run_without_evaluation_has_a_closing_table_with_its_reason(capsys):
+    text = closing(result(status="budget_exhausted", reason="budgets are spent", evaluation=None), capsys)
+    assert "budget exhausted after 20 rounds" in text
+    assert "budgets are spent" in text
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_the_closing_table_shows_names_and_reasons_that_look_like_markup_as_they_are(capsys, name):
+    row = {"epsilon": 1.0, "delta": 1e-3, "per_client": {name: 1.0}}
+    held_out = {"accuracy": 0.5, "per_client": {name: {"accuracy": 0.5}}}
+    text = closing(result(reason=name, privacy={"row": row, "client": None}, held_out=held_out), capsys)
+    assert f"epsilon of {name} " in text
+    assert text.count(name) == 3
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [(0.04, "0.0 s"), (59.9, "59.9 s"), (60, "1 min 0 s"), (119.7, "2 min 0 s"), (3599.9, "1 h 0 min")],
+)
+def test_durations_are_told_in_two_units_at_most(seconds, words):
+    assert progress._duration(seconds) == words

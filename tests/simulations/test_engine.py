@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from client.site import Site
+from common.errors import ConfigError, DataError, RunFailed
+from common.federation import Federation
+from server.rundir import RunFolder, load_model
+from simulations.engine import simulate, sites_from_files, sites_from_table
+from tests.support import PRIVATE, federation, table
+
+CPU = torch.device("cpu")
+NUMBER = {
+    "schema": {
+        "features": [{"name": "a", "type": "numeric", "bounds": [-1, 1]}],
+        "target": {"name": "y", "bounds": [0, 10]},
+        "validation_fraction": 0.25,
+    },
+    "training__loss": "mse",
+}
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    table(300).write_csv(tmp_path / "table.csv")
+    return tmp_path / "table.csv"
+
+
+def dealt(
+    source: Path | int, *, clients: int | None = 4, how: str = "iid", seed: int = 0, document: Federation | None = None
+) -> list[Site]:
+    return sites_from_table(document or federation(), source, clients=clients, how=how, seed=seed, device=CPU)
+
+
+def rows(site: Site) -> int:
+    return len(site.dataset.y) + len(site.dataset.validation_y)
+
+
+def labels(site: Site) -> torch.Tensor:
+    return torch.cat([site.dataset.y, site.dataset.validation_y])
+
+
+def cells(site: Site) -> list[tuple[float, ...]]:
+    """All its rows, sorted."""
+    data = site.dataset
+    x, y = torch.cat([data.x, data.validation_x]), labels(site)
+    return sorted(map(tuple, torch.column_stack([x, y]).tolist()))
+
+
+@pytest.mark.parametrize(
+    "how, clients", [("iid", 4), ("dirichlet:0.5", 4), ("shards:2", 4), ("shards:2", 11), ("by:c", None), ("by:c", 2)]
+)
+def test_every_row_of_the_table_is_at_one_site(source, how, clients):
+    sites = dealt(source, how=how, clients=clients)
+    (whole,) = dealt(source, clients=1, document=federation(strategy__min_clients=1))
+    assert sorted(row for site in sites for row in cells(site)) == cells(whole)
+    assert len(sites) == (clients or 2)
+
+
+@pytest.mark.parametrize("how", ["iid", "dirichlet:0.5", "shards:2"])
+def test_the_same_seed_makes_the_same_sites_and_another_others(source, how):
+    first, again, other = (list(map(cells, dealt(source, how=how, seed=seed))) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_iid_gives_every_client_its_share_and_shards_few_labels(source):
+    assert [rows(site) for site in dealt(source, how="iid")] == [75] * 4
+    assert [rows(site) for site in dealt(source, how="shards:1")] == [75] * 4
+    mixed = [site for site in dealt(source, how="shards:1") if len(labels(site).unique()) > 1]
+    assert len(mixed) <= 1  # only the shard that has the border between the two labels in it
+
+
+def test_a_small_alpha_gives_clients_few_labels(source):
+    shares = [labels(site).double().mean().item() for site in dealt(source, how="dirichlet:0.05", seed=3)]
+    assert max(shares) > 0.9
+    assert min(shares) < 0.2
+
+
+def test_a_column_makes_one_client_a_value_by_its_name(source):
+    frame = pl.read_csv(source)
+    sites = dealt(source, how="by:c", clients=None)
+    assert [site.name for site in sites] == ["green", "red"]
+    assert [rows(site) for site in sites] == [frame["c"].eq(v).sum() for v in ("green", "red")]
+
+
+def test_clients_are_numbered_so_that_names_sort_as_numbers(source):
+    names = [site.name for site in dealt(source, clients=11)]
+    assert names == sorted(names)
+    assert (names[0], names[-1]) == ("client-00", "client-10")
+
+
+def test_a_numeric_target_is_dealt_by_its_deciles(tmp_path):
+    y = np.arange(200) / 20  # 0 to 9.95, 20 rows in each tenth of the bounds
+    pl.DataFrame({"a": np.linspace(-1, 1, 200), "y": y}).sample(fraction=1, shuffle=True, seed=0).write_csv(
+        tmp_path / "t.csv"
+    )
+    sites = dealt(tmp_path / "t.csv", clients=10, how="shards:1", document=federation(**NUMBER))
+    spans = [(labels(site).max() - labels(site).min()).item() for site in sites]
+    assert max(spans) < 0.1  # of a scaled target in [0, 1]
+
+
+def test_a_table_can_be_generated():
+    sites = dealt(100, clients=3)
+    assert sum(map(rows, sites)) == 100
+
+
+def test_one_site_a_file(tmp_path):
+    for number, name in enumerate(("paris", "berlin")):
+        table(50 + number, seed=number).write_csv(tmp_path / f"{name}.csv")
+    table(60, seed=2).write_parquet(tmp_path / "lyon.parquet")
+    (tmp_path / "README.md").write_text("not a table")
+    sites = sites_from_files(federation(), tmp_path, seed=0, device=CPU)
+    assert {site.name: rows(site) for site in sites} == {"berlin": 51, "lyon": 60, "paris": 50}
+
+
+def test_two_files_of_one_name_are_refused_and_neither_is_dropped(tmp_path):
+    table(50).write_csv(tmp_path / "lyon.csv")
+    table(60).write_parquet(tmp_path / "lyon.parquet")
+    with pytest.raises(DataError, match=r"lyon\.parquet: another table in this folder is called lyon too"):
+        sites_from_files(federation(), tmp_path, seed=0, device=CPU)
+
+
+def test_a_folder_without_tables_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no tables"):
+        sites_from_files(federation(), tmp_path, seed=0, device=CPU)
+
+
+@pytest.mark.parametrize(
+    "how, clients, message",
+    [
+        ("random", 4, "--partition random: not known; it is iid, dirichlet:ALPHA, shards:PER_CLIENT or by:COLUMN"),
+        ("", 4, "--partition : not known"),
+        ("iid:2", 4, "--partition iid:2: not known"),
+        ("dirichlet", 4, "--partition dirichlet: not known"),
+        ("dirichlet:much", 4, "--partition dirichlet:much: not known"),
+        ("dirichlet:0", 4, "dirichlet: alpha must be finite and greater than 0, got 0"),
+        ("dirichlet:nan", 4, "dirichlet: alpha must be finite and greater than 0, got nan"),
+        ("shards:", 4, "--partition shards:: not known"),
+        ("shards:1.5", 4, "--partition shards:1.5: not known"),
+        ("shards:²", 4, "--partition shards:²: not known"),
+        ("shards:0", 4, "shards: at least 1 a client is needed, got 0"),
+        ("shards:99", 4, "300 rows cannot be dealt to 396 shards"),
+        ("iid", None, "--clients is needed with --partition iid"),
+        ("iid", 0, "at least 1 of clients is needed, got 0"),
+        ("iid", 301, "300 rows cannot be dealt to 301 clients"),
+        ("by:town", None, "--partition by:town: no such column; there are a, b, c, y"),
+        ("by:", None, "--partition by:: no such column"),
+        ("by:c", 3, "--partition by:c makes 2 clients, one a value; leave --clients out"),
+    ],
+)
+def test_a_wrong_partition_is_explained(source, how, clients, message):
+    with pytest.raises(DataError, match=f"^{re.escape(message)}"):
+        dealt(source, how=how, clients=clients)
+
+
+@pytest.mark.parametrize("number", [0, -5])
+def test_no_rows_cannot_be_generated(number):
+    with pytest.raises(DataError, match=f"at least 1 row must be generated, got {number}"):
+        dealt(number)
+
+
+def test_a_client_with_too_little_to_train_on_is_named(tmp_path):
+    table(4).write_csv(tmp_path / "t.csv")
+    with pytest.raises(DataError, match=r"client-\d: all 1 rows fell into the validation part"):
+        dealt(tmp_path / "t.csv", document=federation(schema__validation_fraction=0.99))
+
+
+def test_fewer_clients_than_the_federation_needs_are_refused_before_the_run(source):
+    with pytest.raises(ConfigError, match=r"strategy\.min_clients is 5, but there are only 4 clients"):
+        dealt(source, document=federation(strategy__min_clients=5))
+
+
+def run(document: Federation, sites: list[Site], where: Path, **more: Any) -> dict[str, Any]:
+    return simulate(document, sites, RunFolder.create(document, path=where), run="test", **more)
+
+
+def test_a_simulation_runs_the_sites_and_tells_its_events(source, tmp_path):
+    seen: list[dict[str, Any]] = []
+    result = run(federation(), dealt(source, how="by:c", clients=None), tmp_path / "run", observe=seen.append)
+    assert (result["status"], result["clients"]) == ("completed", ["green", "red"])
+    assert [event["event"] for event in seen] == ["start", "round", "round", "round", "end"]
+
+
+def test_a_simulation_of_a_numeric_target_runs(tmp_path):
+    result = run(federation(**NUMBER), dealt(200, document=federation(**NUMBER)), tmp_path / "run")
+    assert set(result["evaluation"]) == {"mae", "mse"}
+
+
+@pytest.mark.timeout(30)
+def test_a_simulation_whose_clients_all_refuse_ends_instead_of_waiting_for_others(tmp_path):
+    # 8 rows a client are fewer than a batch of 32, which a private client refuses.
+    document = federation(**PRIVATE, training__batch_size=32)
+    with pytest.raises(RunFailed, match="0 of the 2 clients that a round needs are there; 4 refused to take part"):
+        run(document, dealt(40, document=document), tmp_path / "run")
+    assert load_model(tmp_path / "run")
+
+
+def test_simulated_noise_can_be_repeated_and_differs_between_clients(source):
+    first, again = ([site.noise.normal(4).tolist() for site in dealt(source, seed=3)] for _ in range(2))
+    assert first == again
+    assert len({tuple(noise) for noise in first}) == len(first)

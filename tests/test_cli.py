@@ -1,0 +1,248 @@
+"""The command line, verb by verb, in processes of their own or through typer's runner."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+import cloister
+from tests.support import HEART, PRIVATE, ROOT, document, table
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cloister.app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A folder with a federation file and a table, as the current folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("federation.yaml").write_text(yaml.safe_dump(document()))
+    Path("private.yaml").write_text(yaml.safe_dump(document(**PRIVATE)))
+    table().write_csv("table.csv")
+    return tmp_path
+
+
+def only_run(folder: Path) -> Path:
+    (found,) = (folder / "runs").iterdir()
+    return found
+
+
+def test_help_loads_nothing_heavy():
+    # What is heavy, and not how long it took: timings never decide a test.
+    code = "import sys, cloister; print(sorted({'torch', 'flwr', 'opacus', 'polars', 'grpc'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    shown = run("--help")
+    assert shown.exit_code == 0
+    for verb in ("demo", "serve", "join", "simulate", "check", "schema", "certs"):
+        assert verb in shown.output
+
+
+@pytest.mark.parametrize("verb", ["demo", "serve", "join", "simulate", "check", "schema draft", "certs client"])
+def test_the_help_of_each_verb_ends_with_an_example(verb):
+    shown = run(*verb.split(), "--help")
+    assert shown.exit_code == 0
+    assert f"cloister {verb}" in shown.output
+
+
+@pytest.mark.parametrize("package, verb", [("server", "serve"), ("client", "join"), ("simulations", "simulate")])
+def test_a_package_run_as_a_module_is_its_verb(package, verb):
+    done = subprocess.run([sys.executable, "-m", package, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert f"Example: cloister {verb}" in done.stdout
+
+
+def test_simulate_deals_a_table_and_writes_the_run_folder(files):
+    done = run("simulate", "private.yaml", "--data", "table.csv", "--clients", 4, "--partition", "dirichlet:5")
+    assert done.exit_code == 0, done.output
+    folder = only_run(files)
+    assert {p.name for p in folder.iterdir()} == {
+        "federation.yaml",
+        "events.jsonl",
+        "model.safetensors",
+        "result.json",
+        "privacy.json",
+    }
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"] == "completed"
+    assert result["clients"] == [f"client-{i}" for i in range(4)]
+    assert set(result["privacy"]["row"]["per_client"]) == set(result["clients"])
+    assert str(Path("runs") / folder.name) in done.output
+
+
+def test_equal_seeds_give_equal_simulations_and_others_do_not(files):
+    models = []
+    for i, seed in enumerate([1, 1, 2]):
+        arguments = ["--data", "table.csv", "--clients", 2, "--seed", seed, "--out", f"run-{i}"]
+        assert run("simulate", "private.yaml", *arguments).exit_code == 0
+        models.append(Path(f"run-{i}/model.safetensors").read_bytes())
+    assert models[0] == models[1]
+    assert models[0] != models[2]
+
+
+def test_simulate_takes_one_file_a_client(files):
+    Path("tables").mkdir()
+    for i in range(3):
+        table(seed=i).write_csv(f"tables/site-{i}.csv")
+    done = run("simulate", "federation.yaml", "--data-dir", "tables", "--held-out", "table.csv")
+    assert done.exit_code == 0, done.output
+    result = json.loads((only_run(files) / "result.json").read_text())
+    assert result["clients"] == ["site-0", "site-1", "site-2"]
+    events = [json.loads(line) for line in (only_run(files) / "events.jsonl").read_text().splitlines()]
+    assert all("held_out" in e for e in events if e["event"] == "round")
+
+
+def test_the_articles_example_prints_its_loss_and_final_accuracy(files):
+    done = run("simulate", ROOT / "simulations/article.yaml", "--generate", 300, "--clients", 2)
+    assert done.exit_code == 0, done.output
+    losses = [line for line in done.output.splitlines() if " loss " in line]
+    assert [line.split()[1] for line in losses] == [f"{n}/100" for n in range(10, 101, 10)]
+    first, last = (float(line.split(" loss ")[1].split()[0]) for line in (losses[0], losses[-1]))
+    assert last < first
+    accuracy = next(line for line in done.output.splitlines() if line.startswith("│ accuracy"))
+    assert float(accuracy.split("│")[2].strip(" %")) > 60
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "give exactly one of --data TABLE, --data-dir FOLDER and --generate ROWS"),
+        (["--data", "table.csv", "--generate", 9], "give exactly one of"),
+        (["--data", "missing.csv", "--clients", 2], "missing.csv: no such file"),
+        (["--data", "table.csv"], "--clients is needed with --partition iid"),
+        (["--data", "table.csv", "--clients", 2, "--partition", "iod"], "--partition iod: not known"),
+        (["--data", "table.csv", "--clients", 1], "strategy.min_clients is 2, but there are only 1 clients"),
+        (["--data", "table.csv", "--clients", 2, "--device", "cuda:7"], "device cuda:7 is not here"),
+        (["--data-dir", "."], ""),
+    ],
+)
+def test_a_wrong_simulation_is_one_clear_line_and_writes_nothing(files, arguments, message):
+    before = sorted(files.iterdir())
+    done = run("simulate", "federation.yaml", *arguments)
+    assert done.exit_code == 2
+    assert f"error: {message}" in done.output
+    assert "Traceback" not in done.output
+    assert sorted(files.iterdir()) == before
+
+
+def test_a_batch_larger_than_a_clients_table_ends_the_run_with_the_reason(files):
+    Path("large.yaml").write_text(yaml.safe_dump(document(**PRIVATE, training__batch_size=500)))
+    done = run("simulate", "large.yaml", "--data", "table.csv", "--clients", 2)
+    assert done.exit_code == 1
+    assert "training.batch_size 500 is larger than the training part of this table" in done.output
+    result = json.loads((only_run(files) / "result.json").read_text())
+    assert result["status"] == "failed"
+
+
+def test_an_existing_run_folder_is_left_alone(files):
+    Path("mine").mkdir()
+    Path("mine/kept").write_text("kept")
+    done = run("simulate", "federation.yaml", "--data", "table.csv", "--clients", 2, "--out", "mine")
+    assert done.exit_code == 2
+    assert "error: mine: exists already" in done.output
+    assert [p.name for p in Path("mine").iterdir()] == ["kept"]
+
+
+def test_every_mistake_in_a_document_is_one_line(files):
+    Path("wrong.yaml").write_text(
+        yaml.safe_dump(document(training__learning_rate=-1, training__rounds=0, strategy__name="fedavgg"))
+    )
+    done = run("check", "wrong.yaml")
+    assert done.exit_code == 2
+    lines = done.output.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("error: wrong.yaml:") for line in lines)
+    assert any("training.learning_rate must be greater than 0 (got -1)" in line for line in lines)
+
+
+def test_check_describes_a_valid_document_of_either_kind():
+    shown = run("check", HEART / "federation.yaml")
+    assert shown.exit_code == 0
+    assert "a federation, valid" in shown.output
+    shown = run("check", HEART / "cleveland.yaml")
+    assert shown.exit_code == 0
+    assert "a client file, valid" in shown.output
+
+
+def test_a_drafted_schema_makes_a_federation_that_runs(files):
+    drafted = run("schema", "draft", "table.csv")
+    assert drafted.exit_code == 0
+    assert "READ FROM THE DATA" in drafted.output
+    schema = yaml.safe_load("\n".join(line for line in drafted.output.splitlines() if not line.startswith("warning")))
+    Path("drafted.yaml").write_text(yaml.safe_dump(document(**schema)))
+    assert run("simulate", "drafted.yaml", "--data", "table.csv", "--clients", 2).exit_code == 0
+
+
+def test_certificates_are_made_once(files):
+    assert run("certs", "init").exit_code == 0
+    assert run("certs", "server", "127.0.0.1", "localhost").exit_code == 0
+    assert run("certs", "client", "ada").exit_code == 0
+    made = {p.name for p in Path("certs").iterdir()}
+    assert made == {"ca.pem", "ca.key", "server.pem", "server.key", "ada.pem", "ada.key"}
+    again = run("certs", "init")
+    assert again.exit_code == 2
+    assert "exists; move it away first" in again.output
+
+
+def test_serve_wants_certificates_or_an_explicit_plain_text(files):
+    done = run("serve", "federation.yaml")
+    assert done.exit_code == 2
+    assert "give --certificates FOLDER (made by `cloister certs`), or --insecure" in done.output
+    missing = run("serve", "federation.yaml", "--certificates", "nowhere")
+    assert missing.exit_code == 2
+    assert "nowhere/ca.pem: cannot be read" in missing.output
+
+
+def test_a_bug_keeps_its_traceback(files, monkeypatch):
+    def broken(path: Path) -> list[str]:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("client.checking.check_file", broken)
+    done = run("check", "federation.yaml")
+    assert isinstance(done.exception, ZeroDivisionError)
+
+
+@pytest.mark.integration
+def test_interrupting_a_simulation_keeps_the_last_complete_round(files):
+    Path("long.yaml").write_text(yaml.safe_dump(document(training__rounds=1_000_000)))
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "cloister",
+            "simulate",
+            "long.yaml",
+            "--data",
+            "table.csv",
+            "--clients",
+            "2",
+            "--out",
+            "run",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    events = Path("run/events.jsonl")
+    deadline = time.monotonic() + 60
+    while not (events.exists() and events.read_text().count('"round"') >= 3):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in output
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["status"] == "stopped"
+    assert result["rounds"] >= 2
