@@ -26,6 +26,8 @@ from common.federation import Federation, RowPrivacy
 from common.noise import NoiseSource
 from common.privacy import GaussianRelease, calibrate, epsilon, epsilon_by_step, evaluation_release
 
+LESS = 0.9  # the next smaller epsilon that is tried when a plan does not fit the account
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -155,12 +157,7 @@ def open_budget(
         Refusal: the table is too small for what the federation asks.
         BudgetExhausted: what is left of the account does not cover a plan; the message has the numbers.
     """
-    row = _row_privacy(federation)
-    rows, batch = len(dataset.y), federation.training.batch_size
-    if batch > rows:
-        raise Refusal(f"training.batch_size {batch} is larger than the training part of this table")
-    if row.delta * rows > 1:
-        raise Refusal(f"privacy.row.delta {row.delta:g} is above 1 / rows: it would allow to publish a row outright")
+    check_size(federation, dataset)
     plan = _stored(ledger, run)
     if plan is None:
         plan = _make_plan(federation, dataset, policy, ledger, noise, run)
@@ -168,6 +165,15 @@ def open_budget(
     else:
         _check_account(federation, dataset, policy, ledger, run, plan)
     return Budget(federation=federation, dataset=dataset, policy=policy, ledger=ledger, run=run, plan=plan)
+
+
+def check_size(federation: Federation, dataset: Dataset) -> None:
+    """Raises `Refusal` if the table is too small for a batch, or too large for the delta."""
+    row, rows, batch = federation.privacy.row, len(dataset.y), federation.training.batch_size
+    if batch > rows:
+        raise Refusal(f"training.batch_size {batch} is larger than the training part of this table")
+    if row is not None and row.delta * rows > 1:
+        raise Refusal(f"privacy.row.delta {row.delta:g} is above 1 / rows: it would allow to publish a row outright")
 
 
 def _stored(ledger: Ledger, run: str) -> Plan | None:
@@ -189,21 +195,27 @@ def _make_plan(
     rows = _released_rows(federation, dataset, ledger, noise, run)
     rate = min(1.0, federation.training.batch_size / rows)
     steps, rounds = steps_per_round(federation.training, rate), federation.training.rounds
-    plan = Plan(
-        rows=rows,
-        sampling_rate=rate,
-        noise_multiplier=calibrate(
-            min(row.epsilon, left) - row.count_epsilon, row.delta, sampling_rate=rate, steps=steps * rounds
-        ),
-        steps=steps,
-        rounds=rounds,
-        evaluation_noise=evaluation.noise_multiplier if evaluation else 0.0,
-        evaluations=evaluation.steps if evaluation else 0,
-        count_epsilon=row.count_epsilon,
-        delta=row.delta,
-    )
-    _check_account(federation, dataset, policy, ledger, run, plan)
-    return plan
+    target = min(row.epsilon, left) - row.count_epsilon
+    while True:
+        plan = Plan(
+            rows=rows,
+            sampling_rate=rate,
+            noise_multiplier=calibrate(target, row.delta, sampling_rate=rate, steps=steps * rounds),
+            steps=steps,
+            rounds=rounds,
+            evaluation_noise=evaluation.noise_multiplier if evaluation else 0.0,
+            evaluations=evaluation.steps if evaluation else 0,
+            count_epsilon=row.count_epsilon,
+            delta=row.delta,
+        )
+        try:
+            _check_account(federation, dataset, policy, ledger, run, plan)
+            return plan
+        except BudgetExhausted:
+            # Epsilons of several runs do not simply add up, so what is left is found by trying.
+            target *= LESS
+            if target <= row.count_epsilon:
+                raise
 
 
 def _released_rows(federation: Federation, dataset: Dataset, ledger: Ledger, noise: NoiseSource, run: str) -> int:

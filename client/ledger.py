@@ -74,8 +74,9 @@ def spent(entries: Iterable[Entry], delta: float, *, more: Iterable[Entry] = ())
     A row is in one part, so it pays the larger of the two parts' costs (parallel composition; McSherry 2009).
     Where the table was split in more than one way, a row may have been in both parts, and pays for all.
 
-    The Gaussian releases compose as if their parameters had been fixed beforehand. Within a run they are. A later
-    run is chosen in the light of earlier ones; that PRV's figure holds there too is common practice and not proven.
+    Within a run the parameters of its Gaussian releases are fixed beforehand, and PRV's figure holds. A later run is
+    chosen in the light of earlier ones; across runs the figure is RDP's, which holds for parameters so chosen too
+    (Feldman and Zrnic 2021, arXiv:2008.11193; Lecuyer 2021, arXiv:2103.01379).
     """
     everything = [*entries, *more]
     if len({e.split for e in everything}) > 1:
@@ -86,7 +87,9 @@ def spent(entries: Iterable[Entry], delta: float, *, more: Iterable[Entry] = ())
 
 def _sequential(entries: list[Entry], delta: float) -> float:
     pure = sum(e.epsilon or 0.0 for e in entries if e.mechanism == "geometric")
-    return pure + epsilon([e.gaussian for e in entries if e.mechanism == "gaussian"], delta)
+    gaussian = [e for e in entries if e.mechanism == "gaussian"]
+    one_run = len({e.run for e in gaussian}) <= 1
+    return pure + epsilon([e.gaussian for e in gaussian], delta, accountant="prv" if one_run else "rdp")
 
 
 class Ledger:

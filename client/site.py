@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from client import data
-from client.budget import Budget, open_budget
+from client.budget import Budget, check_size, open_budget
 from client.data import Dataset
 from client.ledger import Ledger
 from client.policy import Policy
@@ -79,6 +79,7 @@ class Site:
         """
         self.policy.check(self.federation)
         if self.federation.privacy.row is None:
+            check_size(self.federation, self.dataset)
             return None
         if run not in self._budgets:
             self._budgets[run] = open_budget(

@@ -8,8 +8,9 @@ one is left out with a reason:
     an error                                            a failure, with its code
     array names, their order, shapes or types differ    rejected
     NaN or infinity in an array, a metric or a weight   rejected
-    a weight that is 0 or less                          rejected
+    a weight that is 0 or less, or above 10^12          rejected
     metrics other than those expected                   rejected
+    a private client's without a privacy statement      rejected
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from numpy.typing import NDArray
 from common.wire.records import ARRAYS, COUNTS, FAILED, METRICS, PRIVACY, WEIGHT
 
 Statement = dict[str, float]
+
+LARGEST_WEIGHT = 1e12  # no table has more rows, and sums of such weights are far from overflow
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def admit(
     asked: Collection[int],
     server_round: int,
     metrics: Collection[str],
+    private: bool = False,
     state: Mapping[str, NDArray[np.float32]] | None = None,
     counts: int | None = None,
 ) -> Admission:
@@ -63,6 +67,7 @@ def admit(
     Args:
         asked: the nodes that this round asked.
         metrics: the names that a reply's metrics must have, all and no other.
+        private: whether each reply must say what its client has released.
         state: training only: the arrays that each reply's arrays must resemble.
         counts: evaluation only: how many counts there are.
     """
@@ -86,6 +91,8 @@ def admit(
             if state is not None:
                 _check_arrays(reply, state)
             _check_metrics(reply, metrics, counts)
+            if private and statement is None:
+                raise _Fault("a private client must state what it has released, and this reply does not")
         except _Fault as fault:
             result.rejected.append(Rejection(node_id, 0, str(fault)))
             continue
@@ -126,8 +133,8 @@ def _check_metrics(reply: Message, expected: Collection[str], counts: int | None
         if not all(_is_finite(v) for v in values):
             raise _Fault(f"metric {name} is NaN or infinite")
     weight = record[WEIGHT]
-    if not (isinstance(weight, int | float) and weight > 0):
-        raise _Fault(f"weight {WEIGHT} must be greater than 0, got {weight}")
+    if not (isinstance(weight, int | float) and 0 < weight <= LARGEST_WEIGHT):
+        raise _Fault(f"weight {WEIGHT} must be greater than 0 and at most {LARGEST_WEIGHT:g}, got {weight}")
 
 
 def _statement(reply: Message) -> Statement | None:

@@ -125,4 +125,6 @@ def main(grid: Grid, context: Context) -> None:
     federation = federations.load(Path(str(path)))
     root = Path(str(context.run_config.get("runs") or os.environ.get("CLOISTER_RUNS") or "runs"))
     folder = RunFolder.create(federation, root=root)
-    execute(federation, grid, folder, name=f"{context.run_id}")
+    # Whoever has refused stays away, so a run that has lost its quorum should not wait for it for ever.
+    wait_s = federation.strategy.round_timeout * federation.strategy.max_failed_rounds
+    execute(federation, grid, folder, name=f"{context.run_id}", wait_s=wait_s)

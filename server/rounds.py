@@ -170,6 +170,7 @@ def _train(
         asked=cohort,
         server_round=server_round,
         metrics={WEIGHT} if private else {WEIGHT, LOSS},
+        private=private,
         state=run.state,
     )
     _remember(run, admission)
@@ -208,6 +209,7 @@ def _evaluate(run: Run, grid: Grid, strategy: Strategy, server_round: int) -> tu
         asked=present,
         server_round=server_round,
         metrics={WEIGHT, COUNTS},
+        private=run.federation.privacy.row is not None,
         counts=objective.count_size(schema),
     )
     _remember(run, admission)

@@ -64,7 +64,8 @@ class RunFolder:
 
     def save_model(self, state: Mapping[str, NDArray[np.float32]], *, server_round: int) -> None:
         """Replaces the model. The order of its arrays stands in the file's metadata."""
-        metadata = {"round": str(server_round), "order": json.dumps(list(state))}
+        # One entry: safetensors writes several in any order, and equal runs should leave equal files.
+        metadata = {"cloister": json.dumps({"round": server_round, "order": list(state)})}
         arrays = {name: np.ascontiguousarray(value) for name, value in state.items()}
         self.write("model.safetensors", safetensors.save(arrays, metadata=metadata))
 
@@ -95,7 +96,7 @@ def load_model(folder: Path) -> dict[str, NDArray[np.float32]]:
     try:
         arrays = safetensors.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return {name: arrays[name] for name in json.loads(header["__metadata__"]["order"])}
+        return {name: arrays[name] for name in json.loads(header["__metadata__"]["cloister"])["order"]}
     except (SafetensorError, ValueError, LookupError, TypeError) as error:
         raise RunFolderError(f"{path}: not the model of a run, or damaged") from error
 

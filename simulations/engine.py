@@ -23,7 +23,7 @@ from client.ledger import Ledger
 from client.policy import Policy
 from client.site import Site
 from common import noise, tables
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError, DataError, Refusal
 from common.federation import Federation
 from common.schema import Classes
 from common.wire.identity import number
@@ -78,6 +78,29 @@ def sites_from_table(
     rows = data.encode_rows(frame, schema, key=key, first_line=first_line, source=source)
     parts = _deal(rows, frame, federation, clients=clients, how=how, rng=np.random.default_rng([seed, 0xDEA1]))
     return _sites(federation, {name: rows.take(index) for name, index in parts.items()}, seed=seed, device=device)
+
+
+def willing(sites: list[Site], *, run: str) -> tuple[list[Site], dict[str, str]]:
+    """Plans every site's budget; those that refuse the run are left out, as they would stay away in a real one.
+
+    Returns:
+        The sites that take part, and why each of the others does not, by its name.
+
+    Raises:
+        Refusal: fewer than `min_clients` are willing.
+    """
+    refused: dict[str, str] = {}
+    for site in sites:
+        try:
+            site.budget(run)
+        except Refusal as refusal:
+            refused[site.name] = str(refusal)
+    able = [site for site in sites if site.name not in refused]
+    least = sites[0].federation.strategy.min_clients
+    if len(able) < least:
+        name, reason = next(iter(refused.items()))
+        raise Refusal(f"{len(refused)} of {len(sites)} clients refuse, and {least} are needed; {name}: {reason}")
+    return able, refused
 
 
 def simulate(

@@ -14,7 +14,7 @@ from common.errors import ConfigError, DataError
 from server.progress import ProgressDisplay
 from server.rundir import RunFolder
 from server.serve import quiet_flower
-from simulations.engine import simulate, sites_from_files, sites_from_table
+from simulations.engine import simulate, sites_from_files, sites_from_table, willing
 
 
 def simulate_files(
@@ -53,10 +53,13 @@ def simulate_files(
         assert table is not None
         sites = sites_from_table(federation, table, clients=clients, how=partition, seed=seed, device=where)
     quiet_flower()
+    run = f"{federation.name}-{secrets.token_hex(8)}"
+    sites, refused = willing(sites, run=run)
+    for name, reason in refused.items():
+        console.print(f"{name} is left out: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     folder = RunFolder.create(federation, path=out)
     console.print(f"simulating {federation.name}: {len(sites)} clients on {describe_device(where)}", highlight=False)
     epsilon = federation.privacy.row.epsilon if federation.privacy.row else None
     with ProgressDisplay(console, epsilon=epsilon) as display:
-        run = f"{federation.name}-{secrets.token_hex(8)}"
         result = simulate(federation, sites, folder, run=run, observe=display, held_out=held_out)
     return result, folder.path

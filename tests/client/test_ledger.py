@@ -308,7 +308,7 @@ def cost(sigma: float, times: int = 1) -> float:
     [
         ([], 0.0),
         ([entry()], cost(8)),
-        ([entry(), entry(run="another", task="x", federation="g", content="d")], cost(8, 2)),
+        ([entry(), entry(task="x", federation="g", content="d")], cost(8, 2)),
         # A row is in one part, and pays the larger cost.
         ([entry(), entry(part="validation", noise_multiplier=4.0)], cost(4)),
         ([entry(noise_multiplier=4.0), entry(part="validation")], cost(4)),
@@ -327,6 +327,18 @@ def cost(sigma: float, times: int = 1) -> float:
 )
 def test_what_was_spent(entries, expected):
     assert spent(entries, DELTA) == pytest.approx(expected, abs=1e-3)
+
+
+def test_runs_chosen_one_after_the_other_compose_by_the_bound_that_holds_for_that():
+    # RDP of a Gaussian mechanism is alpha / (2 sigma^2) at order alpha (Mironov 2017, corollary 3), and it adds up;
+    # the conversion to epsilon is Canonne, Kamath, Steinke 2020 (arXiv:2004.00010), proposition 12.
+    def bound(order: int) -> float:
+        rdp = 2 * order / (2 * 8.0**2)
+        return rdp + math.log1p(-1 / order) - math.log(DELTA * order) / (order - 1)
+
+    runs = [entry(), entry(run="another")]
+    assert spent(runs, DELTA) == pytest.approx(min(map(bound, range(2, 1025))), rel=1e-2)
+    assert spent(runs, DELTA) > 1.05 * spent([entry(), entry()], DELTA)
 
 
 def test_what_is_planned_counts_as_if_it_were_spent():

@@ -207,9 +207,10 @@ def test_there_is_one_record_of_metrics(names):
         ({WEIGHT: 10**400, LOSS: 0.5}, "metric num-examples is NaN or infinite"),
         ({WEIGHT: 1.0, LOSS: [0.5, 0.5]}, "metric train_loss has the wrong size"),
         ({WEIGHT: [1.0], LOSS: 0.5}, "metric num-examples has the wrong size"),
-        ({WEIGHT: 0.0, LOSS: 0.5}, "weight num-examples must be greater than 0, got 0.0"),
-        ({WEIGHT: 0, LOSS: 0.5}, "weight num-examples must be greater than 0, got 0"),
-        ({WEIGHT: -3.0, LOSS: 0.5}, "weight num-examples must be greater than 0, got -3.0"),
+        ({WEIGHT: 0.0, LOSS: 0.5}, "weight num-examples must be greater than 0 and at most 1e+12, got 0.0"),
+        ({WEIGHT: 0, LOSS: 0.5}, "weight num-examples must be greater than 0 and at most 1e+12, got 0"),
+        ({WEIGHT: -3.0, LOSS: 0.5}, "weight num-examples must be greater than 0 and at most 1e+12, got -3.0"),
+        ({WEIGHT: 1e300, LOSS: 0.5}, "weight num-examples must be greater than 0 and at most 1e+12, got 1e+300"),
     ],
 )
 def test_metrics_other_than_those_expected_are_rejected(metrics, reason):
@@ -290,3 +291,13 @@ def test_flowers_own_loop_ends_a_run_without_one_valid_reply_as_a_success_with_a
     assert isinstance(result.arrays, ArrayRecord)
     assert len(result.arrays) == 0
     assert result.train_metrics_clientapp == {}
+
+
+def test_a_private_client_that_does_not_say_what_it_released_is_rejected():
+    silent, open_ = reply(1), reply(2, content(statement={"epsilon": 1.5}))
+    metrics = {WEIGHT, LOSS}
+    admission = admit([silent, open_], asked={1, 2}, server_round=ROUND, metrics=metrics, private=True, state=STATE)
+    assert admission.admitted == [open_]
+    assert [(r.node_id, r.reason) for r in admission.rejected] == [
+        (1, "a private client must state what it has released, and this reply does not")
+    ]

@@ -6,13 +6,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from common import model as models
 from common.errors import RunFailed
 from common.federation import Federation
 from common.wire import records
-from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, CONFIG, COUNTS, FAILED, LOSS, LOST, METRICS, REFUSED, WEIGHT
+from common.wire.records import (
+    ARRAYS,
+    BUDGET_EXHAUSTED,
+    CONFIG,
+    COUNTS,
+    FAILED,
+    LOSS,
+    LOST,
+    METRICS,
+    PRIVACY,
+    REFUSED,
+    WEIGHT,
+)
 from server import strategies
 from server.app import execute
 from server.rounds import Event, Run, run_rounds
@@ -204,10 +216,15 @@ def test_an_evaluation_that_nobody_answers_is_not_told_as_if_it_were_new():
 
 
 def test_a_private_run_admits_no_loss():
-    document = federation(**PRIVATE, training__rounds=1)
+    document = federation(**PRIVATE, training__rounds=1, privacy__evaluation__every=0)
     assert "metrics must be num-examples; got num-examples, train_loss" in outcome(document, Clients()).run.reason
-    quiet = {n: lambda message: train(message, metrics={WEIGHT: 10.0}) for n in (1, 2, 3)}
-    result = outcome(document, Clients(quiet))
+
+    def quiet(message: Message) -> RecordDict:
+        answer = train(message, metrics={WEIGHT: 10.0})
+        answer[PRIVACY] = ConfigRecord({"epsilon": 1.0})
+        return answer
+
+    result = outcome(document, Clients(dict.fromkeys((1, 2, 3), quiet)))
     assert result.run.status == "completed"
     assert result.rounds()[0]["train"] == {"loss": None}
 
