@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common import tables
+from common.encoding import EncodingReport, encode
 from common.errors import DataError
-from common.schema import EncodingReport, Schema, encode
+from common.schema import Schema
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import polars as pl
 import yaml
 
 from common import tables
+from common.encoding import holds_cells
 from common.errors import DataError
-from common.schema import holds_cells
 
 MOST_CATEGORIES = 20
 MOST_MARKERS = 3  # different cells that are no number, in a column of numbers

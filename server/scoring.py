@@ -9,10 +9,10 @@ import torch
 
 from common import model as models
 from common import objective, tables
+from common.encoding import encode
 from common.federation import Federation
 from common.model import State
 from common.objective import Metrics
-from common.schema import encode
 
 
 def held_out_scorer(federation: Federation, path: Path) -> Callable[[State], Metrics]:

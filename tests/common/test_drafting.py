@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from common import drafting, tables
 from common import federation as federations
+from common.encoding import Encoded, encode
 from common.errors import DataError
 from common.federation import Federation
-from common.schema import Encoded, encode
 from tests.support import HEART, document
 
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from common import documents, tables
+from common.encoding import Encoded, encode
 from common.errors import DataError
-from common.schema import Encoded, Schema, encode
+from common.schema import Schema
 
 AGE = {"name": "age", "type": "numeric", "bounds": [20, 100]}
 CHOL = {"name": "chol", "type": "numeric", "bounds": [0, 10], "missing": [0, "?"]}

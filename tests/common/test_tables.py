@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common import documents, tables
+from common.encoding import encode
 from common.errors import DataError
-from common.schema import Schema, encode
+from common.schema import Schema
 from common.tables import Table
 
 PLAIN: dict[str, Any] = {

@@ -7,8 +7,8 @@ import torch
 
 from common import model as models
 from common import objective
+from common.encoding import encode
 from common.errors import DataError
-from common.schema import encode
 from server.scoring import held_out_scorer
 from tests.support import federation, table
 

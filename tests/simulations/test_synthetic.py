@@ -5,7 +5,8 @@ import polars as pl
 import pytest
 import torch
 
-from common.schema import Schema, encode
+from common.encoding import encode
+from common.schema import Schema
 from server.rundir import RunFolder
 from simulations.engine import simulate, sites_from_table
 from simulations.synthetic import generate
