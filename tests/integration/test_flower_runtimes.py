@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,14 @@ run_simulation(
 """
 
 
-def test_the_apps_run_under_flowers_ray_simulation(tmp_path, monkeypatch):
+@pytest.fixture
+def short_tmp() -> Iterator[str]:
+    """Ray's sockets lie deep below it, and the path of a socket has at most 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="c") as folder:
+        yield folder
+
+
+def test_the_apps_run_under_flowers_ray_simulation(tmp_path, short_tmp, monkeypatch):
     (tmp_path / "federation.yaml").write_text(yaml.safe_dump(document(**PRIVATE, strategy__round_timeout=200)))
     (tmp_path / "data").mkdir()
     for i in range(2):
@@ -37,7 +46,7 @@ def test_the_apps_run_under_flowers_ray_simulation(tmp_path, monkeypatch):
         "CLOISTER_FEDERATION": tmp_path / "federation.yaml",
         "CLOISTER_DATA_DIR": tmp_path / "data",
         "CLOISTER_RUNS": tmp_path / "runs",
-        "TMPDIR": tmp_path,
+        "TMPDIR": short_tmp,
         "PYTHONPATH": ROOT,
         "RAY_DEDUP_LOGS": "0",
     }
