@@ -18,12 +18,13 @@ from common import federation as federations
 from common import model as models
 from common.errors import ConfigError, RunFailed
 from common.federation import Federation
+from common.model import State
+from common.objective import Metrics
 from common.privacy import evaluation_release
 from server import strategies
 from server.privacy import statement
 from server.rounds import Event, Run, run_rounds
 from server.rundir import RunFolder
-from server.scoring import held_out_scorer
 
 
 def execute(
@@ -34,7 +35,7 @@ def execute(
     name: str,
     observe: Callable[[Event], None] = lambda event: None,
     name_of: Callable[[int], str] = str,
-    held_out: Path | None = None,
+    held_out: Callable[[State], Metrics] | None = None,
     wait_s: float | None = None,
 ) -> dict[str, Any]:
     """Runs a federation from its first round to its end, and writes the run folder.
@@ -42,7 +43,7 @@ def execute(
     Args:
         name: the run's, known to every client; a client's ledger charges it.
         observe: is given each event as it is written.
-        held_out: a table of the server's own, to score every round's model on.
+        held_out: scores every round's model on a table of the server's own (server/scoring.py).
 
     Returns:
         What result.json holds. Ctrl-C ends the run as `stopped`, with the model of the last complete round.
@@ -64,7 +65,7 @@ def execute(
         observe=record,
         save=lambda state, server_round: folder.save_model(state, server_round=server_round),
         name_of=name_of,
-        held_out=held_out_scorer(federation, held_out) if held_out else None,
+        held_out=held_out,
     )
     started = time.monotonic()
     record(

@@ -174,6 +174,9 @@ def _train(
         state=run.state,
     )
     _remember(run, admission)
+    for rejection in admission.rejected:  # who said no to training is not asked again
+        if rejection.code in SAYS_NO:
+            run.gone[rejection.node_id] = rejection.code
     quorum = run.federation.strategy.min_clients
     if len(admission.admitted) < quorum:
         reasons = "; ".join(sorted({r.reason for r in admission.rejected})) or "no reply in time"
@@ -230,14 +233,11 @@ def _exchange(grid: Grid, messages: Iterable[Message], server_round: int, federa
 
 
 def _remember(run: Run, admission: Admission) -> None:
-    """Keeps what clients stated, and does not ask again who said no."""
+    """Keeps who took part, and what clients stated."""
     for message in admission.admitted:
         run.clients.add(run.name_of(message.metadata.src_node_id))
     for node_id, statement in admission.statements.items():
         run.statements[run.name_of(node_id)] = statement
-    for rejection in admission.rejected:
-        if rejection.code in SAYS_NO:
-            run.gone[rejection.node_id] = rejection.code
 
 
 def _mean_loss(replies: list[Message]) -> float:

@@ -20,6 +20,7 @@ from server.app import execute
 from server.grid import GrpcGrid
 from server.progress import ProgressDisplay
 from server.rundir import RunFolder
+from server.scoring import held_out_scorer
 
 
 def serve(
@@ -37,6 +38,7 @@ def serve(
     federation = federations.load(document)
     evaluation_release(federation)
     material = _tls(certificates, insecure)
+    scorer = held_out_scorer(federation, held_out) if held_out else None
     _interrupt_on_sigterm()
     logging.basicConfig(format="%(message)s", handlers=[_ConsoleHandler(console)])
     logging.getLogger("cloister").setLevel(logging.INFO)
@@ -58,7 +60,7 @@ def serve(
                 name=run,
                 observe=display,
                 name_of=grid.name_of,
-                held_out=held_out,
+                held_out=scorer,
                 wait_s=wait_s,
             )
         reason = result["status"].replace("_", " ")

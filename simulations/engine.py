@@ -25,6 +25,8 @@ from client.site import Site
 from common import noise, tables
 from common.errors import ConfigError, DataError, Refusal
 from common.federation import Federation
+from common.model import State
+from common.objective import Metrics
 from common.schema import Classes
 from common.wire.identity import number
 from server.app import execute
@@ -110,7 +112,7 @@ def simulate(
     *,
     run: str,
     observe: Callable[[Event], None] = lambda event: None,
-    held_out: Path | None = None,
+    held_out: Callable[[State], Metrics] | None = None,
 ) -> dict[str, Any]:
     """Runs the federation over the sites, one after another. Returns what result.json holds."""
     by_node = {number(f"client/{site.name}"): site for site in sites}

@@ -13,6 +13,7 @@ from common import federation as federations
 from common.errors import ConfigError, DataError
 from server.progress import ProgressDisplay
 from server.rundir import RunFolder
+from server.scoring import held_out_scorer
 from server.serve import quiet_flower
 from simulations.engine import simulate, sites_from_files, sites_from_table, willing
 
@@ -44,6 +45,7 @@ def simulate_files(
     if sum(source is not None for source in (data, data_dir, generate)) != 1:
         raise ConfigError(["give exactly one of --data TABLE, --data-dir FOLDER and --generate ROWS"])
     where = resolve_device(device)
+    scorer = held_out_scorer(federation, held_out) if held_out else None
     if data_dir is not None:
         if clients is not None or partition != "iid":
             raise DataError("--data-dir has one client a file; --clients and --partition belong to --data")
@@ -61,5 +63,5 @@ def simulate_files(
     console.print(f"simulating {federation.name}: {len(sites)} clients on {describe_device(where)}", highlight=False)
     epsilon = federation.privacy.row.epsilon if federation.privacy.row else None
     with ProgressDisplay(console, epsilon=epsilon) as display:
-        result = simulate(federation, sites, folder, run=run, observe=display, held_out=held_out)
+        result = simulate(federation, sites, folder, run=run, observe=display, held_out=scorer)
     return result, folder.path

@@ -123,7 +123,7 @@ def test_the_articles_example_prints_its_loss_and_final_accuracy(files):
         (["--data", "table.csv", "--clients", 2, "--partition", "iod"], "--partition iod: not known"),
         (["--data", "table.csv", "--clients", 1], "strategy.min_clients is 2, but there are only 1 clients"),
         (["--data", "table.csv", "--clients", 2, "--device", "cuda:7"], "device cuda:7 is not here"),
-        (["--data-dir", "."], ""),
+        (["--data", "table.csv", "--clients", 2, "--held-out", "missing.csv"], "missing.csv: no such file"),
     ],
 )
 def test_a_wrong_simulation_is_one_clear_line_and_writes_nothing(files, arguments, message):

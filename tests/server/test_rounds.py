@@ -186,11 +186,11 @@ def test_when_budgets_are_spent_the_run_ends_well_with_the_model_so_far(spent_in
     assert {r["kind"] for r in result.rounds()[-1]["rejected"]} == {"budget_exhausted"}
 
 
-def test_budgets_may_also_end_in_an_evaluation():
+def test_who_has_nothing_left_for_evaluations_goes_on_training():
     clients = Clients(evaluates=says(BUDGET_EXHAUSTED))
     result = outcome(federation(training__rounds=3), clients)
-    assert (result.run.status, result.run.round) == ("budget_exhausted", 1)
-    assert [event["event"] for event in result.events] == ["round"]
+    assert (result.run.status, result.run.round, result.run.evaluation) == ("completed", 3, None)
+    assert [{r["kind"] for r in event["rejected"]} for event in result.rounds()] == [{"budget_exhausted"}] * 3
 
 
 def test_evaluation_happens_on_its_rounds_only_and_sums_the_clients_counts():
