@@ -10,6 +10,7 @@ from pathlib import Path
 from client.node import Node, Say
 from client.site import load_client_file, resolve_device
 from common.errors import CertificateError, ConfigError
+from common.logs import log_to, quiet_flower
 from common.wire import tls
 
 INTERRUPTED = 130
@@ -33,8 +34,8 @@ def join(document: Path, *, wait_s: float, say: Say) -> int:
         if settings.name is None:
             raise ConfigError([f"{document}: name is missing; without TLS no certificate says who you are"])
     resolve_device(settings.device)
-    logging.basicConfig(format="%(levelname)s %(message)s")
-    logging.getLogger("flwr").setLevel(logging.WARNING)
+    quiet_flower()
+    log_to(logging.StreamHandler())
     node = Node(settings, tls=material, wait_s=wait_s, say=say)
     return asyncio.run(_until_interrupted(node, say))
 

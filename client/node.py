@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -46,8 +45,6 @@ OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 2 * codec.CHUNK),
 ]
-
-log = logging.getLogger("cloister.client")
 
 Say = Callable[[str], None]
 Call: TypeAlias = grpc.aio.StreamStreamCall

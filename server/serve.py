@@ -13,6 +13,7 @@ from rich.console import Console
 
 from common import federation as federations
 from common.errors import CertificateError
+from common.logs import log_to, quiet_flower
 from common.privacy import evaluation_release
 from common.wire import tls
 from common.wire.tls import TLSMaterial
@@ -40,8 +41,7 @@ def serve(
     material = _tls(certificates, insecure)
     scorer = held_out_scorer(federation, held_out) if held_out else None
     _interrupt_on_sigterm()
-    logging.basicConfig(format="%(message)s", handlers=[_ConsoleHandler(console)])
-    logging.getLogger("cloister").setLevel(logging.INFO)
+    log_to(_ConsoleHandler(console))
     quiet_flower()
     run = f"{federation.name}-{secrets.token_hex(8)}"
     grid = GrpcGrid(federation, run=run, address=address, tls=material)
@@ -50,7 +50,11 @@ def serve(
         folder = RunFolder.create(federation, path=out)
         served = f"{address.rpartition(':')[0]}:{grid.port}"
         folder.record({"event": "serving", "address": served, "time": time.time()})
-        console.print(f"serving {federation.name} on {served}, fingerprint {federation.fingerprint}", highlight=False)
+        console.print(
+            f"serving {federation.name} on {served}, fingerprint {federation.fingerprint}",
+            highlight=False,
+            soft_wrap=True,
+        )
         epsilon = federation.privacy.row.epsilon if federation.privacy.row else None
         with ProgressDisplay(console, epsilon=epsilon) as display:
             result = execute(
@@ -70,11 +74,6 @@ def serve(
     finally:
         grid.stop(reason)
     return result, folder.path
-
-
-def quiet_flower() -> None:
-    """Flower logs each step of each round at INFO; our own progress says it better."""
-    logging.getLogger("flwr").setLevel(logging.WARNING)
 
 
 def _tls(certificates: Path | None, insecure: bool) -> TLSMaterial | None:

@@ -11,10 +11,10 @@ from rich.console import Console
 from client.site import describe_device, resolve_device
 from common import federation as federations
 from common.errors import ConfigError, DataError
+from common.logs import quiet_flower
 from server.progress import ProgressDisplay
 from server.rundir import RunFolder
 from server.scoring import held_out_scorer
-from server.serve import quiet_flower
 from simulations.engine import simulate, sites_from_files, sites_from_table, willing
 
 
