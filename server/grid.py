@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import grpc
-from flwr.app import Error, Message, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Error, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from common.errors import CertificateError, ConnectionFailed, ProtocolError
@@ -22,7 +21,7 @@ from common.federation import Federation
 from common.wire import codec
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
-from common.wire.identity import identify_process
+from common.wire.grids import RunGrid
 from common.wire.records import FAILED
 from common.wire.tls import TLSMaterial, is_loopback
 from server.sessions import Sessions, Task, node_id
@@ -41,12 +40,12 @@ OPTIONS = [
 ]
 
 
-class GrpcGrid(Grid):
+class GrpcGrid(RunGrid):
     """Serves sessions from `start` (or `with`) to `stop`."""
 
     def __init__(self, federation: Federation, *, run: str, address: str, tls: TLSMaterial | None) -> None:
         """`address` is HOST:PORT; port 0 takes a free one. Without TLS only loopback is served."""
-        self._run_id = identify_process(run)
+        super().__init__(run)
         self._name, self._address, self._tls = run, address, tls
         self._condition = threading.Condition()
         self._messages: dict[str, Message] = {}  # task id -> what was asked
@@ -135,23 +134,6 @@ class GrpcGrid(Grid):
             self._condition.notify_all()
 
     # Flower's Grid
-
-    def set_run(self, run: Any) -> None:
-        """The grid has its run from the start."""
-
-    @property
-    def run(self) -> Any:
-        return self._run_id
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
         with self._condition:

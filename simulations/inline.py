@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 
-from common.wire.identity import identify_process
+from common.wire.grids import RunGrid
 
 
-class InlineGrid(Grid):
+class InlineGrid(RunGrid):
     """Flower's Grid over one ClientApp and a context for each node."""
 
     def __init__(self, app: ClientApp, nodes: Iterable[int], *, run: str) -> None:
-        self._run_id = identify_process(run)
+        super().__init__(run)
         self._app = app
         self._contexts: Mapping[int, Context] = {
             node: Context(run_id=self._run_id, node_id=node, node_config={}, state=RecordDict(), run_config={})
@@ -25,23 +23,6 @@ class InlineGrid(Grid):
         }
         self._replies: dict[str, Message] = {}
         self._sent = 0
-
-    def set_run(self, run: Any) -> None:
-        """The grid has its run from the start."""
-
-    @property
-    def run(self) -> Any:
-        return self._run_id
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
         return list(self._contexts)

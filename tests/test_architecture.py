@@ -20,6 +20,7 @@ OURS = {*MAY_IMPORT, "cloister"}
 EDGES = {
     "flwr": {
         "common/wire/codec.py",
+        "common/wire/grids.py",
         "common/wire/identity.py",
         "common/wire/records.py",
         "client/app.py",

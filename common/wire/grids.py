@@ -1,0 +1,29 @@
+"""What our own grids have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from common.wire.identity import identify_process
+
+
+class RunGrid(Grid):
+    """A Flower Grid that belongs to one run from the start, in a process that speaks as its server."""
+
+    def __init__(self, run: str) -> None:
+        self._run_id = identify_process(run)
+
+    def set_run(self, run: Any) -> None:
+        """The grid has its run already."""
+
+    @property
+    def run(self) -> Any:
+        return self._run_id
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
