@@ -1,54 +1,19 @@
-"""One run's share of the account: planned before it starts, charged before each release.
-
-A run releases three things about a row: roughly how many training rows there are (once), model updates (each
-round), and noisy counts of the validation part (some rounds). Everything that depends on the number of rows,
-the sampling rate and through it the noise multiplier and epsilon, is computed from the released number and
-never from the exact one, so that it is post-processing and may be told. Only the refusal of a table that is too
-small for the batch, or too large for the delta, looks at the exact number, and tells that much about it.
-
-The count and the updates compose by simple addition of their epsilons, which holds however the second was
-chosen after seeing the first (Rogers et al. 2016, arXiv:1605.08294, on adaptively chosen parameters).
-"""
+"""One run's share of the account: its plan, and what of it has been charged. Charged before each release."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from client.data import Dataset
-from client.ledger import Entry, Ledger, Part, spent
+from client.ledger import Entry, Ledger, Part
+from client.plan import Plan, check_account, check_size, entry_for, make_plan, row_privacy
 from client.policy import Policy
-from client.training import DPSGD, steps_per_round
-from common.errors import BudgetExhausted, Refusal
-from common.federation import Federation, RowPrivacy
+from client.training import DPSGD
+from common.errors import BudgetExhausted
+from common.federation import Federation
 from common.noise import NoiseSource
-from common.privacy import GaussianRelease, calibrate, epsilon, epsilon_by_step, evaluation_release
-
-LESS = 0.9  # the next smaller epsilon that is tried when a plan does not fit the account
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a run will release, fixed before its first round. All of it may be told."""
-
-    rows: int  # the released row count of the training part
-    sampling_rate: float
-    noise_multiplier: float
-    steps: int  # in each round
-    rounds: int
-    evaluation_noise: float
-    evaluations: int
-    count_epsilon: float
-    delta: float
-
-    @property
-    def update(self) -> GaussianRelease:
-        """One round's release."""
-        return GaussianRelease(
-            noise_multiplier=self.noise_multiplier, sampling_rate=self.sampling_rate, steps=self.steps
-        )
+from common.privacy import GaussianRelease, epsilon, epsilon_by_step
 
 
 class Budget:
@@ -82,7 +47,7 @@ class Budget:
     @property
     def limit(self) -> float:
         """What the federation says the whole run may cost."""
-        return _row_privacy(self._federation).epsilon
+        return row_privacy(self._federation).epsilon
 
     def describe(self) -> str:
         """The plan in a sentence, for the owner."""
@@ -100,7 +65,7 @@ class Budget:
             BudgetExhausted: the plan has no round left, or other runs have spent what it needs.
             LedgerError: the charge could not be written.
         """
-        plan, row = self.plan, _row_privacy(self._federation)
+        plan, row = self.plan, row_privacy(self._federation)
         if self.rounds_charged >= plan.rounds:
             raise BudgetExhausted(
                 f"the plan's {plan.rounds} rounds are all charged (epsilon {self.epsilon:.2f} of {row.epsilon:g})"
@@ -140,9 +105,9 @@ class Budget:
 
     def _charge(self, task: str, part: Part, release: GaussianRelease) -> None:
         if self._ledger.count() != self._checked:  # another run has spent from the same account
-            _check_account(self._federation, self._dataset, self._policy, self._ledger, self._run, self.plan)
+            check_account(self._federation, self._dataset, self._policy, self._ledger, self._run, self.plan)
         attempt = self._attempts.get(task, 0) + 1
-        entry = _entry(self._federation, self._dataset, self._run, task, part, release)
+        entry = entry_for(self._federation, self._dataset, self._run, task, part, release)
         self._ledger.charge(Entry(**{**asdict(entry), "attempt": attempt}))
         self._attempts[task] = attempt
         self._checked = self._ledger.count()
@@ -160,148 +125,13 @@ def open_budget(
     check_size(federation, dataset)
     plan = _stored(ledger, run)
     if plan is None:
-        plan = _make_plan(federation, dataset, policy, ledger, noise, run)
+        plan = make_plan(federation, dataset, policy, ledger, noise, run)
         ledger.store_plan(run, asdict(plan))
     else:
-        _check_account(federation, dataset, policy, ledger, run, plan)
+        check_account(federation, dataset, policy, ledger, run, plan)
     return Budget(federation=federation, dataset=dataset, policy=policy, ledger=ledger, run=run, plan=plan)
-
-
-def check_size(federation: Federation, dataset: Dataset) -> None:
-    """Raises `Refusal` if the table is too small for a batch, or too large for the delta."""
-    row, rows, batch = federation.privacy.row, len(dataset.y), federation.training.batch_size
-    if batch > rows:
-        raise Refusal(f"training.batch_size {batch} is larger than the training part of this table")
-    if row is not None and row.delta * rows > 1:
-        raise Refusal(f"privacy.row.delta {row.delta:g} is above 1 / rows: it would allow to publish a row outright")
 
 
 def _stored(ledger: Ledger, run: str) -> Plan | None:
     stored: dict[str, Any] | None = ledger.plan(run)
     return Plan(**stored) if stored else None
-
-
-def _make_plan(
-    federation: Federation, dataset: Dataset, policy: Policy, ledger: Ledger, noise: NoiseSource, run: str
-) -> Plan:
-    row = _row_privacy(federation)
-    left = policy.epsilon - spent(ledger.entries(), policy.delta)
-    if left <= 2 * row.count_epsilon:
-        raise BudgetExhausted(
-            f"policy.epsilon: {policy.epsilon:g} at delta {policy.delta:g}, of which {max(left, 0):.2f} is left; "
-            f"the federation asks for {row.epsilon:g}"
-        )
-    evaluation = evaluation_release(federation)
-    rows = _released_rows(federation, dataset, ledger, noise, run)
-    rate = min(1.0, federation.training.batch_size / rows)
-    steps, rounds = steps_per_round(federation.training, rate), federation.training.rounds
-    target = min(row.epsilon, left) - row.count_epsilon
-    while True:
-        plan = Plan(
-            rows=rows,
-            sampling_rate=rate,
-            noise_multiplier=calibrate(target, row.delta, sampling_rate=rate, steps=steps * rounds),
-            steps=steps,
-            rounds=rounds,
-            evaluation_noise=evaluation.noise_multiplier if evaluation else 0.0,
-            evaluations=evaluation.steps if evaluation else 0,
-            count_epsilon=row.count_epsilon,
-            delta=row.delta,
-        )
-        try:
-            _check_account(federation, dataset, policy, ledger, run, plan)
-            return plan
-        except BudgetExhausted:
-            # Epsilons of several runs do not simply add up, so what is left is found by trying.
-            target *= LESS
-            if target <= row.count_epsilon:
-                raise
-
-
-def _released_rows(federation: Federation, dataset: Dataset, ledger: Ledger, noise: NoiseSource, run: str) -> int:
-    """The training part's size with noise, to two significant digits.
-
-    Told once for a table and its split, unless a later federation pays less for it than was paid: then the
-    number that was told says more about a row than that federation's plan may.
-    """
-    row = _row_privacy(federation)
-    for entry in ledger.entries():
-        same_table = (entry.content, entry.split) == (dataset.content, dataset.split)
-        if same_table and entry.value is not None and (entry.epsilon or 0.0) <= row.count_epsilon:
-            told = entry.value
-            break
-    else:
-        told = len(dataset.y) + noise.two_sided_geometric(row.count_epsilon)
-        ledger.charge(
-            Entry(
-                part="train",
-                split=dataset.split,
-                run=run,
-                task=f"{run}/rows",
-                attempt=1,
-                mechanism="geometric",
-                federation=federation.fingerprint,
-                content=dataset.content,
-                epsilon=row.count_epsilon,
-                value=told,
-            )
-        )
-    least = federation.training.batch_size
-    told = max(told, least)
-    digits: int = 10 ** max(0, int(math.log10(told)) - 1)
-    return max(round(told / digits) * digits, least)
-
-
-def _check_account(
-    federation: Federation, dataset: Dataset, policy: Policy, ledger: Ledger, run: str, plan: Plan
-) -> None:
-    """Raises `BudgetExhausted` unless the account covers all that the plan has not charged yet."""
-    entries = ledger.entries()
-    charged = [e for e in entries if e.run == run and e.mechanism == "gaussian"]
-    rounds = plan.rounds - sum(e.part == "train" for e in charged)
-    evaluations = plan.evaluations - sum(e.part == "validation" for e in charged)
-    planned: list[Entry] = []
-    if rounds > 0:
-        release = GaussianRelease(
-            noise_multiplier=plan.noise_multiplier,
-            sampling_rate=plan.sampling_rate,
-            steps=plan.steps * rounds,
-        )
-        planned.append(_entry(federation, dataset, run, "planned", "train", release))
-    if evaluations > 0:
-        release = GaussianRelease(noise_multiplier=plan.evaluation_noise, steps=evaluations)
-        planned.append(_entry(federation, dataset, run, "planned", "validation", release))
-    before, total = _costs(entries, planned, policy.delta)
-    if total > policy.epsilon:
-        raise BudgetExhausted(
-            f"policy.epsilon: {policy.epsilon:g} at delta {policy.delta:g}, of which {before:.2f} is spent; with "
-            f"this run it would be {total:.2f}"
-        )
-
-
-def _costs(entries: list[Entry], planned: Iterable[Entry], delta: float) -> tuple[float, float]:
-    return spent(entries, delta), spent(entries, delta, more=planned)
-
-
-def _entry(
-    federation: Federation, dataset: Dataset, run: str, task: str, part: Part, release: GaussianRelease
-) -> Entry:
-    return Entry(
-        part=part,
-        split=dataset.split,
-        run=run,
-        task=task,
-        attempt=1,
-        mechanism="gaussian",
-        federation=federation.fingerprint,
-        content=dataset.content,
-        noise_multiplier=release.noise_multiplier,
-        sampling_rate=release.sampling_rate,
-        steps=release.steps,
-    )
-
-
-def _row_privacy(federation: Federation) -> RowPrivacy:
-    row = federation.privacy.row
-    assert row is not None, "only a private federation has a budget"
-    return row

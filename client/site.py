@@ -12,9 +12,10 @@ import torch
 from pydantic import Field
 
 from client import data
-from client.budget import Budget, check_size, open_budget
+from client.budget import Budget, open_budget
 from client.data import Dataset
 from client.ledger import Ledger
+from client.plan import check_size
 from client.policy import Policy
 from common import documents, noise
 from common.documents import Document

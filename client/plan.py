@@ -1,0 +1,188 @@
+"""What a run will release about a row, fixed before its first round so that all of it fits the budget.
+
+A run releases three things: roughly how many training rows there are (once), model updates (each round), and noisy
+counts of the validation part (some rounds). Everything that depends on the number of rows, the sampling rate and
+through it the noise multiplier and epsilon, is computed from the released number and never from the exact one, so
+that it is post-processing and may be told. Only the refusal of a table that is too small for the batch, or too large
+for the delta, looks at the exact number, and tells that much about it.
+
+The count and the updates compose by simple addition of their epsilons, which holds however the second was chosen
+after seeing the first (Rogers et al. 2016, arXiv:1605.08294, on adaptively chosen parameters).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from client.data import Dataset
+from client.ledger import Entry, Ledger, Part, spent
+from client.policy import Policy
+from client.training import steps_per_round
+from common.errors import BudgetExhausted, Refusal
+from common.federation import Federation, RowPrivacy
+from common.noise import NoiseSource
+from common.privacy import GaussianRelease, calibrate, evaluation_release
+
+LESS = 0.9  # the next smaller epsilon that is tried when a plan does not fit the account
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will release, fixed before its first round. All of it may be told."""
+
+    rows: int  # the released row count of the training part
+    sampling_rate: float
+    noise_multiplier: float
+    steps: int  # in each round
+    rounds: int
+    evaluation_noise: float
+    evaluations: int
+    count_epsilon: float
+    delta: float
+
+    @property
+    def update(self) -> GaussianRelease:
+        """One round's release."""
+        return GaussianRelease(
+            noise_multiplier=self.noise_multiplier, sampling_rate=self.sampling_rate, steps=self.steps
+        )
+
+
+def check_size(federation: Federation, dataset: Dataset) -> None:
+    """Raises `Refusal` if the table is too small for a batch, or too large for the delta."""
+    row, rows, batch = federation.privacy.row, len(dataset.y), federation.training.batch_size
+    if batch > rows:
+        raise Refusal(f"training.batch_size {batch} is larger than the training part of this table")
+    if row is not None and row.delta * rows > 1:
+        raise Refusal(f"privacy.row.delta {row.delta:g} is above 1 / rows: it would allow to publish a row outright")
+
+
+def make_plan(
+    federation: Federation, dataset: Dataset, policy: Policy, ledger: Ledger, noise: NoiseSource, run: str
+) -> Plan:
+    """Calibrates a run's noise once, so that all of it costs at most the federation's epsilon and what is left.
+
+    Raises:
+        BudgetExhausted: too little is left for any plan; the message has the numbers.
+    """
+    row = row_privacy(federation)
+    left = policy.epsilon - spent(ledger.entries(), policy.delta)
+    if left <= 2 * row.count_epsilon:
+        raise BudgetExhausted(
+            f"policy.epsilon: {policy.epsilon:g} at delta {policy.delta:g}, of which {max(left, 0):.2f} is left; "
+            f"the federation asks for {row.epsilon:g}"
+        )
+    evaluation = evaluation_release(federation)
+    rows = _released_rows(federation, dataset, ledger, noise, run)
+    rate = min(1.0, federation.training.batch_size / rows)
+    steps, rounds = steps_per_round(federation.training, rate), federation.training.rounds
+    target = min(row.epsilon, left) - row.count_epsilon
+    while True:
+        plan = Plan(
+            rows=rows,
+            sampling_rate=rate,
+            noise_multiplier=calibrate(target, row.delta, sampling_rate=rate, steps=steps * rounds),
+            steps=steps,
+            rounds=rounds,
+            evaluation_noise=evaluation.noise_multiplier if evaluation else 0.0,
+            evaluations=evaluation.steps if evaluation else 0,
+            count_epsilon=row.count_epsilon,
+            delta=row.delta,
+        )
+        try:
+            check_account(federation, dataset, policy, ledger, run, plan)
+            return plan
+        except BudgetExhausted:
+            # Epsilons of several runs do not simply add up, so what is left is found by trying.
+            target *= LESS
+            if target <= row.count_epsilon:
+                raise
+
+
+def _released_rows(federation: Federation, dataset: Dataset, ledger: Ledger, noise: NoiseSource, run: str) -> int:
+    """The training part's size with noise, to two significant digits.
+
+    Told once for a table and its split, unless a later federation pays less for it than was paid: then the
+    number that was told says more about a row than that federation's plan may.
+    """
+    row = row_privacy(federation)
+    for entry in ledger.entries():
+        same_table = (entry.content, entry.split) == (dataset.content, dataset.split)
+        if same_table and entry.value is not None and (entry.epsilon or 0.0) <= row.count_epsilon:
+            told = entry.value
+            break
+    else:
+        told = len(dataset.y) + noise.two_sided_geometric(row.count_epsilon)
+        ledger.charge(
+            Entry(
+                part="train",
+                split=dataset.split,
+                run=run,
+                task=f"{run}/rows",
+                attempt=1,
+                mechanism="geometric",
+                federation=federation.fingerprint,
+                content=dataset.content,
+                epsilon=row.count_epsilon,
+                value=told,
+            )
+        )
+    least = federation.training.batch_size
+    told = max(told, least)
+    digits: int = 10 ** max(0, int(math.log10(told)) - 1)
+    return max(round(told / digits) * digits, least)
+
+
+def check_account(
+    federation: Federation, dataset: Dataset, policy: Policy, ledger: Ledger, run: str, plan: Plan
+) -> None:
+    """Raises `BudgetExhausted` unless the account covers all that the plan has not charged yet."""
+    entries = ledger.entries()
+    charged = [e for e in entries if e.run == run and e.mechanism == "gaussian"]
+    rounds = plan.rounds - sum(e.part == "train" for e in charged)
+    evaluations = plan.evaluations - sum(e.part == "validation" for e in charged)
+    planned: list[Entry] = []
+    if rounds > 0:
+        release = GaussianRelease(
+            noise_multiplier=plan.noise_multiplier,
+            sampling_rate=plan.sampling_rate,
+            steps=plan.steps * rounds,
+        )
+        planned.append(entry_for(federation, dataset, run, "planned", "train", release))
+    if evaluations > 0:
+        release = GaussianRelease(noise_multiplier=plan.evaluation_noise, steps=evaluations)
+        planned.append(entry_for(federation, dataset, run, "planned", "validation", release))
+    total = spent(entries, policy.delta, more=planned)
+    if total > policy.epsilon:
+        before = spent(entries, policy.delta)
+        raise BudgetExhausted(
+            f"policy.epsilon: {policy.epsilon:g} at delta {policy.delta:g}, of which {before:.2f} is spent; with "
+            f"this run it would be {total:.2f}"
+        )
+
+
+def entry_for(
+    federation: Federation, dataset: Dataset, run: str, task: str, part: Part, release: GaussianRelease
+) -> Entry:
+    """The ledger's entry for a Gaussian release of this run."""
+    return Entry(
+        part=part,
+        split=dataset.split,
+        run=run,
+        task=task,
+        attempt=1,
+        mechanism="gaussian",
+        federation=federation.fingerprint,
+        content=dataset.content,
+        noise_multiplier=release.noise_multiplier,
+        sampling_rate=release.sampling_rate,
+        steps=release.steps,
+    )
+
+
+def row_privacy(federation: Federation) -> RowPrivacy:
+    """The federation's promise about a row; only a private federation is planned."""
+    row = federation.privacy.row
+    assert row is not None, "only a private federation has a budget"
+    return row
