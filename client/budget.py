@@ -10,7 +10,7 @@ from client.ledger import Entry, Ledger, Part
 from client.plan import Plan, check_account, check_size, entry_for, make_plan, row_privacy
 from client.policy import Policy
 from client.training import DPSGD
-from common.errors import BudgetExhausted
+from common.errors import BudgetExhausted, Refusal
 from common.federation import Federation
 from common.noise import NoiseSource
 from common.privacy import GaussianRelease, epsilon, epsilon_by_step
@@ -123,15 +123,20 @@ def open_budget(
         BudgetExhausted: what is left of the account does not cover a plan; the message has the numbers.
     """
     check_size(federation, dataset)
-    plan = _stored(ledger, run)
+    plan = _stored(ledger, federation, run)
     if plan is None:
         plan = make_plan(federation, dataset, policy, ledger, noise, run)
-        ledger.store_plan(run, asdict(plan))
+        ledger.store_plan(run, {**asdict(plan), "federation": federation.fingerprint})
     else:
         check_account(federation, dataset, policy, ledger, run, plan)
     return Budget(federation=federation, dataset=dataset, policy=policy, ledger=ledger, run=run, plan=plan)
 
 
-def _stored(ledger: Ledger, run: str) -> Plan | None:
+def _stored(ledger: Ledger, federation: Federation, run: str) -> Plan | None:
+    """The plan that the run had before a restart. Raises `Refusal` if it was made for another federation."""
     stored: dict[str, Any] | None = ledger.plan(run)
-    return Plan(**stored) if stored else None
+    if stored is None:
+        return None
+    if stored.pop("federation") != federation.fingerprint:
+        raise Refusal(f"run {run} was planned here for another federation than {federation.fingerprint}")
+    return Plan(**stored)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import LedgerError
-from common.privacy import GaussianRelease, epsilon
+from common.privacy import GaussianRelease, epsilon, epsilon_of_adaptive
 
 Part = Literal["train", "validation"]
 
@@ -75,8 +75,7 @@ def spent(entries: Iterable[Entry], delta: float, *, more: Iterable[Entry] = ())
     Where the table was split in more than one way, a row may have been in both parts, and pays for all.
 
     Within a run the parameters of its Gaussian releases are fixed beforehand, and PRV's figure holds. A later run is
-    chosen in the light of earlier ones; across runs the figure is RDP's, which holds for parameters so chosen too
-    (Feldman and Zrnic 2021, arXiv:2008.11193; Lecuyer 2021, arXiv:2103.01379).
+    chosen in the light of earlier ones; several runs cost what RDP's filter says.
     """
     everything = [*entries, *more]
     if len({e.split for e in everything}) > 1:
@@ -88,8 +87,8 @@ def spent(entries: Iterable[Entry], delta: float, *, more: Iterable[Entry] = ())
 def _sequential(entries: list[Entry], delta: float) -> float:
     pure = sum(e.epsilon or 0.0 for e in entries if e.mechanism == "geometric")
     gaussian = [e for e in entries if e.mechanism == "gaussian"]
-    one_run = len({e.run for e in gaussian}) <= 1
-    return pure + epsilon([e.gaussian for e in gaussian], delta, accountant="prv" if one_run else "rdp")
+    cost = epsilon if len({e.run for e in gaussian}) <= 1 else epsilon_of_adaptive
+    return pure + cost([e.gaussian for e in gaussian], delta)
 
 
 class Ledger:

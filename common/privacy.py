@@ -29,6 +29,7 @@ Mechanism = Literal["prv", "rdp"]
 
 # Whole orders have a closed form and are 20 times quicker than Opacus' default list of fractional ones.
 RDP_ORDERS = [*range(2, 64), 72, 80, 96, 128, 192, 256, 384, 512, 1024]
+FILTER_ORDERS = [2, 3, 4, 6, 10, 20]
 PRV_EPSILON_ERROR = 0.01
 # Beyond this no protection is left to state precisely, and PRV's mesh would not fit in memory.
 PRV_LARGEST_EPSILON = 40.0
@@ -58,14 +59,21 @@ def epsilon(releases: Iterable[GaussianRelease], delta: float, *, accountant: Me
     Equal releases are merged; nothing released costs 0.
     """
     _check_delta(delta)
-    merged: dict[tuple[float, float], int] = {}
-    for release in releases:
-        if release.steps:
-            kind = (release.noise_multiplier, release.sampling_rate)
-            merged[kind] = merged.get(kind, 0) + release.steps
-    if not merged:
-        return 0.0
-    return _epsilon(tuple((*kind, steps) for kind, steps in sorted(merged.items())), delta, accountant)
+    history = _merged(releases)
+    return _epsilon(history, delta, accountant) if history else 0.0
+
+
+def epsilon_of_adaptive(releases: Iterable[GaussianRelease], delta: float) -> float:
+    """Epsilon of releases each of which may have been chosen in the light of those before it.
+
+    It holds as long as releases stop before it passes a limit. For one RDP order fixed in advance that is the privacy
+    filter of Feldman and Zrnic 2021 (arXiv:2008.11193, theorem 4.3). The least over k orders may be taken if each
+    answers for delta / k: on the outcomes where an order ends up least, its own filter never stopped, and the k deltas
+    add up.
+    """
+    _check_delta(delta)
+    history = _merged(releases)
+    return _rdp(history, delta / len(FILTER_ORDERS), FILTER_ORDERS) if history else 0.0
 
 
 def epsilon_by_step(release: GaussianRelease, delta: float, steps: Sequence[int]) -> list[float]:
@@ -141,11 +149,23 @@ def _epsilon(history: History, delta: float, accountant: Mechanism) -> float:
     return min(by_rdp, _composed(_discretised(history, delta), [steps for *_, steps in history], delta))
 
 
-def _rdp(history: Sequence[tuple[float, float, int]], delta: float) -> float:
-    divergence = sum(steps * _rdp_of_step(sigma, rate) for sigma, rate, steps in history)
+def _merged(releases: Iterable[GaussianRelease]) -> History:
+    """Equal releases as one, those of no steps left out."""
+    merged: dict[tuple[float, float], int] = {}
+    for release in releases:
+        if release.steps:
+            kind = (release.noise_multiplier, release.sampling_rate)
+            merged[kind] = merged.get(kind, 0) + release.steps
+    return tuple((*kind, steps) for kind, steps in sorted(merged.items()))
+
+
+def _rdp(history: Sequence[tuple[float, float, int]], delta: float, orders: Sequence[int] = RDP_ORDERS) -> float:
+    """RDP's epsilon by the best of some of `RDP_ORDERS`."""
+    places = [RDP_ORDERS.index(order) for order in orders]
+    divergence = sum(steps * _rdp_of_step(sigma, rate)[places] for sigma, rate, steps in history)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Optimal order is the", category=UserWarning)
-        found, _ = rdp.get_privacy_spent(orders=RDP_ORDERS, rdp=divergence, delta=delta)
+        found, _ = rdp.get_privacy_spent(orders=list(orders), rdp=divergence, delta=delta)
     return max(0.0, float(found))
 
 

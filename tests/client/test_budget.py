@@ -261,13 +261,21 @@ def test_a_policy_that_was_tightened_refuses_the_rest_of_a_run():
 
 
 def test_a_second_federation_is_calibrated_to_what_is_left():
-    ledger, policy = Ledger.in_memory(), Policy(epsilon=7.0, delta=DELTA)
+    ledger, policy = Ledger.in_memory(), Policy(epsilon=8.5, delta=DELTA)
     first = opened(ledger, policy=policy)
     spend(first)
     second = opened(ledger, run="second", federation=private(name="second"), policy=policy)
     assert second.plan.noise_multiplier > first.plan.noise_multiplier
     spend(second)
-    assert recomputed(ledger.entries(), "train") <= spent(ledger.entries(), DELTA) <= 7.0
+    assert recomputed(ledger.entries(), "train") <= spent(ledger.entries(), DELTA) <= 8.5
+    ledger.close()
+
+
+def test_a_run_that_was_planned_for_another_federation_is_refused():
+    ledger = Ledger.in_memory()
+    opened(ledger)
+    with pytest.raises(Refusal, match=r"^run run was planned here for another federation than [0-9a-f]{64}$"):
+        opened(ledger, federation=private(training__rounds=300))
     ledger.close()
 
 
@@ -281,12 +289,12 @@ def test_a_federation_for_which_nothing_is_left_is_refused_with_the_numbers():
 
 
 def test_evaluations_that_the_account_does_not_cover_are_refused_with_the_numbers():
-    # 20 evaluations at noise 6.5 are like one at 6.5 / sqrt(20) = 1.45 and cost 2.0; 40 of them cost 3.1.
+    # 20 evaluations at noise 6.5 are like one at 6.5 / sqrt(20) = 1.45 and cost 2.0; 40 of them in two runs cost 4.0.
     ledger, policy = Ledger.in_memory(), Policy(epsilon=2.5, delta=DELTA)
     many = {"row": {"epsilon": 3.5, "delta": DELTA, "clip": 1.0}, "evaluation": {"every": 1, "noise": 6.5}}
     asked = private(privacy=many, training__rounds=20)
     spend(opened(ledger, federation=asked, policy=policy), rounds=1, evaluations=20)
-    with pytest.raises(BudgetExhausted, match=r"of which [12]\.\d\d is spent; with this run it would be 3\.\d\d$"):
+    with pytest.raises(BudgetExhausted, match=r"of which [12]\.\d\d is spent; with this run it would be 4\.\d\d$"):
         opened(ledger, run="second", federation=asked, policy=policy)
     ledger.close()
 
