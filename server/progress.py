@@ -23,7 +23,7 @@ class ProgressDisplay:
         """`epsilon` is what the federation allows, if it is private."""
         self._console, self._limit = console, epsilon
         self._accuracy: str | None = None
-        self._started = 0.0
+        self._first: tuple[int, float] | None = None  # the first round that was seen, and when it ended
         self._bar: Progress | None = None
         if console.is_terminal:
             columns = (
@@ -58,7 +58,7 @@ class ProgressDisplay:
 
     def _round(self, event: Event) -> None:
         done, rounds = event["round"], event["rounds"]
-        self._started = self._started or time.monotonic() - event["seconds"]
+        self._first = self._first or (done, time.monotonic())
         for rejection in event["rejected"]:
             self._console.print(
                 f"round {done}: {rejection['client']} {rejection['kind']}: {rejection['reason']}",
@@ -74,8 +74,16 @@ class ProgressDisplay:
         if done % max(1, rounds // LINES) == 0 or done == rounds:
             self._console.print(line, highlight=False, soft_wrap=True)
         if self._bar is not None:
-            left = (time.monotonic() - self._started) / done * (rounds - done)
-            self._bar.update(self._task, description=line, completed=done, total=rounds, left=f"{_duration(left)} left")
+            left = self._left(done, rounds)
+            self._bar.update(self._task, description=line, completed=done, total=rounds, left=left)
+
+    def _left(self, done: int, rounds: int) -> str:
+        """The time left, by the rounds after the first, which also pays for starting up."""
+        assert self._first is not None
+        first, ended = self._first
+        if done == first:
+            return ""
+        return f"{_duration((time.monotonic() - ended) / (done - first) * (rounds - done))} left"
 
     def _line(self, event: Event) -> str:
         parts = [
