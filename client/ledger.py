@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -95,13 +96,14 @@ class Ledger:
     """One dataset's account. `Ledger.in_memory()` is for simulations."""
 
     def __init__(self, path: Path | None) -> None:
+        self._turn = threading.Lock()
         with ExitStack() as opened:
             try:
                 if path is not None:
                     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                     lock = opened.enter_context(path.with_suffix(".lock").open("w"))
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # One connection, used by whichever thread runs the task; the node runs one task at a time.
+                # One connection for the thread that runs a task and the one that keeps the link, in turns.
                 db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
                 self._db = opened.enter_context(closing(db))
                 self._db.execute("PRAGMA synchronous=EXTRA")
@@ -177,14 +179,15 @@ class Ledger:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:  # a full disk has rolled back by itself
-                    self._db.execute("ROLLBACK")
-                raise
+            with self._turn:
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:  # a full disk has rolled back by itself
+                        self._db.execute("ROLLBACK")
+                    raise
         except sqlite3.Error as error:
             raise LedgerError(f"the ledger cannot be written, so nothing is released: {error}") from error
 

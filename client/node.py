@@ -151,26 +151,24 @@ class Node:
     async def _welcomed(self, welcome: pb.Welcome) -> None:
         """Checks the federation, opens the site and plans the budget, once; then says ready."""
         self._welcome = True
-        if self._site is None:
-            try:
+        try:
+            if self._site is None:
                 await asyncio.to_thread(self._open, welcome)
-            except BudgetExhausted as error:
-                await self._refuse(BUDGET_EXHAUSTED, str(error))
-                raise
-            except Refusal as error:
-                await self._refuse(REFUSED, str(error))
-                raise
-            except CloisterError:
-                # Data errors quote cells, and the others paths: they are the owner's to see.
-                await self._refuse(FAILED, "the client could not open its data; its own log says more")
-                raise
-        elif federations.from_canonical(welcome.federation).fingerprint != self._fingerprint:
-            await self._refuse(REFUSED, "the federation is not the one that was agreed to")
-            raise Refusal("after a reconnection the server has another federation than the one that was agreed to")
-        if welcome.run != self._run:
-            self._run = welcome.run
-            assert self._site is not None
-            await asyncio.to_thread(self._site.budget, welcome.run)
+            elif federations.from_canonical(welcome.federation).fingerprint != self._fingerprint:
+                raise Refusal("the federation is not the one that was agreed to before the link broke")
+            elif welcome.run != self._run:
+                await asyncio.to_thread(self._site.budget, welcome.run)
+                self._run = welcome.run
+        except BudgetExhausted as error:
+            await self._refuse(BUDGET_EXHAUSTED, str(error))
+            raise
+        except Refusal as error:
+            await self._refuse(REFUSED, str(error))
+            raise
+        except CloisterError:
+            # Data errors quote cells, and the others paths: they are the owner's to see.
+            await self._refuse(FAILED, "the client could not open its data; its own log says more")
+            raise
         self._say(f"connected to {self._settings.server} as {self._name}, ready")
         await self._send(pb.ClientFrame(ready=pb.Ready(fingerprint=self._fingerprint)))
 

@@ -5,6 +5,7 @@ import math
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,20 @@ def test_a_plan_is_kept_exactly_and_for_its_run_alone(path):
 
 
 # What was spent
+
+
+def test_a_charge_and_an_acknowledgement_may_come_from_two_threads_at_once(tmp_path):
+    # The link acknowledges on its own thread while a task is being charged on another.
+    ledger = Ledger(tmp_path / "a.ledger")
+    with ThreadPoolExecutor(2) as threads:
+        charges = [threads.submit(ledger.charge, entry(task=f"t/{n}")) for n in range(100)]
+        others = [threads.submit(ledger.acknowledge, f"t/{n}") for n in range(100)]
+        for future in [*charges, *others]:
+            future.result()
+    ledger.verify()
+    assert ledger.count() == 100
+    ledger.close()
+
 
 DELTA = 1e-3
 
