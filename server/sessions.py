@@ -69,7 +69,6 @@ class Sessions(service.SessionServicer):
         self._sessions: dict[str, Session] = {}
         self._tasks: dict[str, Task] = {}
         self._finished: pb.Goodbye | None = None
-        self.round = 0  # the last complete one, told to who joins
         self.refusals: dict[str, str] = {}  # clients that refused the federation, and why
 
     @property
@@ -117,9 +116,7 @@ class Sessions(service.SessionServicer):
         self._sessions[name] = session
         log.info("%s connected (Cloister %s)", name, hello.hello.version)
         session.outbox.put_nowait(
-            pb.ServerFrame(
-                welcome=pb.Welcome(federation=self._federation.canonical, run=self._run, round=self.round, name=name)
-            )
+            pb.ServerFrame(welcome=pb.Welcome(federation=self._federation.canonical, run=self._run, name=name))
         )
         if self._finished is not None:
             session.outbox.put_nowait(pb.ServerFrame(goodbye=self._finished))
@@ -200,6 +197,8 @@ class Sessions(service.SessionServicer):
 
     def _leave(self, session: Session, reason: str) -> None:
         log.info("%s leaves: %s", session.name, reason)
+        if self._sessions.get(session.name) is not session:
+            return  # a newer session of the same client has its tasks
         for task in [t for t in self._tasks.values() if t.client == session.name]:
             del self._tasks[task.id]
             self._answer(task.id, pb.Failure(id=task.id, code=LOST, reason=f"the client left: {reason}"))

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63ommon/wire/session.proto\x12\x13\x63loister.session.v1\"\xac\x02\n\x0b\x43lientFrame\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.cloister.session.v1.HelloH\x00\x12+\n\x05ready\x18\x02 \x01(\x0b\x32\x1a.cloister.session.v1.ReadyH\x00\x12+\n\x05reply\x18\x03 \x01(\x0b\x32\x1a.cloister.session.v1.ReplyH\x00\x12+\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x1a.cloister.session.v1.ChunkH\x00\x12/\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x1c.cloister.session.v1.FailureH\x00\x12/\n\x07goodbye\x18\x06 \x01(\x0b\x32\x1c.cloister.session.v1.GoodbyeH\x00\x42\x07\n\x05\x66rame\"\xac\x02\n\x0bServerFrame\x12/\n\x07welcome\x18\x01 \x01(\x0b\x32\x1c.cloister.session.v1.WelcomeH\x00\x12\x31\n\x08rejected\x18\x02 \x01(\x0b\x32\x1d.cloister.session.v1.RejectedH\x00\x12)\n\x04task\x18\x03 \x01(\x0b\x32\x19.cloister.session.v1.TaskH\x00\x12+\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x1a.cloister.session.v1.ChunkH\x00\x12\'\n\x03\x61\x63k\x18\x05 \x01(\x0b\x32\x18.cloister.session.v1.AckH\x00\x12/\n\x07goodbye\x18\x06 \x01(\x0b\x32\x1c.cloister.session.v1.GoodbyeH\x00\x42\x07\n\x05\x66rame\"8\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\"G\n\x07Welcome\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0c\n\x04name\x18\x04 \x01(\t\"\x1a\n\x08Rejected\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x1c\n\x05Ready\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\"J\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x0b\n\x03ttl\x18\x05 \x01(\x01\"!\n\x05Reply\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\"3\n\x07\x46\x61ilure\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x11\n\x03\x41\x63k\x12\n\n\x02id\x18\x01 \x01(\t\"+\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x10\n\x08\x66inished\x18\x02 \x01(\x08\x32\\\n\x07Session\x12Q\n\x07\x43onnect\x12 .cloister.session.v1.ClientFrame\x1a .cloister.session.v1.ServerFrame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63ommon/wire/session.proto\x12\x13\x63loister.session.v1\"\xac\x02\n\x0b\x43lientFrame\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.cloister.session.v1.HelloH\x00\x12+\n\x05ready\x18\x02 \x01(\x0b\x32\x1a.cloister.session.v1.ReadyH\x00\x12+\n\x05reply\x18\x03 \x01(\x0b\x32\x1a.cloister.session.v1.ReplyH\x00\x12+\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x1a.cloister.session.v1.ChunkH\x00\x12/\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x1c.cloister.session.v1.FailureH\x00\x12/\n\x07goodbye\x18\x06 \x01(\x0b\x32\x1c.cloister.session.v1.GoodbyeH\x00\x42\x07\n\x05\x66rame\"\xac\x02\n\x0bServerFrame\x12/\n\x07welcome\x18\x01 \x01(\x0b\x32\x1c.cloister.session.v1.WelcomeH\x00\x12\x31\n\x08rejected\x18\x02 \x01(\x0b\x32\x1d.cloister.session.v1.RejectedH\x00\x12)\n\x04task\x18\x03 \x01(\x0b\x32\x19.cloister.session.v1.TaskH\x00\x12+\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x1a.cloister.session.v1.ChunkH\x00\x12\'\n\x03\x61\x63k\x18\x05 \x01(\x0b\x32\x18.cloister.session.v1.AckH\x00\x12/\n\x07goodbye\x18\x06 \x01(\x0b\x32\x1c.cloister.session.v1.GoodbyeH\x00\x42\x07\n\x05\x66rame\"8\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\"8\n\x07Welcome\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"\x1a\n\x08Rejected\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x1c\n\x05Ready\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\"J\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x0b\n\x03ttl\x18\x05 \x01(\x01\"!\n\x05Reply\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\"3\n\x07\x46\x61ilure\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x11\n\x03\x41\x63k\x12\n\n\x02id\x18\x01 \x01(\t\"+\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x10\n\x08\x66inished\x18\x02 \x01(\x08\x32\\\n\x07Session\x12Q\n\x07\x43onnect\x12 .cloister.session.v1.ClientFrame\x1a .cloister.session.v1.ServerFrame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,23 +38,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLO']._serialized_start=656
   _globals['_HELLO']._serialized_end=712
   _globals['_WELCOME']._serialized_start=714
-  _globals['_WELCOME']._serialized_end=785
-  _globals['_REJECTED']._serialized_start=787
-  _globals['_REJECTED']._serialized_end=813
-  _globals['_READY']._serialized_start=815
-  _globals['_READY']._serialized_end=843
-  _globals['_TASK']._serialized_start=845
-  _globals['_TASK']._serialized_end=919
-  _globals['_REPLY']._serialized_start=921
-  _globals['_REPLY']._serialized_end=954
-  _globals['_FAILURE']._serialized_start=956
-  _globals['_FAILURE']._serialized_end=1007
-  _globals['_CHUNK']._serialized_start=1009
-  _globals['_CHUNK']._serialized_end=1030
-  _globals['_ACK']._serialized_start=1032
-  _globals['_ACK']._serialized_end=1049
-  _globals['_GOODBYE']._serialized_start=1051
-  _globals['_GOODBYE']._serialized_end=1094
-  _globals['_SESSION']._serialized_start=1096
-  _globals['_SESSION']._serialized_end=1188
+  _globals['_WELCOME']._serialized_end=770
+  _globals['_REJECTED']._serialized_start=772
+  _globals['_REJECTED']._serialized_end=798
+  _globals['_READY']._serialized_start=800
+  _globals['_READY']._serialized_end=828
+  _globals['_TASK']._serialized_start=830
+  _globals['_TASK']._serialized_end=904
+  _globals['_REPLY']._serialized_start=906
+  _globals['_REPLY']._serialized_end=939
+  _globals['_FAILURE']._serialized_start=941
+  _globals['_FAILURE']._serialized_end=992
+  _globals['_CHUNK']._serialized_start=994
+  _globals['_CHUNK']._serialized_end=1015
+  _globals['_ACK']._serialized_start=1017
+  _globals['_ACK']._serialized_end=1034
+  _globals['_GOODBYE']._serialized_start=1036
+  _globals['_GOODBYE']._serialized_end=1079
+  _globals['_SESSION']._serialized_start=1081
+  _globals['_SESSION']._serialized_end=1173
 # @@protoc_insertion_point(module_scope)

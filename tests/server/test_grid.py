@@ -255,6 +255,18 @@ def test_a_newer_session_of_the_same_client_replaces_the_older(grid, peer):
     assert grid.get_node_ids() == [node_id("ada")]
 
 
+def test_the_goodbye_of_a_replaced_session_does_not_take_the_newer_ones_tasks(grid, peer):
+    (old,) = joined(grid, peer, "ada")
+    new = peer("ada")
+    new.join()
+    with asking(grid, message("ada")) as replies:
+        task, _ = new.take()
+        old.say(goodbye=pb.Goodbye(reason="replaced"))
+        time.sleep(0.2)
+        new.answer(task.id, content_of(4.0))
+    assert [r.content["arrays"]["w"].numpy()[0] for r in replies] == [4.0]
+
+
 def test_a_client_that_says_goodbye_is_not_waited_for(grid, peer):
     (ada,) = joined(grid, peer, "ada")
     started = time.monotonic()
