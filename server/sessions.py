@@ -197,8 +197,6 @@ class Sessions(service.SessionServicer):
 
     def _leave(self, session: Session, reason: str) -> None:
         log.info("%s leaves: %s", session.name, reason)
-        if self._sessions.get(session.name) is not session:
-            return  # a newer session of the same client has its tasks
         for task in [t for t in self._tasks.values() if t.client == session.name]:
             del self._tasks[task.id]
             self._answer(task.id, pb.Failure(id=task.id, code=LOST, reason=f"the client left: {reason}"))
