@@ -135,7 +135,7 @@ def asking(grid: GrpcGrid, *messages: Message, timeout: float = 10.0) -> Iterato
     thread = threading.Thread(target=lambda: replies.extend(grid.send_and_receive(messages, timeout=timeout)))
     thread.start()
     yield replies
-    thread.join(timeout + 5)
+    thread.join(timeout + 60)
     assert not thread.is_alive()
 
 
@@ -224,7 +224,7 @@ def test_a_round_ends_at_its_deadline_and_late_answers_are_dropped(grid, peer):
         task, _ = ada.take()
         late, _ = ben.take()
         ada.answer(task.id, content_of())
-    assert 0.4 < time.monotonic() - started < 5
+    assert time.monotonic() - started > 0.4
     assert [r.metadata.src_node_id for r in replies] == [node_id("ada")]
     ben.answer(late.id, content_of())
     assert ben.hear("ack").id == late.id
@@ -270,10 +270,10 @@ def test_the_goodbye_of_a_replaced_session_does_not_take_the_newer_ones_tasks(gr
 def test_a_client_that_says_goodbye_is_not_waited_for(grid, peer):
     (ada,) = joined(grid, peer, "ada")
     started = time.monotonic()
-    with asking(grid, message("ada"), timeout=60) as replies:
+    with asking(grid, message("ada"), timeout=600) as replies:
         ada.take()
         ada.say(goodbye=pb.Goodbye(reason="lunch"))
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60  # and not until the deadline, however busy the machine
     assert (replies[0].error.code, replies[0].error.reason) == (records.LOST, "the client left: lunch")
 
 
