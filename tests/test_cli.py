@@ -48,6 +48,16 @@ def test_help_loads_nothing_heavy():
         assert verb in shown.output
 
 
+@pytest.mark.parametrize("package", ["client.app", "server.app", "simulations.engine"])
+def test_nothing_we_use_reports_home_unless_it_is_asked_to(package):
+    code = f"import os, {package}; print(os.environ['FLWR_TELEMETRY_ENABLED'], os.environ['RAY_USAGE_STATS_ENABLED'])"
+    silent = {k: v for k, v in os.environ.items() if k not in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=silent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["0", "0"]
+
+
 @pytest.mark.parametrize("verb", ["demo", "serve", "join", "simulate", "check", "schema draft", "certs client"])
 def test_the_help_of_each_verb_ends_with_an_example(verb):
     shown = run(*verb.split(), "--help")
