@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from client.data import Dataset
-from client.ledger import Entry, Ledger, Part
+from client.ledger import Ledger, Part
 from client.plan import Plan, check_account, check_size, entry_for, make_plan, row_privacy
 from client.policy import Policy
 from client.training import DPSGD
@@ -108,7 +108,7 @@ class Budget:
             check_account(self._federation, self._dataset, self._policy, self._ledger, self._run, self.plan)
         attempt = self._attempts.get(task, 0) + 1
         entry = entry_for(self._federation, self._dataset, self._run, task, part, release)
-        self._ledger.charge(Entry(**{**asdict(entry), "attempt": attempt}))
+        self._ledger.charge(replace(entry, attempt=attempt))
         self._attempts[task] = attempt
         self._checked = self._ledger.count()
 

@@ -304,6 +304,27 @@ def test_another_federation_after_a_reconnection_is_refused(tmp_path):
     assert isinstance(result, Refusal)
 
 
+def test_a_new_run_that_the_budget_does_not_cover_is_refused_to_the_server(tmp_path):
+    fed = federation(**PRIVATE)
+
+    async def first(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        for server_round in (1, 2, 3):
+            await link.ask(fed, server_round=server_round)
+            await link.answer()
+
+    async def then(link: Link) -> None:
+        await link.welcome(fed, run="another")
+        failure = await link.hear("failure")
+        assert (failure.id, failure.code) == ("", records.BUDGET_EXHAUSTED)
+        assert "policy.epsilon: 4.2" in failure.reason
+        await link.hear("goodbye")
+
+    result, _ = play(tmp_path, first, then, policy=Policy(epsilon=4.2, delta=1e-3))
+    assert isinstance(result, BudgetExhausted)
+
+
 def test_arrays_that_do_not_fit_the_model_are_refused(tmp_path):
     fed, other = federation(), federation(model__hidden=[3])
 
