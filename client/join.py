@@ -54,6 +54,6 @@ async def _until_interrupted(node: Node, say: Say) -> int:
         return 0
     await node.leave("interrupted by its owner")
     work.cancel()
-    await asyncio.wait([work])
+    await asyncio.gather(work, return_exceptions=True)  # whatever it met on the way out, we have left
     say("left the federation")
     return INTERRUPTED

@@ -12,9 +12,10 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from importlib.metadata import version
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import grpc
 from flwr.app import Context, Message, RecordDict
@@ -48,6 +49,7 @@ OPTIONS = [
 
 Say = Callable[[str], None]
 Call: TypeAlias = grpc.aio.StreamStreamCall
+Result = TypeVar("Result")
 
 
 class Node:
@@ -62,12 +64,14 @@ class Node:
         self._name = ""
         self._welcome = False  # has the current stream got as far as a welcome?
         self._call: Call | None = None
+        self._left = False  # have we said goodbye?
         self._sending = asyncio.Lock()
         self._working: dict[str, asyncio.Task[None]] = {}
         self._one_at_a_time = asyncio.Lock()
+        self._worker = ThreadPoolExecutor(1, "task")
 
     async def run(self) -> str:
-        """Takes part until the server says that the run is over, and returns what it said.
+        """Takes part until the server says that the run is over, or we left, and returns what was said.
 
         Raises:
             Refusal, DataError, LedgerError: the owner's side cannot or will not take part; the server is told.
@@ -76,7 +80,7 @@ class Node:
         """
         away_since, pause = time.monotonic(), FIRST_PAUSE_S
         try:
-            while True:
+            while not self._left:
                 self._welcome = False
                 try:
                     async with self._channel() as channel:
@@ -89,6 +93,8 @@ class Node:
                     reason = _reason(error)
                 finally:
                     self._call = None
+                if self._left:
+                    break
                 if self._welcome:
                     away_since, pause = time.monotonic(), FIRST_PAUSE_S
                 if pause == FIRST_PAUSE_S:
@@ -100,19 +106,23 @@ class Node:
                     )
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE_S)
+            return "left"
         finally:
             for work in self._working.values():
                 work.cancel()
+            self._worker.shutdown()  # a task that is being done still writes to the ledger
             if self._site is not None:
                 self._site.ledger.close()
 
     async def leave(self, reason: str) -> None:
         """Says goodbye, if there is anyone to say it to."""
-        if self._call is not None:
+        self._left = True
+        call = self._call  # the stream may end, and be forgotten, between any two of these lines
+        if call is not None:
             with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
                 await asyncio.wait_for(self._send(pb.ClientFrame(goodbye=pb.Goodbye(reason=reason))), 2.0)
-                await asyncio.wait_for(self._call.done_writing(), 2.0)
-                await asyncio.wait_for(self._call.code(), 2.0)  # so that it has been heard
+                await asyncio.wait_for(call.done_writing(), 2.0)
+                await asyncio.wait_for(call.code(), 2.0)  # so that it has been heard
 
     def _channel(self) -> grpc.aio.Channel:
         if self._tls is None:
@@ -153,11 +163,11 @@ class Node:
         self._welcome = True
         try:
             if self._site is None:
-                await asyncio.to_thread(self._open, welcome)
+                await self._in_thread(self._open, welcome)
             elif federations.from_canonical(welcome.federation).fingerprint != self._fingerprint:
                 raise Refusal("the federation is not the one that was agreed to before the link broke")
             elif welcome.run != self._run:
-                await asyncio.to_thread(self._site.budget, welcome.run)
+                await self._in_thread(self._site.budget, welcome.run)
                 self._run = welcome.run
         except BudgetExhausted as error:
             await self._refuse(BUDGET_EXHAUSTED, str(error))
@@ -171,6 +181,9 @@ class Node:
             raise
         self._say(f"connected to {self._settings.server} as {self._name}, ready")
         await self._send(pb.ClientFrame(ready=pb.Ready(fingerprint=self._fingerprint)))
+
+    async def _in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work, *arguments)
 
     def _open(self, welcome: pb.Welcome) -> None:
         federation = federations.from_canonical(welcome.federation)
@@ -210,7 +223,7 @@ class Node:
             try:
                 answer = ledger.reply(task.id)
                 if answer is None:
-                    answer = await asyncio.to_thread(self._work, task, content)
+                    answer = await self._in_thread(self._work, task, content)
             except CloisterError as error:
                 self._say(f"round {task.group}: {task.type} failed: {error}")
                 answer = pb.Failure(id=task.id, code=FAILED, reason="the client failed; its own log says more")
@@ -238,21 +251,22 @@ class Node:
         return message, Context(run_id=run, node_id=node, node_config={}, state=RecordDict(), run_config={})
 
     async def _reply(self, task_id: str, answer: bytes | pb.Failure) -> None:
-        if self._call is None:
+        if (call := self._call) is None:
             return  # the server asks again when we are back
         if isinstance(answer, pb.Failure):
             await self._send(pb.ClientFrame(failure=answer))
             return
         async with self._sending:
-            await self._call.write(pb.ClientFrame(reply=pb.Reply(id=task_id, size=len(answer))))
+            await call.write(pb.ClientFrame(reply=pb.Reply(id=task_id, size=len(answer))))
             for chunk in codec.chunks(answer):
-                await self._call.write(pb.ClientFrame(chunk=pb.Chunk(data=chunk)))
+                await call.write(pb.ClientFrame(chunk=pb.Chunk(data=chunk)))
 
     async def _send(self, frame: pb.ClientFrame) -> None:
-        assert self._call is not None
+        if (call := self._call) is None:
+            return
         async with self._sending:
             with contextlib.suppress(asyncio.InvalidStateError):  # it ended; why, the reading side will hear
-                await self._call.write(frame)
+                await call.write(frame)
 
 
 async def _frames(call: Call) -> AsyncIterator[pb.ServerFrame]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import grpc
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
+from client import training
 from client.ledger import Ledger
 from client.node import Node
 from client.policy import Policy
@@ -80,8 +83,17 @@ class ScriptedServer(service.SessionServicer):
             raise
 
 
-def play(folder: Path, *scripts: Script, policy: Policy | None = None, wait_s: float = 20) -> tuple[Any, list[str]]:
-    """Runs a node against the scripts; returns what it returned (or raised) and what it told its owner."""
+def play(
+    folder: Path,
+    *scripts: Script,
+    policy: Policy | None = None,
+    wait_s: float = 20,
+    leave_when: Callable[[list[str]], bool] | None = None,
+) -> tuple[Any, list[str]]:
+    """Runs a node against the scripts; returns what it returned (or raised) and what it told its owner.
+
+    With `leave_when`, the node's owner interrupts it as soon as that holds of what it has said.
+    """
     if not (folder / "ada.csv").exists():
         table().write_csv(folder / "ada.csv")
     said: list[str] = []
@@ -103,7 +115,12 @@ def play(folder: Path, *scripts: Script, policy: Policy | None = None, wait_s: f
         )
         node = Node(settings, tls=None, wait_s=wait_s, say=said.append)
         try:
-            result = await asyncio.wait_for(node.run(), 60)
+            work = asyncio.create_task(node.run())
+            if leave_when is not None:
+                while not leave_when(said):
+                    await asyncio.sleep(0.01)
+                await node.leave("interrupted")
+            result = await asyncio.wait_for(work, 60)
         except Exception as error:
             result = error
         await server.stop(0)
@@ -356,6 +373,44 @@ def test_a_server_that_breaks_the_protocol_is_left(tmp_path, frame, reason):
     result, _ = play(tmp_path, server)
     assert isinstance(result, ProtocolError)
     assert reason in str(result)
+
+
+def test_whoever_leaves_is_heard_and_does_not_come_back(tmp_path):
+    fed = federation()
+
+    async def server(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        assert (await link.hear("goodbye")).reason == "interrupted"
+
+    result, said = play(tmp_path, server, leave_when=lambda said: any("ready" in line for line in said))
+    assert result == "left"
+    assert not any("no server at" in line for line in said)
+
+
+def test_a_task_in_hand_is_finished_and_kept_when_its_owner_leaves(tmp_path, monkeypatch):
+    fed = federation()
+    started, fit = threading.Event(), training.fit
+
+    def slow(*args: Any, **kwargs: Any) -> float:
+        started.set()
+        time.sleep(1.0)  # the goodbye is said and the stream has ended meanwhile
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(training, "fit", slow)
+
+    async def server(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        await link.ask(fed)
+        await link.hear("goodbye")
+
+    result, said = play(tmp_path, server, leave_when=lambda said: started.is_set())
+    assert result == "left"
+    assert any("round 1: train done" in line for line in said)
+    ledger = Ledger(tmp_path / "state" / "ada.ledger")
+    assert ledger.reply("run/train/1/ada") is not None
+    ledger.close()
 
 
 def test_a_server_that_stays_away_is_given_up(tmp_path):
