@@ -13,7 +13,7 @@ from client.training import DPSGD
 from common.errors import BudgetExhausted, Refusal
 from common.federation import Federation
 from common.noise import NoiseSource
-from common.privacy import GaussianRelease, epsilon, epsilon_by_step
+from common.privacy import GaussianRelease
 
 
 class Budget:
@@ -32,17 +32,11 @@ class Budget:
         self._attempts: dict[str, int] = {}
         for entry in entries:
             self._attempts[entry.task] = entry.attempt
-        training = epsilon_by_step(plan.update, plan.delta, [plan.steps * r for r in range(plan.rounds + 1)])
-        self._update_epsilon = [plan.count_epsilon + e for e in training]
-        self._evaluation_epsilon = [
-            epsilon([GaussianRelease(noise_multiplier=plan.evaluation_noise, steps=n)], plan.delta) if n else 0.0
-            for n in range(plan.evaluations + 1)
-        ]
 
     @property
     def epsilon(self) -> float:
         """What this run has cost a row so far, at the plan's delta."""
-        return max(self._update_epsilon[self.rounds_charged], self._evaluation_epsilon[self.evaluations_charged])
+        return self.plan.epsilon(rounds=self.rounds_charged, evaluations=self.evaluations_charged)
 
     @property
     def limit(self) -> float:
@@ -55,7 +49,7 @@ class Budget:
         return (
             f"privacy plan: {plan.rounds} rounds of {plan.steps} steps, sampling rate {plan.sampling_rate:.3f}, noise "
             f"multiplier {plan.noise_multiplier:.2f}; all of it costs a row at most epsilon "
-            f"{max(self._update_epsilon[-1], self._evaluation_epsilon[-1]):.2f} at delta {plan.delta:g}"
+            f"{plan.epsilon(rounds=plan.rounds, evaluations=plan.evaluations):.2f} at delta {plan.delta:g}"
         )
 
     def charge_update(self, task: str) -> DPSGD:

@@ -75,7 +75,7 @@ def spent(entries: Iterable[Entry], delta: float, *, more: Iterable[Entry] = ())
     A row is in one part, so it pays the larger of the two parts' costs (parallel composition; McSherry 2009).
     Where the table was split in more than one way, a row may have been in both parts, and pays for all.
 
-    Within a run the parameters of its Gaussian releases are fixed beforehand, and PRV's figure holds. A later run is
+    Within a run the parameters of its Gaussian releases are fixed beforehand, and PLD's figure holds. A later run is
     chosen in the light of earlier ones; several runs cost what RDP's filter says.
     """
     everything = [*entries, *more]

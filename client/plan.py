@@ -13,7 +13,7 @@ after seeing the first (Rogers et al. 2016, arXiv:1605.08294, on adaptively chos
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from client.data import Dataset
 from client.ledger import Entry, Ledger, Part, spent
@@ -22,7 +22,7 @@ from client.training import steps_per_round
 from common.errors import BudgetExhausted, Refusal
 from common.federation import Federation, RowPrivacy
 from common.noise import NoiseSource
-from common.privacy import GaussianRelease, calibrate, evaluation_release
+from common.privacy import GaussianRelease, calibrate, epsilon, evaluation_release
 
 LESS = 0.9  # the next smaller epsilon that is tried when a plan does not fit the account
 
@@ -47,6 +47,12 @@ class Plan:
         return GaussianRelease(
             noise_multiplier=self.noise_multiplier, sampling_rate=self.sampling_rate, steps=self.steps
         )
+
+    def epsilon(self, *, rounds: int, evaluations: int) -> float:
+        """What so much of the plan costs a row, which is in the training part or in the validation part."""
+        updates = epsilon([replace(self.update, steps=self.steps * rounds)], self.delta)
+        counts = GaussianRelease(noise_multiplier=self.evaluation_noise, steps=evaluations) if evaluations else None
+        return max(self.count_epsilon + updates, epsilon([counts], self.delta) if counts else 0.0)
 
 
 def check_size(federation: Federation, dataset: Dataset) -> None:

@@ -1,38 +1,27 @@
-"""What releases cost, and how much noise a budget needs: a thin face over Opacus' accountants.
+"""What releases cost, and how much noise a budget needs.
 
 Unit: one row of one client's table. Neighbours: tables that differ by adding or removing that row.
 Sampler: Poisson, each row independently with the release's rate.
 
-PRV (Gopi, Lee, Wutschitz 2021, arXiv:2106.02848) gives the figures for plans and statements; RDP (Mironov
-2017, arXiv:1702.07476; Mironov, Talwar, Zhang 2019, arXiv:1908.10530) is the quick check. Both are upper
-bounds, so the lesser of the two is one: it is RDP's where epsilon is so small that PRV's 0.01 of error shows.
-Inputs are checked here because the libraries do not: a delta above 1 would give a negative epsilon.
+The privacy loss distribution (PLD) gives the figures for plans and statements; RDP is the looser, quick check. Both
+are upper bounds (common/accounting.py), so the lesser of the two is one. What cannot be accounted for is refused here.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from opacus.accountants.analysis import prv, rdp
-
+from common.accounting import History, pld_epsilon, rdp_epsilon
 from common.errors import PrivacyError
 from common.federation import Federation
 
-Mechanism = Literal["prv", "rdp"]
+Accountant = Literal["pld", "rdp"]
 
-# Whole orders have a closed form and are 20 times quicker than Opacus' default list of fractional ones.
-RDP_ORDERS = [*range(2, 64), 72, 80, 96, 128, 192, 256, 384, 512, 1024]
 FILTER_ORDERS = [2, 3, 4, 6, 10, 20]
-PRV_EPSILON_ERROR = 0.01
-# Beyond this no protection is left to state precisely, and PRV's mesh would not fit in memory.
-PRV_LARGEST_EPSILON = 40.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +42,7 @@ class GaussianRelease:
             raise PrivacyError(f"steps must be a whole number >= 0, got {self.steps!r}")
 
 
-def epsilon(releases: Iterable[GaussianRelease], delta: float, *, accountant: Mechanism = "prv") -> float:
+def epsilon(releases: Iterable[GaussianRelease], delta: float, *, accountant: Accountant = "pld") -> float:
     """The least epsilon for which the releases together are known to be (epsilon, delta)-private.
 
     Equal releases are merged; nothing released costs 0.
@@ -73,30 +62,12 @@ def epsilon_of_adaptive(releases: Iterable[GaussianRelease], delta: float) -> fl
     """
     _check_delta(delta)
     history = _merged(releases)
-    return _rdp(history, delta / len(FILTER_ORDERS), FILTER_ORDERS) if history else 0.0
-
-
-def epsilon_by_step(release: GaussianRelease, delta: float, steps: Sequence[int]) -> list[float]:
-    """`epsilon` of `n` steps like those of the release, for each n in `steps`, by one PRV discretisation."""
-    _check_delta(delta)
-    histories: list[History] = []
-    for n in steps:
-        part = replace(release, steps=n)
-        histories.append(((part.noise_multiplier, part.sampling_rate, part.steps),))
-    by_rdp = [_rdp(history, delta) if n else 0.0 for n, history in zip(steps, histories, strict=True)]
-    longest = max((n for n, bound in zip(steps, by_rdp, strict=True) if bound <= PRV_LARGEST_EPSILON), default=0)
-    if not longest:
-        return by_rdp
-    pieces = _discretised(((release.noise_multiplier, release.sampling_rate, longest),), delta)
-    return [
-        min(bound, _composed(pieces, [n], delta)) if 0 < n <= longest else bound
-        for n, bound in zip(steps, by_rdp, strict=True)
-    ]
+    return rdp_epsilon(history, delta / len(FILTER_ORDERS), FILTER_ORDERS) if history else 0.0
 
 
 @lru_cache(maxsize=4096)
 def calibrate(
-    target_epsilon: float, delta: float, *, sampling_rate: float, steps: int, accountant: Mechanism = "prv"
+    target_epsilon: float, delta: float, *, sampling_rate: float, steps: int, accountant: Accountant = "pld"
 ) -> float:
     """The least noise multiplier, to 0.2 %, with which `steps` releases cost at most `target_epsilon`.
 
@@ -109,11 +80,11 @@ def calibrate(
         raise PrivacyError(f"epsilon must be finite and > 0, got {target_epsilon!r}")
     _check_delta(delta)
 
-    def cost(sigma: float, by: Mechanism) -> float:
+    def cost(sigma: float, by: Accountant) -> float:
         release = GaussianRelease(noise_multiplier=sigma, sampling_rate=sampling_rate, steps=steps)
         return epsilon([release], delta, accountant=by)
 
-    def least(low: float, high: float, by: Mechanism, tolerance: float) -> float:
+    def least(low: float, high: float, by: Accountant, tolerance: float) -> float:
         while high / low > 1 + tolerance:
             middle = math.sqrt(low * high)
             low, high = (low, middle) if cost(middle, by) <= target_epsilon else (middle, high)
@@ -127,10 +98,10 @@ def calibrate(
     high = least(1e-2, high, "rdp", 0.002)
     if accountant == "rdp":
         return high
-    low = high / 1.25  # mostly enough: PRV asks for a few percent less noise
-    while low > 1e-2 and cost(low, "prv") <= target_epsilon:
+    low = high / 1.25  # mostly enough: PLD asks for a few percent less noise
+    while low > 1e-2 and cost(low, "pld") <= target_epsilon:
         low, high = low / 1.25, low
-    return least(low, high, "prv", 0.002)
+    return least(low, high, "pld", 0.002)
 
 
 def _check_delta(delta: float) -> None:
@@ -138,15 +109,10 @@ def _check_delta(delta: float) -> None:
         raise PrivacyError(f"delta must be in (0, 1), got {delta!r}")
 
 
-History = tuple[tuple[float, float, int], ...]  # (noise multiplier, sampling rate, steps)
-
-
 @lru_cache(maxsize=4096)
-def _epsilon(history: History, delta: float, accountant: Mechanism) -> float:
-    by_rdp = _rdp(history, delta)
-    if accountant == "rdp" or by_rdp > PRV_LARGEST_EPSILON:
-        return by_rdp
-    return min(by_rdp, _composed(_discretised(history, delta), [steps for *_, steps in history], delta))
+def _epsilon(history: History, delta: float, accountant: Accountant) -> float:
+    by_rdp = rdp_epsilon(history, delta)
+    return by_rdp if accountant == "rdp" else min(by_rdp, pld_epsilon(history, delta))
 
 
 def _merged(releases: Iterable[GaussianRelease]) -> History:
@@ -157,53 +123,6 @@ def _merged(releases: Iterable[GaussianRelease]) -> History:
             kind = (release.noise_multiplier, release.sampling_rate)
             merged[kind] = merged.get(kind, 0) + release.steps
     return tuple((*kind, steps) for kind, steps in sorted(merged.items()))
-
-
-def _rdp(history: Sequence[tuple[float, float, int]], delta: float, orders: Sequence[int] = RDP_ORDERS) -> float:
-    """RDP's epsilon by the best of some of `RDP_ORDERS`."""
-    places = [RDP_ORDERS.index(order) for order in orders]
-    divergence = sum(steps * _rdp_of_step(sigma, rate)[places] for sigma, rate, steps in history)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Optimal order is the", category=UserWarning)
-        found, _ = rdp.get_privacy_spent(orders=list(orders), rdp=divergence, delta=delta)
-    return max(0.0, float(found))
-
-
-@lru_cache(maxsize=1024)
-def _rdp_of_step(sigma: float, rate: float) -> NDArray[np.float64]:
-    """The Rényi divergence of one step at each order: what takes RDP's time, and depends on nothing else."""
-    divergence: NDArray[np.float64] = rdp.compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=RDP_ORDERS)
-    return divergence
-
-
-def _discretised(history: History, delta: float) -> list[prv.DiscretePRV]:
-    """The releases' privacy loss variables on one mesh wide enough for all their steps.
-
-    As opacus.accountants.PRVAccountant does, but for the width, which comes from whole RDP orders only: still
-    an upper bound (remark 5.6 of the paper), and found in a tenth of the time.
-    """
-    delta_error = delta / 1000
-    total = sum(steps for *_, steps in history)
-    width = max(
-        _rdp(history, delta_error / 4),
-        *(_rdp([(sigma, rate, 1)], delta_error / (8 * total)) for sigma, rate, _ in history),
-        PRV_EPSILON_ERROR,
-    )
-    mesh = PRV_EPSILON_ERROR / math.sqrt(total * math.log(12 / delta_error) / 2)
-    domain = prv.Domain.create_aligned(-(width + 3), width + 3, mesh)
-    with np.errstate(divide="ignore"):  # a sampling rate of 1 takes log(0), and means it
-        return [_discrete(sigma, rate, domain) for sigma, rate, _ in history]
-
-
-def _discrete(sigma: float, rate: float, domain: prv.Domain) -> prv.DiscretePRV:
-    loss = prv.PoissonSubsampledGaussianPRV(rate, sigma)
-    return prv.discretize(prv.TruncatedPrivacyRandomVariable(loss, domain.t_min, domain.t_max), domain)
-
-
-def _composed(pieces: list[prv.DiscretePRV], steps: list[int], delta: float) -> float:
-    composed = prv.compose_heterogeneous(dprvs=list(pieces), num_self_compositions=steps)
-    *_, upper = composed.compute_epsilon(delta, delta / 1000, PRV_EPSILON_ERROR)
-    return max(0.0, float(upper))
 
 
 def evaluation_release(federation: Federation) -> GaussianRelease | None:

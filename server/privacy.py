@@ -34,7 +34,9 @@ def _row(run: Run, row: RowPrivacy) -> dict[str, Any]:
         "unit": "one row of one client's table",
         "neighbours": "tables that differ by adding or removing that row",
         "adversary": "sees every message of every client and every model, and may be the server",
-        "accountant": "PRV (Opacus); the row count's epsilon is added to that of the updates",
+        "accountant": (
+            "PLD (privacy loss distributions, composed numerically); the row count's epsilon is added to the updates'"
+        ),
         "composition": (
             "each row is either in its client's training part or in its validation part, so it pays the larger of "
             "the two parts' costs"

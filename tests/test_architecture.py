@@ -34,7 +34,7 @@ EDGES = {
     },
     "grpc": {"client/node.py", "server/grid.py", "server/sessions.py"},
     "sqlite3": {"client/ledger.py"},
-    "opacus": {"client/training.py", "common/privacy.py"},
+    "opacus": {"client/training.py"},
 }
 
 
