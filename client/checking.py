@@ -9,7 +9,7 @@ import yaml
 from client.site import load_client_file
 from common import federation as federations
 from common.errors import ConfigError, PrivacyError
-from common.privacy import evaluation_release
+from common.privacy import client_releases, evaluation_release
 
 
 def check_file(path: Path) -> list[str]:
@@ -43,16 +43,20 @@ def _federation(path: Path) -> list[str]:
     federation = federations.load(path)
     try:
         evaluation_release(federation)
+        noise = client_releases(federation)[0].noise_multiplier if federation.privacy.client else 0.0
     except PrivacyError as error:
         raise ConfigError([f"{path}: {error}"]) from error
-    training, row = federation.training, federation.privacy.row
+    training, row, whole = federation.training, federation.privacy.row, federation.privacy.client
     sizes = " - ".join(map(str, federation.layer_sizes))
     local = f"{training.local_steps} steps" if training.local_steps else f"{training.local_epochs} epochs"
-    privacy = (
-        f"each row: epsilon {row.epsilon:g}, delta {row.delta:g}, clip {row.clip:g}"
-        if row
-        else "none: no differential privacy"
-    )
+    privacy = []
+    if row is not None:
+        privacy.append(f"each row: epsilon {row.epsilon:g}, delta {row.delta:g}, clip {row.clip:g}")
+    if whole is not None:
+        privacy.append(
+            f"each client, by the server: epsilon {whole.epsilon:g}, delta {whole.delta:g}, clip {whole.clip:g}, "
+            f"noise multiplier {noise:.2f}, asked with probability {federation.strategy.fraction:g}"
+        )
     return [
         f"{path}: a federation, valid",
         f"fingerprint {federation.fingerprint}",
@@ -60,5 +64,5 @@ def _federation(path: Path) -> list[str]:
         f"{training.learning_rate:g}",
         f"{training.rounds} rounds of {local}, batch {training.batch_size}; {federation.strategy.name}, at least "
         f"{federation.strategy.min_clients} clients",
-        f"privacy: {privacy}",
+        *(f"privacy of {line}" for line in privacy or ["nothing: no differential privacy"]),
     ]

@@ -123,16 +123,17 @@ def _window(
     rates = np.geomspace(0.05, 200, 28) / total
     bounds = []
     for sign in (1, -1):
-        cumulants = np.zeros(len(rates))
+        cumulants, widest = np.zeros(len(rates)), 0.0
         for (start, mass), n in zip(steps, counts, strict=True):
             # Eight cells as one, at the largest of their losses: quicker, and still a bound.
             loss = sign * (start + np.arange(-(-len(mass) // 8)) * 8 + (7 if sign > 0 else 0)) * mesh
             blocks = np.pad(mass, (0, -len(mass) % 8)).reshape(-1, 8).sum(axis=1)
-            top = loss.max()  # taken out of the exponent, so that nothing overflows
+            top = float(loss.max())  # taken out of the exponent, so that nothing overflows
+            widest += n * top
             moments = np.exp(rates[:, None] * (loss - top)[None, :]) @ blocks
             with np.errstate(divide="ignore"):  # a rate at which all has vanished bounds nothing
                 cumulants += n * np.where(moments > 0, np.log(moments) + rates * top, np.inf)
-        bounds.append(sign * float(np.min((cumulants - math.log(tail)) / rates)))
+        bounds.append(sign * min(widest, float(np.min((cumulants - math.log(tail)) / rates))))
     return math.floor(bounds[1] / mesh) - 1, math.ceil(bounds[0] / mesh) + 1
 
 

@@ -153,6 +153,9 @@ StrategyChoice = Annotated[
 ]
 
 
+OF_A_MEAN = ("fedavg", "fedavgm", "fedadam", "fedadagrad", "fedyogi", "fedprox")  # move by a mean of updates
+
+
 class RowPrivacy(Document):
     """(epsilon, delta)-differential privacy for adding or removing one row of one client's table."""
 
@@ -169,6 +172,33 @@ class RowPrivacy(Document):
             )
 
 
+class AdaptiveClip(Document):
+    """Lets the clip follow a quantile of the updates' norms (Andrew et al. 2021, arXiv:1905.03871)."""
+
+    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5  # this share of the updates is to be within the clip
+    learning_rate: Positive = 0.2
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.05  # of a round's privacy, paid for the noisy share of clipped ones
+
+
+class ClientPrivacy(Document):
+    """(epsilon, delta)-differential privacy for one whole client, by a server that is trusted.
+
+    A round asks each connected client with probability `strategy.fraction`, and divides the noisy sum of the updates
+    by the public number `fraction x clients`.
+    """
+
+    epsilon: Positive
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    clip: Positive  # L2 bound on one client's update; with `adaptive`, that of the first round
+    clients: Count  # how many there are in all, a public number
+    weight_cap: Positive | None = None  # rows with which a client counts in full; null: all count the same
+    adaptive: AdaptiveClip | None = None
+
+    def contradictions(self) -> Iterator[Problem]:
+        if self.delta * self.clients > 1:
+            yield ("delta",), f"must be at most 1 / clients, {1 / self.clients:g} (got {self.delta:g})"
+
+
 class Evaluation(Document):
     """How often clients score the model on their validation rows, and the noise on each count."""
 
@@ -177,27 +207,34 @@ class Evaluation(Document):
 
 
 class Privacy(Document):
-    """`row: null` trains without differential privacy; a client's policy must allow that."""
+    """`row: null` lets clients train without differential privacy; a client's policy must allow that."""
 
     row: RowPrivacy | None
-    client: None = None  # noise at the server for whole clients
+    client: ClientPrivacy | None = None
     evaluation: Evaluation = Evaluation()
 
     def contradictions(self) -> Iterator[Problem]:
-        if self.row is None:
-            if self.evaluation.noise:
-                yield (
-                    ("evaluation", "noise"),
-                    "needs privacy.row, whose epsilon and delta it is accounted against",
-                )
-            return
-        for key, sentence in self.row.contradictions():
-            yield ("row", *key), sentence
-        if self.evaluation.every and not self.evaluation.noise:
+        for name in ("row", "client"):
+            if (unit := getattr(self, name)) is not None:
+                for key, sentence in unit.contradictions():
+                    yield (name, *key), sentence
+        private = [f"privacy.{name}" for name in ("row", "client") if getattr(self, name) is not None]
+        if not private and self.evaluation.noise:
             yield (
                 ("evaluation", "noise"),
-                "must be greater than 0: with privacy.row no count leaves without noise",
+                "needs privacy.row or privacy.client, whose epsilon and delta it is accounted against",
             )
+        if private and self.evaluation.every and not self.evaluation.noise:
+            yield (
+                ("evaluation", "noise"),
+                f"must be greater than 0: with {' and '.join(private)} no count leaves without noise",
+            )
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The epsilon of each unit that is protected."""
+        units = {"row": self.row, "client": self.client}
+        return {name: unit.epsilon for name, unit in units.items() if unit is not None}
 
 
 class Federation(Document):
@@ -216,7 +253,8 @@ class Federation(Document):
                 yield ("schema" if part == "data_schema" else part, *key), sentence
         yield from self._loss_problems()
         yield from self._strategy_problems()
-        if self.privacy.row is not None and self.data_schema.validation_fraction == 0 and self.privacy.evaluation.every:
+        private = self.privacy.row is not None or self.privacy.client is not None
+        if private and self.data_schema.validation_fraction == 0 and self.privacy.evaluation.every:
             yield (
                 ("schema", "validation_fraction"),
                 "is 0, so there is nothing to evaluate; set privacy.evaluation.every to 0",
@@ -247,6 +285,10 @@ class Federation(Document):
                 yield ("strategy", "min_clients"), f"must be at least {rule} for {strategy.name} (got {clients})"
         if isinstance(strategy, MultiKrum) and strategy.num_nodes_to_select > clients:
             yield ("strategy", "num_nodes_to_select"), f"must be at most min_clients, {clients}"
+        if self.privacy.client is not None and strategy.name not in OF_A_MEAN:
+            yield ("strategy", "name"), f"privacy.client needs a strategy of a mean: {', '.join(OF_A_MEAN)}"
+        if self.privacy.client is not None and clients > self.privacy.client.clients:
+            yield ("strategy", "min_clients"), f"must be at most privacy.client.clients, {self.privacy.client.clients}"
         if isinstance(strategy, QFedAvg) and self.privacy.row is not None:
             yield (
                 ("strategy", "name"),

@@ -22,11 +22,11 @@ BLOCK = 32_768  # normals made at a time: their intermediate arrays stay in the 
 
 
 class NoiseSource:
-    """Draws from a stream of random bytes. Make one with `secure()` or `seeded(seed)`."""
+    """Draws from a stream of random bytes. Make one with `secure()` or `seeded(seed)`; `hardened` tells them apart."""
 
     def __init__(self, random_bytes: Callable[[int], bytes], *, hardened: bool) -> None:
         self._random_bytes = random_bytes
-        self._hardened = hardened
+        self.hardened = hardened
 
     def uniform(self, size: int) -> NDArray[np.float64]:
         """[size] numbers in (0, 1], multiples of 2^-53."""
@@ -41,7 +41,7 @@ class NoiseSource:
         do not give away its inputs (Holohan and Braghin 2021, arXiv:2107.10138, section 5.1; Opacus' secure
         mode does the same).
         """
-        if not self._hardened:
+        if not self.hardened:
             return self._box_muller(size)
         total: NDArray[np.float64] = self._box_muller(4 * size).reshape(4, size).sum(axis=0)
         return np.divide(total, 2.0, out=total)

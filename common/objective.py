@@ -54,6 +54,11 @@ def count_sensitivity(schema: Schema) -> float:
     return 1.0 if isinstance(schema.target, Classes) else math.sqrt(3.0)
 
 
+def rows_of(total: Counts, schema: Schema) -> float:
+    """How many rows were counted."""
+    return float(total.sum() if isinstance(schema.target, Classes) else total[0])
+
+
 def counts(predicted: Tensor, y: Tensor, schema: Schema) -> Counts:
     """Exact counts of one table, float64 [count_size]. An empty table gives zeros."""
     if isinstance(schema.target, Classes):

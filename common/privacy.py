@@ -67,9 +67,16 @@ def epsilon_of_adaptive(releases: Iterable[GaussianRelease], delta: float) -> fl
 
 @lru_cache(maxsize=4096)
 def calibrate(
-    target_epsilon: float, delta: float, *, sampling_rate: float, steps: int, accountant: Accountant = "pld"
+    target_epsilon: float,
+    delta: float,
+    *,
+    sampling_rate: float,
+    steps: int,
+    accountant: Accountant = "pld",
+    beside: tuple[GaussianRelease, ...] = (),
 ) -> float:
-    """The least noise multiplier, to 0.2 %, with which `steps` releases cost at most `target_epsilon`.
+    """The least noise multiplier, to 0.2 %, with which `steps` releases, together with those `beside` them, cost at
+    most `target_epsilon`.
 
     It never lands on the wrong side: `epsilon` of what it returns is at most the target.
 
@@ -82,7 +89,7 @@ def calibrate(
 
     def cost(sigma: float, by: Accountant) -> float:
         release = GaussianRelease(noise_multiplier=sigma, sampling_rate=sampling_rate, steps=steps)
-        return epsilon([release], delta, accountant=by)
+        return epsilon([release, *beside], delta, accountant=by)
 
     def least(low: float, high: float, by: Accountant, tolerance: float) -> float:
         while high / low > 1 + tolerance:
@@ -102,6 +109,24 @@ def calibrate(
     while low > 1e-2 and cost(low, "pld") <= target_epsilon:
         low, high = low / 1.25, low
     return least(low, high, "pld", 0.002)
+
+
+def client_releases(federation: Federation) -> tuple[GaussianRelease, GaussianRelease | None]:
+    """What a whole run releases about one client at `privacy.client`: updates, calibrated, and evaluations.
+
+    Raises:
+        PrivacyError: the evaluations alone would cost more than `privacy.client.epsilon`.
+    """
+    client, rounds = federation.privacy.client, federation.evaluation_rounds
+    assert client is not None, "only with privacy.client does the server add noise"
+    evaluations = None
+    if rounds:
+        evaluations = GaussianRelease(noise_multiplier=federation.privacy.evaluation.noise, steps=len(rounds))
+        _check_evaluations(evaluations, client.epsilon, client.delta, "privacy.client.epsilon")
+    rate, steps = federation.strategy.fraction, federation.training.rounds
+    beside = (evaluations,) if evaluations else ()
+    noise = calibrate(client.epsilon, client.delta, sampling_rate=rate, steps=steps, beside=beside)
+    return GaussianRelease(noise_multiplier=noise, sampling_rate=rate, steps=steps), evaluations
 
 
 def _check_delta(delta: float) -> None:
@@ -139,11 +164,14 @@ def evaluation_release(federation: Federation) -> GaussianRelease | None:
     if row is None or not rounds:
         return None
     release = GaussianRelease(noise_multiplier=evaluation.noise, steps=len(rounds))
-    if (cost := epsilon([release], row.delta)) > row.epsilon:
-        least = calibrate(row.epsilon, row.delta, sampling_rate=1.0, steps=len(rounds))
-        needed = math.ceil(10 * least) / 10
-        raise PrivacyError(
-            f"privacy.evaluation: {len(rounds)} evaluations at noise {evaluation.noise:g} cost epsilon {cost:.2f}, "
-            f"more than privacy.row.epsilon {row.epsilon:g}; evaluate less often, or raise noise to {needed:.1f}"
-        )
+    _check_evaluations(release, row.epsilon, row.delta, "privacy.row.epsilon")
     return release
+
+
+def _check_evaluations(release: GaussianRelease, limit: float, delta: float, key: str) -> None:
+    if (cost := epsilon([release], delta)) > limit:
+        least = math.ceil(10 * calibrate(limit, delta, sampling_rate=1.0, steps=release.steps)) / 10
+        raise PrivacyError(
+            f"privacy.evaluation: {release.steps} evaluations at noise {release.noise_multiplier:g} cost epsilon "
+            f"{cost:.2f}, more than {key} {limit:g}; evaluate less often, or raise noise to {least:.1f}"
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from common import model as models
 from common.errors import ConfigError, RunFailed
 from common.federation import Federation
 from common.model import State
+from common.noise import NoiseSource, secure
 from common.objective import Metrics
 from common.privacy import evaluation_release
 from server import strategies
+from server.central import CentralDP
 from server.privacy import statement
 from server.rounds import Event, Run, run_rounds
 from server.rundir import RunFolder
@@ -37,6 +40,7 @@ def execute(
     name_of: Callable[[int], str] = str,
     held_out: Callable[[State], Metrics] | None = None,
     wait_s: float | None = None,
+    noise: NoiseSource | None = None,
 ) -> dict[str, Any]:
     """Runs a federation from its first round to its end, and writes the run folder.
 
@@ -44,6 +48,7 @@ def execute(
         name: the run's, known to every client; a client's ledger charges it.
         observe: is given each event as it is written.
         held_out: scores every round's model on a table of the server's own (server/scoring.py).
+        noise: for `privacy.client`; by default keyed by the operating system.
 
     Returns:
         What result.json holds. Ctrl-C ends the run as `stopped`, with the model of the last complete round.
@@ -52,6 +57,7 @@ def execute(
         RunFailed: the run could not go on; result.json says `failed` and why.
     """
     evaluation_release(federation)  # refuses an impossible document before anyone connects
+    central = CentralDP(federation, noise or secure()) if federation.privacy.client else None
 
     def record(event: Event) -> None:
         event = {**event, "time": time.time()}
@@ -63,10 +69,15 @@ def execute(
         name=name,
         state=models.state_of(models.build(federation)),
         observe=record,
-        save=lambda state, server_round: folder.save_model(state, server_round=server_round),
+        save=lambda state, server_round: folder.save_model(
+            state, server_round=server_round, charged=asdict(central.charged) if central else None
+        ),
         name_of=name_of,
         held_out=held_out,
+        central=central,
     )
+    if central is not None:
+        run.charge = lambda: folder.write_json("privacy.json", statement(run))
     started = time.monotonic()
     record(
         {
@@ -100,6 +111,9 @@ def _finish(run: Run, folder: RunFolder, *, seconds: float) -> dict[str, Any]:
     if row is not None:
         per_client = {name: s["epsilon"] for name, s in sorted(run.statements.items()) if "epsilon" in s}
         private = {"epsilon": run.epsilon, "delta": row.delta, "per_client": per_client}
+    client = None
+    if run.central is not None:
+        client = {"epsilon": run.central.epsilon, "delta": run.central.settings.delta}
     result = {
         "status": run.status,
         "reason": run.reason,
@@ -107,7 +121,7 @@ def _finish(run: Run, folder: RunFolder, *, seconds: float) -> dict[str, Any]:
         "clients": sorted(run.clients),
         "seconds": seconds,
         "evaluation": run.evaluation,
-        "privacy": {"row": private, "client": None},
+        "privacy": {"row": private, "client": client},
     }
     folder.write_json("privacy.json", statement(run))
     folder.write_json("result.json", result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ LINES = 10  # of progress that stay on the screen
 class ProgressDisplay:
     """Give it every event of a run; use it as a context so that the terminal is left clean."""
 
-    def __init__(self, console: Console, *, epsilon: float | None) -> None:
-        """`epsilon` is what the federation allows, if it is private."""
-        self._console, self._limit = console, epsilon
+    def __init__(self, console: Console, *, limits: Mapping[str, float]) -> None:
+        """`limits` is the epsilon that the federation allows for each unit it protects: row, client."""
+        self._console, self._limits = console, limits
         self._accuracy: str | None = None
         self._first: tuple[int, float] | None = None  # the first round that was seen, and when it ended
         self._bar: Progress | None = None
@@ -98,8 +99,8 @@ class ProgressDisplay:
             parts.append(self._accuracy)
         if held_out := event.get("held_out"):
             parts.append(f"held out: {headline(held_out)}")
-        if self._limit is not None and "privacy" in event:
-            parts.append(f"epsilon {event['privacy']['row']['epsilon']:.2f} of {self._limit:g}")
+        for unit, spent in event.get("privacy", {}).items():
+            parts.append(f"epsilon of a {unit} {spent['epsilon']:.2f} of {self._limits[unit]:g}")
         return "  ".join(parts)
 
 
@@ -123,7 +124,7 @@ def _summary(result: dict[str, Any]) -> Table:
     table = Table(show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
-    noisy = " (from noisy counts)" if result["privacy"]["row"] else ""
+    noisy = " (from noisy counts)" if any(result["privacy"].values()) else ""
     for name, value in _figures(result["evaluation"] or {}):
         table.add_row(name + noisy, value)
     if "held_out" in result:
@@ -134,6 +135,9 @@ def _summary(result: dict[str, Any]) -> Table:
         for client, epsilon in row["per_client"].items():
             table.add_row(f"epsilon of {escape(client)}", f"{epsilon:.2f}")
         table.add_row("delta", f"{row['delta']:g}")
+    if (unit := result["privacy"]["client"]) is not None:
+        table.add_row("epsilon of a whole client", f"{unit['epsilon']:.2f}")
+        table.add_row("delta of a client", f"{unit['delta']:g}")
     table.add_row("clients", str(len(result["clients"])))
     table.add_row("time", _duration(result["seconds"]))
     if result["reason"]:

@@ -25,8 +25,9 @@ from common.federation import Federation
 from common.model import State
 from common.objective import Metrics
 from common.wire import records
-from common.wire.records import BUDGET_EXHAUSTED, COUNTS, LOSS, LOST, METRICS, REFUSED, RUN, WEIGHT
+from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, COUNTS, LOSS, LOST, METRICS, REFUSED, RUN, WEIGHT
 from server.admission import Admission, Rejection, Statement, admit
+from server.central import CentralDP
 
 Event = dict[str, Any]
 Status = Literal["completed", "budget_exhausted", "stopped", "failed"]
@@ -46,6 +47,8 @@ class Run:
     save: Callable[[State, int], None]
     name_of: Callable[[int], str] = str
     held_out: Callable[[State], Metrics] | None = None  # scores the model on a table of the server's own
+    central: CentralDP | None = None  # samples and adds noise, if the federation protects whole clients
+    charge: Callable[[], None] = lambda: None  # writes down what `central` has charged, before it is released
 
     round: int = 0  # the last complete one
     status: Status = "failed"
@@ -80,18 +83,23 @@ def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None
             _end_by_budgets(run)
             return
         waited = time.monotonic()
-        cohort = _sample(present, federation, rng)
+        cohort = run.central.sample(present) if run.central else _sample(present, federation, rng)
         event: Event = {"event": "round", "round": server_round, "rounds": federation.training.rounds}
-        admission, loss, problem = _train(run, grid, strategy, cohort, server_round)
+        admission, loss, problem = _train(run, grid, strategy, present, cohort, server_round)
         event |= {"clients": len(admission.admitted), "asked": len(cohort), "train": {"loss": loss}}
         rejected = list(admission.rejected)
+        if run.central:
+            # Who was sampled is a secret that the guarantee rests on; that someone is connected, or refuses, is not.
+            event |= {"clients": len(present), "asked": len(present)}
+            rejected = [r for r in rejected if r.code in SAYS_NO]
+            run.clients |= {run.name_of(node) for node in present}
         if problem is None:
             failed = 0
             run.round = server_round
             run.save(run.state, server_round)
             if server_round in federation.evaluation_rounds:
                 evaluation, not_counted = _evaluate(run, grid, strategy, server_round)
-                rejected += not_counted
+                rejected += [r for r in not_counted if not run.central or r.code in SAYS_NO]
                 if evaluation is not None:
                     event["evaluation"] = run.evaluation = evaluation
             if run.held_out is not None:
@@ -102,6 +110,8 @@ def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None
         event["rejected"] = [_named(run, r) for r in rejected]
         if run.epsilon is not None:
             event["privacy"] = {"row": {"epsilon": run.epsilon, "per_client": _epsilons(run)}}
+        if run.central:
+            event.setdefault("privacy", {})["client"] = {"epsilon": run.central.epsilon}
         event["waiting"] = waited - started
         event["seconds"] = time.monotonic() - waited
         run.observe(event)
@@ -158,12 +168,15 @@ def _sample(present: list[int], federation: Federation, rng: random.Random) -> l
 
 
 def _train(
-    run: Run, grid: Grid, strategy: Strategy, cohort: list[int], server_round: int
+    run: Run, grid: Grid, strategy: Strategy, present: list[int], cohort: list[int], server_round: int
 ) -> tuple[Admission, float | None, str | None]:
     """Trains one round and moves the model on. Returns the replies, the mean loss, and why the round failed."""
     private = run.federation.privacy.row is not None
     config = ConfigRecord({RUN: run.name})
-    messages = strategy.configure_train(server_round, records.from_state(run.state), config, CohortGrid(grid, cohort))
+    # A strategy that is shown no node would wait for one, and an empty cohort is a cohort.
+    shown = CohortGrid(grid, cohort or present)
+    messages = strategy.configure_train(server_round, records.from_state(run.state), config, shown)
+    messages = [m for m in messages if m.metadata.dst_node_id in cohort]
     replies = _exchange(grid, messages, server_round, run.federation)
     admission = admit(
         replies,
@@ -177,6 +190,9 @@ def _train(
     for rejection in admission.rejected:  # who said no to training is not asked again
         if rejection.code in SAYS_NO:
             run.gone[rejection.node_id] = rejection.code
+    if run.central:
+        # No reply is an outcome like any other: a round that failed for want of replies would tell who was asked.
+        return admission, None, _move(run, strategy, server_round, [_as_reply(run, grid, present[0], admission)])
     quorum = run.federation.strategy.min_clients
     if len(admission.admitted) < quorum:
         reasons = "; ".join(sorted({r.reason for r in admission.rejected})) or "no reply in time"
@@ -187,15 +203,30 @@ def _train(
         )
     # Flower's strategies may take replies apart, so what is needed of them is read first.
     loss = None if private else _mean_loss(admission.admitted)
+    problem = _move(run, strategy, server_round, admission.admitted)
+    return admission, loss if problem is None else None, problem
+
+
+def _move(run: Run, strategy: Strategy, server_round: int, replies: list[Message]) -> str | None:
+    """Moves the model by the strategy's aggregate. Returns why it could not."""
     try:
-        arrays, _ = strategy.aggregate_train(server_round, admission.admitted)
+        arrays, _ = strategy.aggregate_train(server_round, replies)
     except (AggregationError, InconsistentMessageReplies) as error:
-        return admission, None, f"aggregation failed: {error}"
+        return f"aggregation failed: {error}"
     state = _like(arrays, run.state)
     if state is None:
-        return admission, None, "aggregation gave no model, or one with NaN or infinite values"
+        return "aggregation gave no model, or one with NaN or infinite values"
     run.state = state
-    return admission, loss, None
+    return None
+
+
+def _as_reply(run: Run, grid: Grid, node: int, admission: Admission) -> Message:
+    """The noisy mean as the one reply that the strategy sees. Charged, durably, before anyone can see it."""
+    assert run.central is not None
+    state = run.central.mean(run.state, admission.admitted)
+    run.charge()
+    content = RecordDict({ARRAYS: records.from_state(state), METRICS: MetricRecord({WEIGHT: 1.0})})
+    return grid.create_message(content, "train", node, "")
 
 
 def _evaluate(run: Run, grid: Grid, strategy: Strategy, server_round: int) -> tuple[Metrics | None, list[Rejection]]:
@@ -216,6 +247,10 @@ def _evaluate(run: Run, grid: Grid, strategy: Strategy, server_round: int) -> tu
         counts=objective.count_size(schema),
     )
     _remember(run, admission)
+    if run.central:
+        noisy = run.central.counts(admission.admitted)
+        run.charge()
+        return objective.metrics(noisy, schema), admission.rejected
     if not admission.admitted:
         return None, admission.rejected
     total = strategy.aggregate_evaluate(server_round, admission.admitted)
@@ -234,8 +269,8 @@ def _exchange(grid: Grid, messages: Iterable[Message], server_round: int, federa
 
 def _remember(run: Run, admission: Admission) -> None:
     """Keeps who took part, and what clients stated."""
-    for message in admission.admitted:
-        run.clients.add(run.name_of(message.metadata.src_node_id))
+    if not run.central:
+        run.clients |= {run.name_of(message.metadata.src_node_id) for message in admission.admitted}
     for node_id, statement in admission.statements.items():
         run.statements[run.name_of(node_id)] = statement
 

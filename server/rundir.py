@@ -62,10 +62,18 @@ class RunFolder:
         with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
-    def save_model(self, state: Mapping[str, NDArray[np.float32]], *, server_round: int) -> None:
-        """Replaces the model. The order of its arrays stands in the file's metadata."""
+    def save_model(
+        self,
+        state: Mapping[str, NDArray[np.float32]],
+        *,
+        server_round: int,
+        charged: Mapping[str, int] | None = None,
+    ) -> None:
+        """Replaces the model. Its metadata has the order of its arrays, and with `privacy.client` what it cost so far
+        (server/central.py): model and charge are one file, so neither is there without the other."""
         # One entry: safetensors writes several in any order, and equal runs should leave equal files.
-        metadata = {"cloister": json.dumps({"round": server_round, "order": list(state)})}
+        about = {"round": server_round, "order": list(state)} | ({"charged": dict(charged)} if charged else {})
+        metadata = {"cloister": json.dumps(about)}
         arrays = {name: np.ascontiguousarray(value) for name, value in state.items()}
         self.write("model.safetensors", safetensors.save(arrays, metadata=metadata))
 

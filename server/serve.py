@@ -55,8 +55,7 @@ def serve(
             highlight=False,
             soft_wrap=True,
         )
-        epsilon = federation.privacy.row.epsilon if federation.privacy.row else None
-        with ProgressDisplay(console, epsilon=epsilon) as display:
+        with ProgressDisplay(console, limits=federation.privacy.limits) as display:
             result = execute(
                 federation,
                 grid,

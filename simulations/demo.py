@@ -62,7 +62,7 @@ def run_demo(root: Path) -> None:
             home = folder / name
             _set_server(home / "client.yaml", address)
             hospitals.append(processes.enter_context(_process(["join", "client.yaml"], home)))
-        with ProgressDisplay(console, epsilon=federation.privacy.row.epsilon) as display:
+        with ProgressDisplay(console, limits=federation.privacy.limits) as display:
             for event in events:
                 display(event)
                 if event["event"] == "end":

@@ -126,6 +126,7 @@ def simulate(
         name_of=lambda node: by_node[node].name,
         held_out=held_out,
         wait_s=0.0,  # whoever is not here now never comes
+        noise=noise.seeded(federation.training.seed, number("server")),
     )
 
 

@@ -61,7 +61,6 @@ def simulate_files(
         console.print(f"{name} is left out: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     folder = RunFolder.create(federation, path=out)
     console.print(f"simulating {federation.name}: {len(sites)} clients on {describe_device(where)}", highlight=False)
-    epsilon = federation.privacy.row.epsilon if federation.privacy.row else None
-    with ProgressDisplay(console, epsilon=epsilon) as display:
+    with ProgressDisplay(console, limits=federation.privacy.limits) as display:
         result = simulate(federation, sites, folder, run=run, observe=display, held_out=scorer)
     return result, folder.path

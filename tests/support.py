@@ -36,6 +36,15 @@ PRIVATE = {
     "privacy": {"row": {"epsilon": 4.0, "delta": 1e-3, "clip": 1.0}, "evaluation": {"every": 3, "noise": 3.0}},
 }
 
+# Differential privacy for whole clients, at the server.
+WHOLE = {
+    "privacy": {
+        "row": None,
+        "client": {"epsilon": 4.0, "delta": 0.01, "clip": 1.0, "clients": 9},
+        "evaluation": {"every": 3, "noise": 3.0},
+    },
+}
+
 
 def document(**changes: Any) -> dict[str, Any]:
     """A small federation document as plain values. Keys of `changes` are paths, with __ for a step:

@@ -27,6 +27,7 @@ EDGES = {
         "client/node.py",
         "server/admission.py",
         "server/app.py",
+        "server/central.py",
         "server/grid.py",
         "server/rounds.py",
         "server/strategies.py",

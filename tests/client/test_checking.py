@@ -36,14 +36,14 @@ def test_a_federation_is_summed_up(tmp_path):
         f"fingerprint {federations.load(path).fingerprint}",
         "model 5 - 8 - 4 - 2, relu; cross_entropy, sgd at 0.1",
         "3 rounds of 2 steps, batch 8; fedavg, at least 2 clients",
-        "privacy: each row: epsilon 4, delta 0.001, clip 1",
+        "privacy of each row: epsilon 4, delta 0.001, clip 1",
     ]
 
 
 def test_a_federation_without_privacy_says_so(tmp_path):
     lines = check_file(written(tmp_path, document(training__local_steps=..., training__local_epochs=2)))
     assert "3 rounds of 2 epochs, batch 8; fedavg, at least 2 clients" in lines
-    assert lines[-1] == "privacy: none: no differential privacy"
+    assert lines[-1] == "privacy of nothing: no differential privacy"
 
 
 def test_the_model_is_shown_as_it_is_built(tmp_path):

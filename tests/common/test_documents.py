@@ -183,7 +183,7 @@ def test_keys_of_another_strategy_are_not_suggested(tmp_path):
         ({"schema__target": {"name": "y", "bounds": [0]}}, "schema.target.bounds has too few entries (got [0])"),
         ({"strategy__name": "fedavgg"}, "strategy.name must be one of 'fedavg', 'fedavgm'"),
         ({"strategy": {}}, "strategy.name is missing; it is one of fedavg, fedavgm, fedadam"),
-        ({"privacy__client": {"epsilon": 1}}, "privacy.client must be null (got a mapping)"),
+        ({"privacy__client": 1}, "privacy.client must be a mapping (got 1)"),
         ({"training__rounds": True}, "training.rounds must be a whole number (got true)"),
         ({"training__batch_size": 8.0}, "training.batch_size must be a whole number (got 8.0)"),
         ({"model": ...}, "model is missing"),

@@ -17,7 +17,7 @@ from common import documents
 from common import federation as federations
 from common.errors import ConfigError
 from common.federation import Federation
-from tests.support import PRIVATE, ROOT, document, federation
+from tests.support import PRIVATE, ROOT, WHOLE, document, federation
 
 SHIPPED = sorted((ROOT / "simulations").rglob("*.yaml"))
 
@@ -75,12 +75,19 @@ def test_every_shipped_document_loads(path):
         ),
         (
             {"privacy__evaluation": {"noise": 1}},
-            "privacy.evaluation.noise needs privacy.row, whose epsilon and delta it is accounted against",
+            "privacy.evaluation.noise needs privacy.row or privacy.client, whose epsilon and delta it is accounted aga",
         ),
         (
             {**PRIVATE, "schema__validation_fraction": 0},
             "schema.validation_fraction is 0, so there is nothing to evaluate; set privacy.evaluation.every to 0",
         ),
+        (
+            {"privacy__client": {"epsilon": 1, "delta": 0.1, "clip": 1, "clients": 9}},
+            "privacy.evaluation.noise must be greater than 0: with privacy.client no count leaves without noise",
+        ),
+        ({**WHOLE, "privacy__client__delta": 0.2}, "privacy.client.delta must be at most 1 / clients, 0.111111"),
+        ({**WHOLE, "strategy__name": "krum", "strategy__min_clients": 3}, "strategy.name privacy.client needs a strat"),
+        ({**WHOLE, "strategy__min_clients": 10}, "strategy.min_clients must be at most privacy.client.clients, 9"),
         ({**PRIVATE, "strategy": {"name": "qfedavg"}}, "strategy.name qfedavg needs each client's exact loss"),
         ({"strategy": {"name": "fedtrimmedavg", "beta": 0.5}}, "strategy.beta must be less than 0.5 (got 0.5)"),
         (

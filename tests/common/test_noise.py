@@ -79,7 +79,7 @@ def test_a_hardened_normal_is_half_the_sum_of_four():
     four = NoiseSource(stream(), hardened=False).normal(4 * 1000)
     expected = [(four[i] + four[1000 + i] + four[2000 + i] + four[3000 + i]) / 2 for i in range(1000)]
     assert NoiseSource(stream(), hardened=True).normal(1000) == pytest.approx(expected, rel=1e-12)
-    assert noise.secure()._hardened
+    assert noise.secure().hardened
 
 
 # Streams

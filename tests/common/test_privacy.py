@@ -129,7 +129,9 @@ def test_each_direction_agrees_with_dp_accounting(sigma, rate, steps):
         assert found == pytest.approx(pmf.get_epsilon_for_delta(1e-4), rel=0.01)
 
 
-@pytest.mark.parametrize("sigma, rate", [(0.02, 1.0), (0.01, 0.01), (1e-3, 0.5), (1e4, 1.0), (1.0, 1e-7)])
+@pytest.mark.parametrize(
+    "sigma, rate", [(0.02, 1.0), (0.01, 0.01), (1e-3, 0.5), (1e4, 1.0), (1.0, 1e-7), (1.0, 1e-9), (0.4, 1e-9)]
+)
 def test_the_extremes_have_a_figure_that_is_not_below_the_truth(sigma, rate):
     for steps in (1, 1000):
         found = epsilon([release(sigma, rate, steps)], 1e-3)

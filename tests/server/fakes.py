@@ -15,9 +15,11 @@ from common import model as models
 from common.errors import RunFailed
 from common.federation import Federation
 from common.model import State
+from common.noise import NoiseSource, seeded
 from common.wire import records
 from common.wire.records import ARRAYS, COUNTS, LOSS, LOST, METRICS, WEIGHT
 from server import strategies
+from server.central import CentralDP
 from server.rounds import Event, Run, run_rounds
 from simulations.inline import InlineGrid
 
@@ -90,7 +92,12 @@ class Outcome:
 
 
 def outcome(
-    document: Federation, clients: Clients, *, nodes: Iterable[int] = (1, 2, 3), grid: Grid | None = None
+    document: Federation,
+    clients: Clients,
+    *,
+    nodes: Iterable[int] = (1, 2, 3),
+    grid: Grid | None = None,
+    noise: NoiseSource | None = None,
 ) -> Outcome:
     """Runs the rounds and returns how they went; `RunFailed` stands in the run's reason."""
     events: list[Event] = []
@@ -101,6 +108,7 @@ def outcome(
         state=models.state_of(models.build(document)),
         observe=events.append,
         save=lambda state, server_round: saved.append((server_round, state)),
+        central=CentralDP(document, noise or seeded(0)) if document.privacy.client else None,
     )
     start = run.state
     grid = grid or InlineGrid(clients, nodes, run="test")  # type: ignore[arg-type]

@@ -40,11 +40,11 @@ def result(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def shown(*events: dict[str, Any], terminal: bool = False, epsilon: float | None = None) -> str:
+def shown(*events: dict[str, Any], terminal: bool = False, limits: dict[str, float] | None = None) -> str:
     """What a display of these events writes."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=100)
-    with ProgressDisplay(console, epsilon=epsilon) as display:
+    with ProgressDisplay(console, limits=limits or {}) as display:
         for each in events:
             display(each)
     return file.getvalue()
@@ -67,12 +67,13 @@ def test_a_line_tells_round_clients_loss_accuracy_and_epsilon():
             20,
             evaluation={"accuracy": 0.7712},
             held_out={"accuracy": 0.5},
-            privacy={"row": {"epsilon": 2.345, "per_client": {}}},
+            privacy={"row": {"epsilon": 2.345, "per_client": {}}, "client": {"epsilon": 1.0}},
         ),
-        epsilon=4.0,
+        limits={"row": 4.0, "client": 8.0},
     )
     assert line == (
-        "round 20/20  clients 4  loss 0.5000  accuracy 77.1 %  held out: accuracy 50.0 %  epsilon 2.35 of 4\n"
+        "round 20/20  clients 4  loss 0.5000  accuracy 77.1 %  held out: accuracy 50.0 %  "
+        "epsilon of a row 2.35 of 4  epsilon of a client 1.00 of 8\n"
     )
 
 
@@ -122,7 +123,8 @@ def test_a_client_whose_name_or_reason_looks_like_markup_is_shown_as_it_is(name,
 def test_the_closing_table_tells_how_the_run_ended(capsys):
     row = {"epsilon": 3.9, "delta": 1e-3, "per_client": {"berlin": 3.9, "lyon": 3.456}}
     held_out = {"accuracy": 0.77, "per_client": {"berlin": {"accuracy": 0.8}}}
-    text = closing(result(privacy={"row": row, "client": None}, held_out=held_out, seconds=119.7), capsys)
+    whole = {"epsilon": 1.25, "delta": 0.01}
+    text = closing(result(privacy={"row": row, "client": whole}, held_out=held_out, seconds=119.7), capsys)
     figures = {tuple(part.strip() for part in line.strip("│┃").split("│")) for line in text.splitlines()}
     assert "completed after 20 rounds" in text
     assert {
@@ -132,6 +134,8 @@ def test_the_closing_table_tells_how_the_run_ended(capsys):
         ("berlin", "80.0 %"),
         ("epsilon of lyon", "3.46"),
         ("delta", "0.001"),
+        ("epsilon of a whole client", "1.25"),
+        ("delta of a client", "0.01"),
         ("clients", "2"),
         ("time", "2 min 0 s"),
     } <= figures

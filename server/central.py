@@ -1,0 +1,200 @@
+"""Differential privacy for whole clients, added by the server (`privacy.client`).
+
+DP-FedAvg (McMahan, Ramage, Talwar, Zhang 2018, arXiv:1710.06963, algorithm 1, with the fixed denominator of its
+equation for f_f) on top of any Flower strategy that moves by a mean of updates.
+
+Unit: one client. Neighbours: federations in which one client's updates count, or count as nothing; that it is enrolled
+and connected is public. Adversary: sees every model and every metric that leaves the server; the server is trusted,
+and with it whoever can see which clients a round asks. Sampler: Poisson, each connected client independently with
+probability `strategy.fraction`, drawn from the server's noise source, which no seed of the document reaches.
+
+    sum of w_k clip(update_k) + N(0, (noise_multiplier x clip)^2 I), divided by fraction x clients
+
+w_k is 1, or min(rows, weight_cap) / weight_cap. The denominator is public and does not change with who answers, so a
+reply that is missing, rejected or late only leaves its place in the sum empty: sensitivity, noise and charge stay.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from flwr.app import Message
+from numpy.typing import NDArray
+
+from common import objective
+from common.federation import ClientPrivacy, Federation
+from common.model import State
+from common.noise import NoiseSource
+from common.objective import Counts
+from common.privacy import client_releases, epsilon
+from common.wire import records
+from common.wire.records import ARRAYS, COUNTS, METRICS, WEIGHT
+
+FROM_SEED, FROM_SYSTEM = "a seeded stream: for simulations only", "AES-256 counter mode, keyed by the operating system"
+
+
+@dataclass(frozen=True)
+class Charged:
+    """What has been released about a client so far. Stands in the checkpoint beside the model that it paid for."""
+
+    updates: int = 0
+    evaluations: int = 0
+
+
+class CentralDP:
+    """The server's sampler, noise and account for one run."""
+
+    def __init__(self, federation: Federation, noise: NoiseSource) -> None:
+        """Raises `PrivacyError` if no noise keeps the run within `privacy.client.epsilon`."""
+        assert federation.privacy.client is not None
+        self.settings: ClientPrivacy = federation.privacy.client
+        self.clip = self.settings.clip
+        self.charged = Charged()
+        self._federation, self._noise = federation, noise
+        self.updates, self.evaluations = client_releases(federation)
+        share = self.settings.adaptive.share if self.settings.adaptive else 0.0
+        # Two Gaussian releases of one round cost what a single one does whose 1 / noise_multiplier^2 is their sum
+        # (Andrew et al. 2021, theorem 1).
+        self._update_noise = self.updates.noise_multiplier / math.sqrt(1 - share)
+        self._count_noise = self.updates.noise_multiplier / math.sqrt(share) if share else 0.0
+
+    @property
+    def denominator(self) -> float:
+        """How many clients a round asks on average, if all are connected: fraction x clients."""
+        return self._federation.strategy.fraction * self.settings.clients
+
+    def sample(self, present: list[int]) -> list[int]:
+        """The nodes that a round asks. None at all is a sample like any other."""
+        return [present[i] for i in self._noise.poisson_sample(len(present), self._federation.strategy.fraction)]
+
+    def mean(self, state: State, replies: list[Message]) -> State:
+        """`state` moved by the noisy mean of the replies' clipped updates. Charged before it is computed."""
+        self.charged = replace(self.charged, updates=self.charged.updates + 1)
+        total = np.zeros(sum(array.size for array in state.values()))
+        start = _flat(state)
+        within = 0.0
+        for reply in replies:
+            update = _flat(records.to_state(reply.content.array_records[ARRAYS])) - start
+            norm = float(np.linalg.norm(update))
+            within += 0.5 if norm <= self.clip else -0.5
+            total += self._weight(reply) * update * min(1.0, self.clip / norm if norm else 1.0)
+        total += self._noise.normal(len(total)) * self._update_noise * self.clip
+        self._follow(within)
+        return _like(start + total / self.denominator, state)
+
+    def _weight(self, reply: Message) -> float:
+        if (cap := self.settings.weight_cap) is None:
+            return 1.0
+        return min(float(reply.content.metric_records[METRICS][WEIGHT]), cap) / cap  # type: ignore[arg-type]
+
+    def _follow(self, within: float) -> None:
+        """Moves the clip towards its quantile (Andrew et al. 2021, algorithm 1).
+
+        `within` sums 1/2 for each update within the clip and -1/2 for each other, so a client moves it by 1/2.
+        """
+        if (adaptive := self.settings.adaptive) is None:
+            return
+        noisy = within + float(self._noise.normal(1)[0]) * self._count_noise / 2
+        share = min(max(noisy / self.denominator + 0.5, 0.0), 1.0)
+        self.clip *= math.exp(-adaptive.learning_rate * (share - adaptive.quantile))
+
+    def counts(self, replies: list[Message]) -> Counts:
+        """The noisy sum of the clients' counts, each scaled to one row, so that all clients weigh the same.
+
+        Charged before it is computed. A client's counts have an L2 norm of at most `objective.count_sensitivity`.
+        """
+        assert self.evaluations is not None
+        self.charged = replace(self.charged, evaluations=self.charged.evaluations + 1)
+        schema = self._federation.data_schema
+        most = objective.count_sensitivity(schema)
+        total = np.zeros(objective.count_size(schema))
+        for reply in replies:
+            counts = np.asarray(reply.content.metric_records[METRICS][COUNTS], np.float64)
+            scaled = counts / max(objective.rows_of(counts, schema), 1.0)
+            norm = float(np.linalg.norm(scaled))
+            total += scaled * min(1.0, most / norm if norm else 1.0)
+        return total + self._noise.normal(len(total)) * self.evaluations.noise_multiplier * most
+
+    @property
+    def epsilon(self) -> float:
+        """What has been released costs one client so much, at `privacy.client.delta`."""
+        return self._cost(self.charged.updates, self.charged.evaluations)
+
+    def _cost(self, updates: int, evaluations: int) -> float:
+        releases = [replace(self.updates, steps=updates)]
+        if self.evaluations is not None:
+            releases.append(replace(self.evaluations, steps=evaluations))
+        return epsilon(releases, self.settings.delta)
+
+    def statement(self) -> dict[str, Any]:
+        """What privacy.json says of this unit."""
+        return {
+            "epsilon": self.epsilon,
+            "delta": self.settings.delta,
+            "planned_epsilon": self._cost(
+                self.updates.steps, self.evaluations.steps if self.evaluations is not None else 0
+            ),
+            "unit": "one client",
+            "neighbours": "federations in which one client's updates count, or count as nothing",
+            "adversary": (
+                "sees every model and metric that leaves the server; the server, and whoever sees which clients it "
+                "asks, is trusted"
+            ),
+            "accountant": "PLD (privacy loss distributions, composed numerically)",
+            "composition": "a client is in updates and evaluations, so it pays for both",
+            "noise": FROM_SYSTEM if self._noise.hardened else FROM_SEED,
+            "released": self._released(),
+            "not_covered": [
+                "that a client is enrolled, when it is connected, and that it refuses",
+                "whoever can read the server's memory, its network or a client's messages",
+            ],
+        }
+
+    def _released(self) -> list[dict[str, Any]]:
+        cap, adaptive = self.settings.weight_cap, self.settings.adaptive
+        models = {
+            "what": "models: noisy sums of clipped client updates",
+            "mechanism": "Gaussian",
+            "noise_multiplier": self.updates.noise_multiplier,
+            "sampler": "Poisson",
+            "sampling_rate": self.updates.sampling_rate,
+            "steps": self.charged.updates,
+            "clip": self.settings.clip,
+            "denominator": self.denominator,
+            "weights": "equal" if cap is None else f"rows, at most {cap:g}, over {cap:g}",
+        }
+        if adaptive is not None:
+            models["adaptive_clip"] = {
+                "quantile": adaptive.quantile,
+                "what": "a noisy count of the clipped updates; both releases together have the noise multiplier above",
+                "update_noise_multiplier": self._update_noise,
+                "count_noise_multiplier": self._count_noise,
+                "clip_now": self.clip,
+            }
+        if self.evaluations is None:
+            return [models]
+        metrics = {
+            "what": "metrics of noisy counts",
+            "mechanism": "Gaussian",
+            "noise_multiplier": self.evaluations.noise_multiplier,
+            "sampler": "all clients",
+            "sampling_rate": 1.0,
+            "steps": self.charged.evaluations,
+        }
+        return [models, metrics]
+
+
+def _flat(state: State) -> NDArray[np.float64]:
+    return np.concatenate([np.ravel(array).astype(np.float64) for array in state.values()])
+
+
+def _like(flat: NDArray[np.float64], state: State) -> State:
+    """`flat` in the shapes and types of `state`."""
+    parts = np.split(flat, np.cumsum([array.size for array in state.values()])[:-1])
+    return {
+        name: part.reshape(array.shape).astype(array.dtype)
+        for part, (name, array) in zip(parts, state.items(), strict=True)
+    }

@@ -1,0 +1,390 @@
+"""Whole clients protected by the server: sampling, clipping, noise, the fixed denominator, and the account."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+from dp_accounting.pld import PLDAccountant
+from flwr.app import Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from common import model as models
+from common.errors import PrivacyError
+from common.federation import Federation
+from common.model import State
+from common.noise import NoiseSource, seeded
+from common.privacy import client_releases, epsilon
+from common.wire import records
+from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, COUNTS, LOSS, METRICS, WEIGHT
+from server.app import execute
+from server.central import CentralDP
+from server.rounds import Run
+from server.rundir import RunFolder
+from simulations.engine import simulate, sites_from_table
+from simulations.inline import InlineGrid
+from tests.server.fakes import Answer, Clients, outcome, says, train
+from tests.support import WHOLE, federation, table
+
+
+class Silent(NoiseSource):
+    """Draws uniforms from a seed, and noise that is 0."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(np.random.default_rng(seed).bytes, hardened=False)
+
+    def normal(self, size: int) -> NDArray[np.float64]:
+        return np.zeros(size)
+
+
+def whole(**changes: Any) -> Federation:
+    return federation(**{**WHOLE, **changes})
+
+
+def reply(state: State, *, weight: float = 10.0, counts: list[float] | None = None) -> Message:
+    """A client's reply, as far as aggregation looks at it."""
+    content = RecordDict({ARRAYS: records.from_state(state), METRICS: MetricRecord({WEIGHT: weight})})
+    if counts is not None:
+        content = RecordDict({METRICS: MetricRecord({WEIGHT: weight, COUNTS: counts})})
+    return InlineGrid(lambda m, c: m, [1], run="t").create_message(content, "train", 1, "1")  # type: ignore[arg-type]
+
+
+def flat(state: State) -> NDArray[np.float64]:
+    return np.concatenate([np.ravel(a) for a in state.values()]).astype(np.float64)
+
+
+def moved(state: State, by: Callable[[int], NDArray[np.float64]]) -> State:
+    """`state` with a vector added to it."""
+    new, start = {}, 0
+    vector = by(flat(state).size)
+    for name, array in state.items():
+        new[name] = (array + vector[start : start + array.size].reshape(array.shape)).astype(np.float32)
+        start += array.size
+    return new
+
+
+def in_direction(length: float) -> Callable[[int], NDArray[np.float64]]:
+    return lambda size: np.full(size, length / math.sqrt(size))
+
+
+@pytest.fixture
+def state() -> State:
+    return models.state_of(models.build(whole()))
+
+
+# Clipping, weights, the denominator
+
+
+@pytest.mark.parametrize("length, counted", [(0.25, 0.25), (1.0, 1.0), (40.0, 1.0), (1e30, 1.0)])
+def test_an_update_counts_up_to_the_clip(state, length, counted):
+    document = whole(strategy__fraction=0.5)
+    after = CentralDP(document, Silent()).mean(state, [reply(moved(state, in_direction(length)))])
+    # The sum of one update, over fraction x clients = 4.5.
+    assert np.linalg.norm(flat(after) - flat(state)) == pytest.approx(counted / 4.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("answers", [0, 1, 3])
+def test_missing_replies_leave_their_place_empty_and_neither_noise_nor_charge_changes(state, answers):
+    central = CentralDP(whole(), Silent())
+    after = central.mean(state, [reply(moved(state, in_direction(0.5)))] * answers)
+    assert np.linalg.norm(flat(after) - flat(state)) == pytest.approx(answers * 0.5 / 9, abs=1e-6)
+    assert central.charged.updates == 1
+    noisy = CentralDP(whole(), seeded(3))
+    alone = flat(noisy.mean(state, [])) - flat(state)
+    other = CentralDP(whole(), seeded(3))
+    with_some = flat(other.mean(state, [reply(state)] * answers)) - flat(state)
+    assert alone == pytest.approx(with_some, abs=1e-6)
+    assert noisy.epsilon == other.epsilon > 0
+
+
+@pytest.mark.parametrize("rows, weight", [(50, 0.5), (100, 1.0), (1e12, 1.0), (1e-9, 1e-11)])
+def test_weights_are_capped_so_that_no_client_counts_more_than_once(state, rows, weight):
+    document = whole(privacy__client__weight_cap=100)
+    after = CentralDP(document, Silent()).mean(state, [reply(moved(state, in_direction(1.0)), weight=rows)])
+    assert np.linalg.norm(flat(after) - flat(state)) == pytest.approx(weight / 9, rel=1e-3, abs=1e-9)
+
+
+def test_without_a_cap_all_clients_count_the_same(state):
+    one, many = (
+        flat(CentralDP(whole(), Silent()).mean(state, [reply(moved(state, in_direction(1.0)), weight=rows)]))
+        for rows in (1, 1e6)
+    )
+    assert np.array_equal(one, many)
+
+
+# Noise
+
+
+def variance_is(found: NDArray[np.float64], std: float) -> bool:
+    """Is the sample's variance within 5 standard errors of std^2?"""
+    return abs(float(np.mean((found / std) ** 2)) - 1) < 5 * math.sqrt(2 / len(found))
+
+
+def test_the_model_that_leaves_carries_the_noise_that_is_accounted():
+    document = whole(model__hidden=[4000], strategy__fraction=0.5)
+    state = models.state_of(models.build(document))
+    central = CentralDP(document, seeded(11))
+    clipped = [reply(moved(state, in_direction(9.0))), reply(moved(state, in_direction(0.5)))]
+    signal = flat(CentralDP(document, Silent()).mean(state, clipped))
+    noise = flat(central.mean(state, clipped)) - signal
+    assert len(noise) >= 20_000
+    std = client_releases(document)[0].noise_multiplier * 1.0 / 4.5  # multiplier x clip / denominator
+    assert variance_is(noise, std)
+    assert not variance_is(noise, std * 1.05)  # the test would see noise that is 5 % off
+    assert not variance_is(noise, std / 1.05)
+    assert abs(np.corrcoef(noise[:-1], noise[1:])[0, 1]) < 5 / math.sqrt(len(noise))
+
+
+def test_metrics_carry_noise_and_no_client_weighs_more_than_another():
+    document = whole()
+    counts = [reply({}, counts=[3.0, 1.0, 2.0, 4.0]), reply({}, counts=[0.0, 0.0, 0.0, 1e9])]
+    exact = CentralDP(document, Silent()).counts(counts)
+    assert exact == pytest.approx([0.3, 0.1, 0.2, 1.4])
+    samples = np.concatenate([CentralDP(document, seeded(i)).counts(counts) - exact for i in range(400)])
+    assert variance_is(samples, 3.0)
+    assert not variance_is(samples, 3.0 * 1.3)
+
+
+def test_a_client_that_lies_about_its_counts_moves_them_by_no_more_than_the_sensitivity():
+    exact = CentralDP(whole(), Silent()).counts([reply({}, counts=[1e30, -1e30, 5.0, -5.0])])
+    assert np.linalg.norm(exact) <= 1.0 + 1e-9
+
+
+# Sampling
+
+
+def test_clients_are_asked_independently_each_with_the_fraction():
+    document = whole(strategy__fraction=0.3)
+    central = CentralDP(document, seeded(1))
+    drawn = np.zeros((4000, 9))
+    for row in drawn:
+        row[central.sample(list(range(9)))] = 1
+    assert drawn.mean(axis=0) == pytest.approx(0.3, abs=5 * math.sqrt(0.21 / 4000))
+    # A fixed size would have no variance; independent draws have n q (1 - q).
+    assert drawn.sum(axis=1).var() == pytest.approx(9 * 0.21, rel=0.15)
+    assert (drawn.sum(axis=1) == 0).any()
+    off = np.corrcoef(drawn.T)[~np.eye(9, dtype=bool)]
+    assert abs(off).max() < 6 / math.sqrt(4000)
+
+
+def test_sampling_and_noise_of_a_real_server_follow_no_seed(tmp_path):
+    def models_of(number: int) -> bytes:
+        folder = RunFolder.create(whole(training__rounds=1), path=tmp_path / str(number))
+        grid = InlineGrid(Clients(), (1, 2, 3), run="t")  # type: ignore[arg-type]
+        execute(whole(training__rounds=1), grid, folder, name="t", wait_s=0.0)
+        return (folder.path / "model.safetensors").read_bytes()
+
+    assert models_of(1) != models_of(2)
+
+
+def test_a_round_that_asks_nobody_still_takes_its_noisy_step():
+    document = whole(strategy__fraction=1e-9, training__rounds=4)
+    clients = Clients()
+    result = outcome(document, clients)
+    assert [kind for kind, *_ in clients.asked if kind == "train"] == []
+    assert (result.run.status, result.run.round) == ("completed", 4)
+    assert result.run.central is not None and result.run.central.charged.updates == 4
+    assert len({flat(state).tobytes() for _, state in result.saved}) == 4
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "fedadam", "fedadagrad", "fedyogi", "fedprox"])
+def test_every_strategy_of_a_mean_moves_by_the_noisy_mean(strategy):
+    clients = Clients()
+    result = outcome(whole(strategy__name=strategy, strategy__min_clients=3, training__rounds=3), clients)
+    assert result.run.status == "completed"
+    assert len({flat(state).tobytes() for _, state in result.saved}) == 3
+    assert not np.array_equal(flat(result.run.state), flat(result.start))
+
+
+# In the round loop
+
+
+def test_a_reply_that_is_bad_or_missing_changes_no_round_and_no_charge():
+    nan = {2: lambda message: _nan(message), 3: lambda message: None}
+    result = outcome(whole(training__rounds=3), Clients(nan))
+    assert (result.run.status, result.run.round) == ("completed", 3)
+    assert all(np.isfinite(flat(state)).all() for _, state in result.saved)
+    assert result.run.central is not None and result.run.central.charged.updates == 3
+
+
+def _nan(message: Message) -> Answer:
+    answer = train(message)
+    assert isinstance(answer, RecordDict)
+    broken = {name: np.full_like(array.numpy(), np.nan) for name, array in answer.array_records[ARRAYS].items()}
+    return RecordDict({ARRAYS: records.from_state(broken), METRICS: MetricRecord({WEIGHT: 1.0, LOSS: 0.5})})
+
+
+def test_no_event_tells_who_was_asked_what_was_lost_or_any_exact_figure():
+    odd = {(1, 2): says(BUDGET_EXHAUSTED, "spent"), (2, 3): lambda message: None, (3, 1): lambda message: _nan(message)}
+    document = whole(training__rounds=3, strategy__fraction=0.6)
+    result = outcome(document, Clients(odd), nodes=(1, 2, 3, 4, 5), noise=Silent(5))
+    for event in result.rounds():
+        assert event["clients"] == event["asked"] >= 4  # all that are connected
+        assert event["train"] == {"loss": None}
+        assert {r["kind"] for r in event["rejected"]} <= {"budget_exhausted"}
+        assert "failed" not in event
+    assert result.run.clients == {"1", "2", "3", "4", "5"}
+
+
+def test_the_charge_is_written_before_the_model_and_the_metrics(tmp_path):
+    document = whole(training__rounds=3)
+    order: list[str] = []
+
+    class Watched(RunFolder):
+        def write(self, name: str, data: bytes) -> None:
+            order.append(name)
+            super().write(name, data)
+
+        def record(self, event: dict[str, Any]) -> None:
+            order.append("metrics" if "evaluation" in event else event["event"])
+            super().record(event)
+
+    folder = Watched.create(document, path=tmp_path / "run")
+    execute(document, InlineGrid(Clients(), (1, 2, 3), run="t"), folder, name="t", wait_s=0.0)  # type: ignore[arg-type]
+    each = ["privacy.json", "model.safetensors", "round"]
+    last = ["privacy.json", "model.safetensors", "privacy.json", "metrics"]
+    assert order == ["federation.yaml", "start", *each, *each, *last, "privacy.json", "result.json", "end"]
+
+
+def test_the_model_and_what_it_cost_are_one_file(tmp_path):
+    document = whole(training__rounds=3)
+    folder = RunFolder.create(document, path=tmp_path / "run")
+    execute(document, InlineGrid(Clients(), (1, 2, 3), run="t"), folder, name="t", wait_s=0.0)  # type: ignore[arg-type]
+    data = (folder.path / "model.safetensors").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    about = json.loads(header["__metadata__"]["cloister"])
+    assert (about["round"], about["charged"]) == (3, {"updates": 3, "evaluations": 0})
+
+
+# The account
+
+
+def recomputed(unit: dict[str, Any]) -> float:
+    """Epsilon by dp-accounting, from the statement alone."""
+    accountant = PLDAccountant()
+    for release in unit["released"]:
+        event = GaussianDpEvent(release["noise_multiplier"])
+        if release["sampling_rate"] < 1:
+            event = PoissonSampledDpEvent(release["sampling_rate"], event)
+        accountant.compose(event, release["steps"])
+    return float(accountant.get_epsilon(unit["delta"]))
+
+
+def run(tmp_path: Path, document: Federation, clients: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    table(400).write_csv(tmp_path / "table.csv")
+    sites = sites_from_table(
+        document, tmp_path / "table.csv", clients=clients, how="iid", seed=0, device=torch.device("cpu")
+    )
+    folder = RunFolder.create(document, path=tmp_path / "run")
+    result = simulate(document, sites, folder, run="test")
+    return result, json.loads((folder.path / "privacy.json").read_text())
+
+
+def test_both_units_stand_side_by_side_and_each_can_be_recomputed(tmp_path):
+    both = whole(
+        privacy__row={"epsilon": 6.0, "delta": 1e-3, "clip": 1.0},
+        strategy__fraction=0.5,
+        training__rounds=6,
+        privacy__client={"epsilon": 3.0, "delta": 1e-2, "clip": 0.5, "clients": 8},
+    )
+    result, statement = run(tmp_path, both, 8)
+    assert result["status"] == "completed"
+    unit = statement["client"]
+    assert unit["epsilon"] == pytest.approx(recomputed(unit), rel=0.01)
+    assert unit["epsilon"] == result["privacy"]["client"]["epsilon"] <= 3.0
+    assert 0.98 * 3.0 < unit["epsilon"] == pytest.approx(unit["planned_epsilon"])
+    assert (unit["unit"], statement["row"]["unit"]) == ("one client", "one row of one client's table")
+    assert result["privacy"]["row"]["epsilon"] <= 6.0
+    for key in ("neighbours", "adversary", "accountant", "noise", "not_covered"):
+        assert unit[key] and statement["row"][key]
+
+
+def test_only_client_privacy_tells_no_loss_and_noisy_metrics(tmp_path):
+    result, statement = run(tmp_path, whole(), 3)
+    assert statement["row"] is None and result["privacy"]["row"] is None
+    events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
+    assert [e["train"]["loss"] for e in events if e["event"] == "round"] == [None] * 3
+    assert result["evaluation"] is not None
+
+
+def test_epsilon_grows_by_round_and_never_passes_the_limit():
+    central = CentralDP(whole(training__rounds=6), Silent())
+    state = models.state_of(models.build(whole()))
+    spent = []
+    for _ in range(6):
+        central.mean(state, [])
+        spent.append(central.epsilon)
+    for _ in range(2):
+        central.counts([])
+    assert spent == sorted(set(spent))
+    assert central.epsilon <= 4.0 < epsilon([*client_releases(whole(training__rounds=6))][:1] * 2, 0.01)
+
+
+def test_evaluations_that_alone_cost_too_much_are_refused():
+    with pytest.raises(PrivacyError, match=r"more than privacy\.client\.epsilon 0\.1; evaluate less often"):
+        CentralDP(whole(privacy__client__epsilon=0.1), Silent())
+
+
+# Adaptive clipping
+
+
+ADAPTIVE = {"privacy__client__adaptive": {"quantile": 0.5, "learning_rate": 0.3, "share": 0.1}}
+
+
+def test_two_releases_of_a_round_cost_what_the_plan_charges_for_one():
+    central = CentralDP(whole(**ADAPTIVE), seeded(0))
+    adaptive = central.statement()["released"][0]["adaptive_clip"]
+    parts = [adaptive["update_noise_multiplier"], adaptive["count_noise_multiplier"]]
+    # 1/z^2 = 1/z_update^2 + 1/z_count^2 (Andrew et al. 2021, theorem 1, whose sigma_b is half of z_count)
+    assert sum(1 / z**2 for z in parts) == pytest.approx(1 / central.updates.noise_multiplier**2)
+    assert 1 / parts[1] ** 2 == pytest.approx(0.1 / central.updates.noise_multiplier**2)
+
+
+def test_the_clip_finds_the_quantile_of_the_norms(state):
+    document = whole(**ADAPTIVE, privacy__client__clip=50.0)
+    central = CentralDP(document, Silent())
+    replies = [reply(moved(state, in_direction(length))) for length in np.linspace(1, 3, 9)]
+    for _ in range(60):
+        central.mean(state, replies)
+    assert central.clip == pytest.approx(2.0, rel=0.2)  # half of the updates are longer than 2
+
+
+def test_one_client_moves_the_count_by_half_and_its_noise_is_that_of_the_plan(state):
+    document = whole(**ADAPTIVE)
+
+    def clip_after(seed: int, lengths: list[float]) -> float:
+        central = CentralDP(document, seeded(seed))
+        central.mean(state, [reply(moved(state, in_direction(length))) for length in lengths])
+        return central.clip
+
+    # clip x exp(-0.3 (share - 0.5)), share = count / 9 + 0.5, undone where it is not cut off at 0 or 1
+    counts = np.array([-math.log(clip_after(seed, [])) / 0.3 * 9 for seed in range(3000)])
+    inside = counts[abs(counts) < 4.4]
+    z = CentralDP(document, Silent())._count_noise
+    expected = np.random.default_rng(0).normal(0, z / 2, 10**6)
+    expected = expected[abs(expected) < 4.4]
+    assert len(inside) > 1000
+    assert inside.std() == pytest.approx(expected.std(), rel=0.06)
+    same = [clip_after(1, lengths) for lengths in ([], [0.5], [2.0])]
+    steps = [-math.log(clip) / 0.3 * 9 for clip in same]
+    assert steps[1] - steps[0] == pytest.approx(0.5)
+    assert steps[2] - steps[0] == pytest.approx(-0.5)
+
+
+def test_without_adaptive_the_clip_stays(state):
+    central = CentralDP(whole(), seeded(0))
+    central.mean(state, [reply(moved(state, in_direction(9.0)))])
+    assert central.clip == 1.0
+
+
+def test_a_run_keeps_its_account_where_the_round_loop_finds_it():
+    result = outcome(whole(), Clients())
+    assert isinstance(result.run, Run) and result.run.central is not None
+    assert result.rounds()[-1]["privacy"] == {"client": {"epsilon": result.run.central.epsilon}}
