@@ -2,10 +2,14 @@
 
 One SQLite file, `synchronous=EXTRA`: a charge outlasts a power cut (FULL could lose the last one, since it
 does not sync the folder after the journal is deleted). Entries are append-only and each carries the hash of the
-one before, so that an entry changed, or removed from among others, breaks the chain. That finds accidents; it is
-no defence against someone who rewrites the file, cuts off its end or brings back an old copy. Beside them stand
-the plans (so that a restart goes on with the noise that was calibrated) and the finished replies that no server
-has acknowledged yet (so that a reply that must be sent again is the same bytes, without a new charge).
+one before, so that an entry changed, or removed from among others, breaks the chain. The head, how many entries there
+are and the last one's hash, is kept in a file of its own, written after each charge: a ledger that is behind its head
+was cut off, rewritten or brought back from an old copy, and is refused. Who can write both files can still forge them;
+keep the head on another disk, or write it down (`cloister budget --head`), to be safe from that too.
+
+Beside the entries stand the plans (so that a restart goes on with the noise that was calibrated) and the finished
+replies that no server has acknowledged yet (so that a reply that must be sent again is the same bytes, without a new
+charge).
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
@@ -36,6 +41,12 @@ CREATE TRIGGER IF NOT EXISTS entries_stay BEFORE DELETE ON entries
 CREATE TRIGGER IF NOT EXISTS entries_keep BEFORE UPDATE ON entries
     BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 """
+
+
+_WAY_FORWARD = (
+    "Do not go on with it: restore the newest copies of the ledger and its head. If there are none, nobody knows what "
+    "was spent, and this dataset's budget must be taken as spent"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,23 +103,48 @@ def _sequential(entries: list[Entry], delta: float) -> float:
     return pure + cost([e.gaussian for e in gaussian], delta)
 
 
-class Ledger:
-    """One dataset's account. `Ledger.in_memory()` is for simulations."""
+@dataclass(frozen=True)
+class Head:
+    """The state of a ledger: how many entries, and the last one's hash. Written `33:5f3c...`."""
 
-    def __init__(self, path: Path | None) -> None:
+    entries: int
+    hash: str
+
+    def __str__(self) -> str:
+        return f"{self.entries}:{self.hash}"
+
+    @classmethod
+    def parse(cls, text: str) -> Head:
+        """Raises `LedgerError` if `text` is no head."""
+        entries, colon, digest = text.strip().partition(":")
+        if not (colon and entries.isdecimal() and len(digest) == (64 if int(entries) else 0)):
+            raise LedgerError(f"{text.strip()[:80]!r} is not the head of a ledger; it looks like 33:5f3c...")
+        return cls(int(entries), digest)
+
+
+class Ledger:
+    """One dataset's account. `Ledger.in_memory()` is for simulations, `Ledger.reading()` for looking."""
+
+    def __init__(self, path: Path | None, *, head: Path | None = None) -> None:
+        """`head` is where the head is kept; by default beside the ledger.
+
+        Raises:
+            LedgerError: another process has it, it cannot be opened, or it cannot be trusted.
+        """
         self._turn = threading.Lock()
+        self._path = path
+        self._head_path = head or (path.with_suffix(".head") if path else None)
         with ExitStack() as opened:
             try:
                 if path is not None:
                     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                     lock = opened.enter_context(path.with_suffix(".lock").open("w"))
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # One connection for the thread that runs a task and the one that keeps the link, in turns.
-                db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
-                self._db = opened.enter_context(closing(db))
+                self._connect(opened, str(path or ":memory:"))
                 self._db.execute("PRAGMA synchronous=EXTRA")
                 self._db.executescript(_TABLES)
                 self.verify()
+                self._write_head()
             except BlockingIOError:
                 raise LedgerError(
                     f"{path}: in use by another client; one process at a time may spend a budget. Stop the other one"
@@ -118,11 +154,32 @@ class Ledger:
             self._opened = opened.pop_all()
 
     @classmethod
+    def reading(cls, path: Path, *, head: Path | None = None) -> Ledger:
+        """An existing ledger, to look at; also while a client is spending from it. Nothing is written or verified."""
+        ledger = cls.__new__(cls)
+        ledger._turn = threading.Lock()
+        ledger._path, ledger._head_path = path, head or path.with_suffix(".head")
+        with ExitStack() as opened:
+            try:
+                ledger._connect(opened, f"{path.resolve().as_uri()}?mode=rw", uri=True)  # rw does not make a file
+                ledger.entries()
+            except (sqlite3.Error, ValueError, TypeError) as error:
+                raise LedgerError(f"{path}: cannot be read as a ledger: {error}") from error
+            ledger._opened = opened.pop_all()
+        return ledger
+
+    def _connect(self, opened: ExitStack, name: str, *, uri: bool = False) -> None:
+        # One connection for the thread that runs a task and the one that keeps the link, in turns.
+        db = sqlite3.connect(name, check_same_thread=False, isolation_level=None, uri=uri)
+        self._db = opened.enter_context(closing(db))
+
+    @classmethod
     def in_memory(cls) -> Ledger:
         return cls(None)
 
     def close(self) -> None:
-        self._opened.close()
+        with self._turn:
+            self._opened.close()
 
     def entries(self) -> list[Entry]:
         """All of them, oldest first."""
@@ -132,26 +189,83 @@ class Ledger:
         """How many entries there are."""
         return int(self._db.execute("SELECT COUNT(*) FROM entries").fetchone()[0])
 
-    def charge(self, entry: Entry) -> None:
-        """Writes the entry, durably, before it returns. Raises `LedgerError`, having written nothing."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        body = json.dumps({**asdict(entry), "time": now}, sort_keys=True)
-        with self._transaction():
-            last = self._db.execute("SELECT hash FROM entries ORDER BY id DESC LIMIT 1").fetchone()
-            self._db.execute(
-                "INSERT INTO entries (body, hash) VALUES (?, ?)", (body, _link(last[0] if last else "", body))
-            )
+    def head(self) -> Head:
+        """How many entries there are, and the last one's hash."""
+        last = self._db.execute("SELECT id, hash FROM entries ORDER BY id DESC LIMIT 1").fetchone()
+        return Head(*last) if last else Head(0, "")
 
-    def verify(self) -> None:
-        """Raises `LedgerError` if the chain is broken."""
-        previous = ""
-        for number, body, digest in self._db.execute("SELECT id, body, hash FROM entries ORDER BY id"):
-            if digest != _link(previous, body):
+    def charge(self, entry: Entry) -> None:
+        """Writes the entry, durably, before it returns. Raises `LedgerError` if what it pays for may not be released.
+
+        Times never go back: an entry made while the clock is behind has the time of the one before.
+        """
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with self._transaction():
+            last = self._db.execute("SELECT body, hash FROM entries ORDER BY id DESC LIMIT 1").fetchone()
+            before, previous = (json.loads(last[0])["time"], last[1]) if last else ("", "")
+            body = json.dumps({**asdict(entry), "time": max(now, before)}, sort_keys=True)
+            self._db.execute("INSERT INTO entries (body, hash) VALUES (?, ?)", (body, _link(previous, body)))
+        try:
+            with self._turn:
+                self._write_head()
+        except OSError as error:
+            raise LedgerError(
+                f"{self._head_path}: the ledger's head cannot be written, so nothing is released: {error.strerror}"
+            ) from error
+
+    def verify(self, known: Head | None = None) -> None:
+        """Checks the chain against the head that was kept, and against one that is `known` from elsewhere.
+
+        Raises:
+            LedgerError: the chain is broken, or behind; the message says what to do.
+        """
+        hashes = [""]
+        for number, (place, body, digest) in enumerate(
+            self._db.execute("SELECT id, body, hash FROM entries ORDER BY id"), start=1
+        ):
+            if place != number or digest != _link(hashes[-1], body):
                 raise LedgerError(
-                    f"the ledger's entry {number} does not follow from the one before: it was changed, or an "
-                    "entry is missing. Do not go on with this file; restore a copy that is newer than the last release"
+                    f"{self._path}: entry {number} does not follow from the one before: it was changed, or an entry "
+                    f"is missing. {_WAY_FORWARD}"
                 )
-            previous = digest
+            hashes.append(digest)
+        for head, source in ((self._kept_head(len(hashes) - 1), f"{self._head_path}"), (known, "the head you gave")):
+            if head is None:
+                continue
+            if head.entries >= len(hashes):
+                raise LedgerError(
+                    f"{self._path}: has {len(hashes) - 1} entries, but has had {head.entries}, says {source}: its end "
+                    f"was cut off, or it is an old copy. {_WAY_FORWARD}"
+                )
+            if hashes[head.entries] != head.hash:
+                raise LedgerError(
+                    f"{self._path}: entry {head.entries} is not the one that {source} knows: the ledger was "
+                    f"rewritten, or belongs to another dataset. {_WAY_FORWARD}"
+                )
+
+    def _kept_head(self, entries: int) -> Head | None:
+        if self._head_path is None:
+            return None
+        try:
+            return Head.parse(self._head_path.read_text())
+        except FileNotFoundError:
+            if not entries:
+                return None  # a new ledger
+            raise LedgerError(
+                f"{self._head_path}: is missing, so nothing says whether the ledger's {entries} entries are all. "
+                f"{_WAY_FORWARD}"
+            ) from None
+
+    def _write_head(self) -> None:
+        if self._head_path is None:
+            return
+        self._head_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = self._head_path.with_name(self._head_path.name + ".new")
+        with fresh.open("w") as file:
+            file.write(f"{self.head()}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.rename(self._head_path)
 
     def plan(self, run: str) -> dict[str, Any] | None:
         """The plan that was stored for a run."""

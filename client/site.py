@@ -47,7 +47,13 @@ class ClientFile(Document):
     data: DataFile
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     state: Name
+    head: Name | None = None  # where the ledger's head is kept; by default in `state`, safer on another disk
     policy: Policy
+
+    @property
+    def ledger(self) -> Path:
+        """The dataset's account."""
+        return Path(self.state) / f"{self.data.name}.ledger"
 
 
 def load_client_file(path: Path) -> ClientFile:
@@ -55,8 +61,9 @@ def load_client_file(path: Path) -> ClientFile:
     read = documents.load(path, ClientFile)
     here = path.resolve().parent
     tls = read.tls and TLSFiles(**{k: str(here / v) for k, v in read.tls.model_dump().items()})
+    head = str(here / read.head) if read.head else None
     placed = read.data.model_copy(update={"path": str(here / read.data.path)})
-    return read.model_copy(update={"data": placed, "state": str(here / read.state), "tls": tls})
+    return read.model_copy(update={"data": placed, "state": str(here / read.state), "head": head, "tls": tls})
 
 
 @dataclass
@@ -119,7 +126,7 @@ def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Sit
         federation=federation,
         dataset=data.split(rows, federation.data_schema, key=key, device=device),
         policy=settings.policy,
-        ledger=Ledger(state / f"{settings.data.name}.ledger"),
+        ledger=Ledger(settings.ledger, head=Path(settings.head) if settings.head else None),
         noise=noise.secure(),
         device=device,
     )

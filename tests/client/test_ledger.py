@@ -6,12 +6,14 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from client.ledger import Entry, Ledger, spent
+from client import ledger as ledgers
+from client.ledger import Entry, Head, Ledger, spent
 from common.errors import LedgerError
 from common.privacy import GaussianRelease, epsilon
 from tests.support import ROOT
@@ -141,14 +143,20 @@ def test_entries_cannot_be_changed_or_deleted(path, change):
     ledger.close()
 
 
+def tampered(path: Path, script: str) -> None:
+    with sqlite3.connect(path) as other:
+        other.executescript(f"DROP TRIGGER entries_stay; DROP TRIGGER entries_keep; {script};")
+    other.close()
+
+
 @pytest.mark.parametrize(
     "tamper, number",
     [
         ("UPDATE entries SET body = replace(body, '8.0', '9.0') WHERE id = 2", 2),
         ("UPDATE entries SET hash = lower(hex(zeroblob(32))) WHERE id = 2", 2),
-        ("DELETE FROM entries WHERE id = 2", 3),
-        ("DELETE FROM entries WHERE id = 1", 2),
-        ("UPDATE entries SET id = 10 + id WHERE id = 2", 3),
+        ("DELETE FROM entries WHERE id = 2", 2),
+        ("DELETE FROM entries WHERE id = 1", 1),
+        ("UPDATE entries SET id = 10 + id WHERE id = 2", 2),
     ],
 )
 def test_a_changed_removed_or_moved_entry_is_found_on_opening(path, tamper, number):
@@ -160,7 +168,9 @@ def test_a_changed_removed_or_moved_entry_is_found_on_opening(path, tamper, numb
     with sqlite3.connect(path) as other:
         other.executescript(f"DROP TRIGGER entries_stay; DROP TRIGGER entries_keep; {tamper};")
     other.close()
-    with pytest.raises(LedgerError, match=rf"entry {number} does not follow from the one before.* restore a copy"):
+    with pytest.raises(
+        LedgerError, match=rf"entry {number} does not follow from the one before.* restore the newest copies"
+    ):
         Ledger(path)
 
 
@@ -170,9 +180,7 @@ def test_a_ledger_that_was_refused_can_be_opened_once_it_is_restored(path):
         ledger.charge(entry(task=f"{i}"))
     ledger.close()
     good = path.read_bytes()
-    with sqlite3.connect(path) as other:
-        other.executescript("DROP TRIGGER entries_stay; DELETE FROM entries WHERE id = 2;")
-    other.close()
+    tampered(path, "DELETE FROM entries WHERE id = 2")
     try:
         Ledger(path)
     except LedgerError as error:
@@ -180,7 +188,152 @@ def test_a_ledger_that_was_refused_can_be_opened_once_it_is_restored(path):
     path.write_bytes(good)
     ledger = Ledger(path)
     assert ledger.count() == 3
-    assert "entry 3" in str(kept)
+    assert "entry 2" in str(kept)
+    ledger.close()
+
+
+# The head, kept outside the file
+
+
+def charged(path: Path, entries: int, *, head: Path | None = None) -> Head:
+    """Charges so many more entries; returns the ledger's head."""
+    ledger = Ledger(path, head=head)
+    for i in range(entries):
+        ledger.charge(entry(task=f"{i}"))
+    found = ledger.head()
+    ledger.close()
+    return found
+
+
+@pytest.mark.parametrize("left", [0, 1, 3])
+def test_a_ledger_whose_end_was_cut_off_is_refused(path, left):
+    charged(path, 4)
+    tampered(path, f"DELETE FROM entries WHERE id > {left}")
+    with pytest.raises(LedgerError, match=rf"has {left} entries, but has had 4, says .*head: its end was cut off"):
+        Ledger(path)
+
+
+def test_an_old_copy_of_the_ledger_is_refused_and_the_newest_is_accepted_again(path):
+    charged(path, 2)
+    old = path.read_bytes()
+    charged(path, 1)
+    new = path.read_bytes()
+    path.write_bytes(old)
+    with pytest.raises(LedgerError, match=r"or it is an old copy\. .* restore the newest copies .* taken as spent"):
+        Ledger(path)
+    path.write_bytes(new)
+    assert charged(path, 0).entries == 3
+
+
+def test_a_ledger_that_is_gone_is_not_begun_anew(path):
+    charged(path, 2)
+    path.unlink()
+    with pytest.raises(LedgerError, match="has 0 entries, but has had 2"):
+        Ledger(path)
+
+
+def test_a_whole_chain_that_was_rewritten_is_refused(path, tmp_path):
+    charged(path, 3)
+    other = tmp_path / "other.ledger"
+    ledger = Ledger(other)
+    for i in range(3):
+        ledger.charge(entry(task=f"{i}", noise_multiplier=80.0))  # as if it had cost less
+    ledger.close()
+    path.write_bytes(other.read_bytes())
+    with pytest.raises(LedgerError, match=r"entry 3 is not the one that .*table\.head knows: the ledger was rewritten"):
+        Ledger(path)
+
+
+def test_a_lost_head_is_refused_but_a_new_ledger_needs_none(path):
+    charged(path, 0)
+    path.with_suffix(".head").unlink()
+    assert charged(path, 1).entries == 1
+    path.with_suffix(".head").unlink()
+    with pytest.raises(LedgerError, match=r"table\.head: is missing, so nothing says whether the ledger's 1 entries"):
+        Ledger(path)
+
+
+@pytest.mark.parametrize("text", ["", "x", "3", "3:", "3:abc", "-1:" + 64 * "a", ":" + 64 * "a", "0:" + 64 * "a"])
+def test_what_is_no_head_is_refused(path, text):
+    charged(path, 3)
+    path.with_suffix(".head").write_text(text)
+    with pytest.raises(LedgerError, match="is not the head of a ledger; it looks like 33:5f3c"):
+        Ledger(path)
+
+
+def test_a_process_that_died_between_a_charge_and_its_head_goes_on(path):
+    first = charged(path, 2)
+    charged(path, 1)
+    path.with_suffix(".head").write_text(str(first))
+    assert charged(path, 0).entries == 3
+    assert path.with_suffix(".head").read_text().startswith("3:")
+
+
+def test_a_head_on_another_disk_sees_that_the_whole_state_folder_is_an_old_copy(path, tmp_path):
+    far = tmp_path / "far" / "ada.head"
+    charged(path, 2, head=far)
+    old = path.read_bytes()
+    charged(path, 1, head=far)
+    path.write_bytes(old)
+    with pytest.raises(LedgerError, match=r"has 2 entries, but has had 3, says .*far/ada\.head"):
+        Ledger(path, head=far)
+
+
+def test_a_head_that_was_written_down_is_checked_too(path):
+    noted = charged(path, 2)
+    assert Head.parse(f" {noted}\n") == noted
+    charged(path, 1)
+    ledger = Ledger(path)
+    ledger.verify(noted)
+    with pytest.raises(LedgerError, match="entry 2 is not the one that the head you gave knows"):
+        ledger.verify(Head(2, 64 * "0"))
+    with pytest.raises(LedgerError, match="has had 9, says the head you gave"):
+        ledger.verify(Head(9, 64 * "0"))
+    ledger.close()
+
+
+def test_a_head_that_cannot_be_written_refuses_the_release_after_it_was_charged(path):
+    ledger = Ledger(path)
+    path.with_suffix(".head.new").mkdir()  # root may write anywhere, but nobody writes a folder
+    with pytest.raises(LedgerError, match="head cannot be written, so nothing is released: Is a directory"):
+        ledger.charge(entry())
+    assert ledger.count() == 1  # over-counted, never under-counted
+    path.with_suffix(".head.new").rmdir()
+    ledger.charge(entry())
+    assert path.with_suffix(".head").read_text().startswith("2:")
+    ledger.close()
+
+
+def test_a_ledger_can_be_read_while_it_is_in_use_and_reading_makes_no_file(path):
+    ledger = Ledger(path)
+    ledger.charge(entry())
+    other = Ledger.reading(path)
+    assert other.count() == 1
+    ledger.charge(entry())
+    other.verify()
+    assert other.count() == 2
+    other.close()
+    ledger.close()
+    with pytest.raises(LedgerError, match=r"nothing\.ledger: cannot be read as a ledger"):
+        Ledger.reading(path.with_name("nothing.ledger"))
+    assert not path.with_name("nothing.ledger").exists()
+
+
+def test_a_clock_that_is_set_back_does_not_set_back_the_entries(path, monkeypatch):
+    class Clock(datetime):
+        hour_now = 12
+
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime(2026, 5, 1, cls.hour_now, tzinfo=UTC)
+
+    monkeypatch.setattr(ledgers, "datetime", Clock)
+    ledger = Ledger(path)
+    for hour in (12, 3, 15):
+        Clock.hour_now = hour
+        ledger.charge(entry())
+    assert [e.time[11:13] for e in ledger.entries()] == ["12", "12", "15"]
+    assert spent(ledger.entries(), DELTA) == spent([entry()] * 3, DELTA)
     ledger.close()
 
 

@@ -127,15 +127,18 @@ def variance_is(found: NDArray[np.float64], std: float) -> bool:
     return abs(float(np.mean((found / std) ** 2)) - 1) < 5 * math.sqrt(2 / len(found))
 
 
-def test_the_model_that_leaves_carries_the_noise_that_is_accounted():
-    document = whole(model__hidden=[4000], strategy__fraction=0.5)
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_the_model_that_leaves_carries_the_noise_that_is_accounted(share):
+    adaptive = {"privacy__client__adaptive": {"share": share}} if share else {}
+    document = whole(**adaptive, model__hidden=[4000], strategy__fraction=0.5, privacy__client__clip=2.5)
     state = models.state_of(models.build(document))
     central = CentralDP(document, seeded(11))
     clipped = [reply(moved(state, in_direction(9.0))), reply(moved(state, in_direction(0.5)))]
     signal = flat(CentralDP(document, Silent()).mean(state, clipped))
     noise = flat(central.mean(state, clipped)) - signal
     assert len(noise) >= 20_000
-    std = client_releases(document)[0].noise_multiplier * 1.0 / 4.5  # multiplier x clip / denominator
+    # multiplier x clip / denominator, and a little more where the clip's count takes its share
+    std = client_releases(document)[0].noise_multiplier * 2.5 / 4.5 / math.sqrt(1 - share)
     assert variance_is(noise, std)
     assert not variance_is(noise, std * 1.05)  # the test would see noise that is 5 % off
     assert not variance_is(noise, std / 1.05)
@@ -224,7 +227,8 @@ def _nan(message: Message) -> Answer:
 def test_no_event_tells_who_was_asked_what_was_lost_or_any_exact_figure():
     odd = {(1, 2): says(BUDGET_EXHAUSTED, "spent"), (2, 3): lambda message: None, (3, 1): lambda message: _nan(message)}
     document = whole(training__rounds=3, strategy__fraction=0.6)
-    result = outcome(document, Clients(odd), nodes=(1, 2, 3, 4, 5), noise=Silent(5))
+    clients = Clients(odd, evaluates=lambda message: None)  # a lost link while it evaluates tells something too
+    result = outcome(document, clients, nodes=(1, 2, 3, 4, 5), noise=Silent(5))
     for event in result.rounds():
         assert event["clients"] == event["asked"] >= 4  # all that are connected
         assert event["train"] == {"loss": None}
