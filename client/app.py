@@ -98,7 +98,7 @@ def _train(site: Site, message: Message, run: str) -> RecordDict:
             noise=site.noise,
             proximal_mu=mu,
         )
-        metrics = MetricRecord({WEIGHT: float(budget.plan.rows)})
+        metrics = MetricRecord({WEIGHT: float(budget.plan.rows or 1)})  # equal weights where no count is told
     content[ARRAYS] = records.from_state(models.state_of(model))
     content[METRICS] = metrics
     return _with_statement(content, budget)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from client.data import Dataset
@@ -56,10 +57,12 @@ class Budget:
         """Charges one round of training, durably, and says how it is to be done.
 
         Raises:
+            Refusal: it is too early for a round.
             BudgetExhausted: the plan has no round left, or other runs have spent what it needs.
             LedgerError: the charge could not be written.
         """
         plan, row = self.plan, row_privacy(self._federation)
+        self._policy.check_time(self._ledger.last_round(), datetime.now(UTC))
         if self.rounds_charged >= plan.rounds:
             raise BudgetExhausted(
                 f"the plan's {plan.rounds} rounds are all charged (epsilon {self.epsilon:.2f} of {row.epsilon:g})"
@@ -76,6 +79,7 @@ class Budget:
 
     def charge_evaluation(self, task: str) -> float:
         """Charges one evaluation and returns its noise multiplier. Raises as `charge_update`."""
+        self._policy.check_release("evaluation")
         if self.evaluations_charged >= self.plan.evaluations:
             raise BudgetExhausted(f"the plan's {self.plan.evaluations} evaluations are all charged")
         self._charge(task, "validation", GaussianRelease(noise_multiplier=self.plan.evaluation_noise))
@@ -113,7 +117,7 @@ def open_budget(
     """Plans a run, or takes up the plan it had before a restart.
 
     Raises:
-        Refusal: the table is too small for what the federation asks.
+        Refusal: the table is too small for what the federation asks, or the policy wants more noise or fewer steps.
         BudgetExhausted: what is left of the account does not cover a plan; the message has the numbers.
     """
     check_size(federation, dataset)
@@ -123,6 +127,8 @@ def open_budget(
         ledger.store_plan(run, {**asdict(plan), "federation": federation.fingerprint})
     else:
         check_account(federation, dataset, policy, ledger, run, plan)
+    policy.check_noise(plan.noise_multiplier)
+    policy.check_steps(plan.steps)
     return Budget(federation=federation, dataset=dataset, policy=policy, ledger=ledger, run=run, plan=plan)
 
 

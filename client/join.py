@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 from pathlib import Path
 
 from client.node import Node, Say
@@ -36,7 +37,7 @@ def join(document: Path, *, wait_s: float, say: Say) -> int:
     resolve_device(settings.device)
     quiet_flower()
     log_to(logging.StreamHandler())
-    node = Node(settings, tls=material, wait_s=wait_s, say=say)
+    node = Node(settings, tls=material, wait_s=wait_s, say=say, ask=_ask if sys.stdin.isatty() else None)
     return asyncio.run(_until_interrupted(node, say))
 
 
@@ -57,3 +58,20 @@ async def _until_interrupted(node: Node, say: Say) -> int:
     await asyncio.gather(work, return_exceptions=True)  # whatever it met on the way out, we have left
     say("left the federation")
     return INTERRUPTED
+
+
+async def _ask(question: str) -> bool:
+    """Asks on the terminal; anything but yes is no. Waits without a thread, so that Ctrl-C still works."""
+    print(question, end="", flush=True)
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[str] = loop.create_future()
+
+    def read() -> None:
+        if not answer.done():
+            answer.set_result(sys.stdin.readline())
+
+    loop.add_reader(sys.stdin, read)
+    try:
+        return (await answer).strip().lower() in ("y", "yes")
+    finally:
+        loop.remove_reader(sys.stdin)

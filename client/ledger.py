@@ -194,6 +194,11 @@ class Ledger:
         last = self._db.execute("SELECT id, hash FROM entries ORDER BY id DESC LIMIT 1").fetchone()
         return Head(*last) if last else Head(0, "")
 
+    def last_round(self) -> str:
+        """When a round of training was last charged, as ISO 8601; "" if never."""
+        rounds = [e.time for e in self.entries() if e.part == "train" and e.mechanism == "gaussian"]
+        return rounds[-1] if rounds else ""
+
     def charge(self, entry: Entry) -> None:
         """Writes the entry, durably, before it returns. Raises `LedgerError` if what it pays for may not be released.
 

@@ -11,15 +11,17 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from importlib.metadata import version
+from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 import grpc
 from flwr.app import Context, Message, RecordDict
 
+from client import approval
 from client.app import client_app
 from client.site import ClientFile, Site, open_site
 from common import federation as federations
@@ -48,6 +50,7 @@ OPTIONS = [
 ]
 
 Say = Callable[[str], None]
+Ask = Callable[[str], Awaitable[bool]]
 Call: TypeAlias = grpc.aio.StreamStreamCall
 Result = TypeVar("Result")
 
@@ -55,9 +58,12 @@ Result = TypeVar("Result")
 class Node:
     """One participant's process. `run` returns when the federation has finished or the owner's side says no."""
 
-    def __init__(self, settings: ClientFile, *, tls: TLSMaterial | None, wait_s: float, say: Say) -> None:
-        """`wait_s` is how long the server may be away before the node gives up; `say` tells the owner."""
-        self._settings, self._tls, self._wait_s, self._say = settings, tls, wait_s, say
+    def __init__(
+        self, settings: ClientFile, *, tls: TLSMaterial | None, wait_s: float, say: Say, ask: Ask | None = None
+    ) -> None:
+        """`wait_s` is how long the server may be away before the node gives up. `say` tells the owner; `ask` puts
+        a question that is answered by yes or no, None where nobody can be asked."""
+        self._settings, self._tls, self._wait_s, self._say, self._ask = settings, tls, wait_s, say, ask
         self._site: Site | None = None
         self._fingerprint = ""
         self._run = ""
@@ -163,6 +169,7 @@ class Node:
         self._welcome = True
         try:
             if self._site is None:
+                await self._ask_owner(welcome)
                 await self._in_thread(self._open, welcome)
             elif federations.from_canonical(welcome.federation).fingerprint != self._fingerprint:
                 raise Refusal("the federation is not the one that was agreed to before the link broke")
@@ -184,6 +191,16 @@ class Node:
 
     async def _in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work, *arguments)
+
+    async def _ask_owner(self, welcome: pb.Welcome) -> None:
+        """With `policy.approved: ask`, shows a federation that the policy allows, and remembers a yes."""
+        policy, state = self._settings.policy, Path(self._settings.state)
+        federation = federations.from_canonical(welcome.federation)
+        policy.check(federation)  # nobody need be asked about what the policy rules out
+        if policy.approved == "ask" and self._ask is not None and not approval.is_remembered(federation, state):
+            if not await self._ask(approval.question(federation)):
+                raise Refusal("the owner said no")
+            approval.remember(federation, state)
 
     def _open(self, welcome: pb.Welcome) -> None:
         federation = federations.from_canonical(welcome.federation)
@@ -223,12 +240,21 @@ class Node:
             try:
                 answer = ledger.reply(task.id)
                 if answer is None:
+                    await self._rest(task)
                     answer = await self._in_thread(self._work, task, content)
             except CloisterError as error:
                 self._say(f"round {task.group}: {task.type} failed: {error}")
                 answer = pb.Failure(id=task.id, code=FAILED, reason="the client failed; its own log says more")
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await self._reply(task.id, answer)
+
+    async def _rest(self, task: pb.Task) -> None:
+        """Waits until the policy allows the next round, if the task's time does: otherwise it will be refused."""
+        assert self._site is not None
+        pause = self._site.pause() if task.type == "train" else 0.0
+        if 0 < pause < task.ttl:
+            self._say(f"round {task.group}: waiting {pause:.0f} s, by policy.min_seconds_between_rounds")
+            await asyncio.sleep(pause)
 
     def _work(self, task: pb.Task, content: bytes) -> bytes | pb.Failure:
         """Runs the ClientApp on a task. A finished reply is stored before it is sent."""

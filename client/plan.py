@@ -24,6 +24,7 @@ from common.federation import Federation, RowPrivacy
 from common.noise import NoiseSource
 from common.privacy import GaussianRelease, calibrate, epsilon, evaluation_release
 
+SMALLEST_EPSILON = 0.01  # no plan is made for less
 LESS = 0.9  # the next smaller epsilon that is tried when a plan does not fit the account
 
 
@@ -31,7 +32,7 @@ LESS = 0.9  # the next smaller epsilon that is tried when a plan does not fit th
 class Plan:
     """What a run will release, fixed before its first round. All of it may be told."""
 
-    rows: int  # the released row count of the training part
+    rows: int  # the released row count of the training part; 0 if none is told
     sampling_rate: float
     noise_multiplier: float
     steps: int  # in each round
@@ -58,7 +59,8 @@ class Plan:
 def check_size(federation: Federation, dataset: Dataset) -> None:
     """Raises `Refusal` if the table is too small for a batch, or too large for the delta."""
     row, rows, batch = federation.privacy.row, len(dataset.y), federation.training.batch_size
-    if batch > rows:
+    needs_batch = row is None or row.sampling_rate is None  # else the batch size is but a divisor
+    if needs_batch and batch > rows:
         raise Refusal(f"training.batch_size {batch} is larger than the training part of this table")
     if row is not None and row.delta * rows > 1:
         raise Refusal(f"privacy.row.delta {row.delta:g} is above 1 / rows: it would allow to publish a row outright")
@@ -74,16 +76,20 @@ def make_plan(
     """
     row = row_privacy(federation)
     left = policy.epsilon - spent(ledger.entries(), policy.delta)
-    if left <= 2 * row.count_epsilon:
+    count_epsilon = row.count_epsilon or 0.0
+    if left <= max(2 * count_epsilon, SMALLEST_EPSILON):
         raise BudgetExhausted(
             f"policy.epsilon: {policy.epsilon:g} at delta {policy.delta:g}, of which {max(left, 0):.2f} is left; "
             f"the federation asks for {row.epsilon:g}"
         )
-    evaluation = evaluation_release(federation)
-    rows = _released_rows(federation, dataset, ledger, noise, run)
-    rate = min(1.0, federation.training.batch_size / rows)
+    evaluation = evaluation_release(federation) if "evaluation" in policy.releases else None
+    if row.sampling_rate is None:
+        rows = _released_rows(federation, dataset, ledger, noise, run, row.count_epsilon or 0.0)
+        rate = min(1.0, federation.training.batch_size / rows)
+    else:
+        rows, rate = 0, row.sampling_rate
     steps, rounds = steps_per_round(federation.training, rate), federation.training.rounds
-    target = min(row.epsilon, left) - row.count_epsilon
+    target = min(row.epsilon, left) - count_epsilon
     while True:
         plan = Plan(
             rows=rows,
@@ -93,7 +99,7 @@ def make_plan(
             rounds=rounds,
             evaluation_noise=evaluation.noise_multiplier if evaluation else 0.0,
             evaluations=evaluation.steps if evaluation else 0,
-            count_epsilon=row.count_epsilon,
+            count_epsilon=count_epsilon,
             delta=row.delta,
         )
         try:
@@ -102,24 +108,25 @@ def make_plan(
         except BudgetExhausted:
             # Epsilons of several runs do not simply add up, so what is left is found by trying.
             target *= LESS
-            if target <= row.count_epsilon:
+            if target <= max(count_epsilon, SMALLEST_EPSILON):
                 raise
 
 
-def _released_rows(federation: Federation, dataset: Dataset, ledger: Ledger, noise: NoiseSource, run: str) -> int:
+def _released_rows(
+    federation: Federation, dataset: Dataset, ledger: Ledger, noise: NoiseSource, run: str, count_epsilon: float
+) -> int:
     """The training part's size with noise, to two significant digits.
 
     Told once for a table and its split, unless a later federation pays less for it than was paid: then the
     number that was told says more about a row than that federation's plan may.
     """
-    row = row_privacy(federation)
     for entry in ledger.entries():
         same_table = (entry.content, entry.split) == (dataset.content, dataset.split)
-        if same_table and entry.value is not None and (entry.epsilon or 0.0) <= row.count_epsilon:
+        if same_table and entry.value is not None and (entry.epsilon or 0.0) <= count_epsilon:
             told = entry.value
             break
     else:
-        told = len(dataset.y) + noise.two_sided_geometric(row.count_epsilon)
+        told = len(dataset.y) + noise.two_sided_geometric(count_epsilon)
         ledger.charge(
             Entry(
                 part="train",
@@ -130,7 +137,7 @@ def _released_rows(federation: Federation, dataset: Dataset, ledger: Ledger, noi
                 mechanism="geometric",
                 federation=federation.fingerprint,
                 content=dataset.content,
-                epsilon=row.count_epsilon,
+                epsilon=count_epsilon,
                 value=told,
             )
         )
@@ -159,13 +166,18 @@ def check_account(
     if evaluations > 0:
         release = GaussianRelease(noise_multiplier=plan.evaluation_noise, steps=evaluations)
         planned.append(entry_for(federation, dataset, run, "planned", "validation", release))
-    total = spent(entries, policy.delta, more=planned)
-    if total > policy.epsilon:
-        before = spent(entries, policy.delta)
-        raise BudgetExhausted(
-            f"policy.epsilon: {policy.epsilon:g} at delta {policy.delta:g}, of which {before:.2f} is spent; with "
-            f"this run it would be {total:.2f}"
-        )
+    limits = [("epsilon", policy.epsilon, policy.delta, entries)]
+    if policy.federation_epsilon is not None:
+        own = [e for e in entries if e.federation == federation.fingerprint]
+        delta = policy.federation_delta or policy.delta
+        limits.append(("federation_epsilon", policy.federation_epsilon, delta, own))
+    for rule, limit, delta, before in limits:
+        total = spent(before, delta, more=planned)
+        if total > limit:
+            raise BudgetExhausted(
+                f"policy.{rule}: {limit:g} at delta {delta:g}, of which {spent(before, delta):.2f} is spent; with "
+                f"this run it would be {total:.2f}"
+            )
 
 
 def entry_for(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ import torch
 from pydantic import Field
 
 from client import data
+from client.approval import check_approval
 from client.budget import Budget, open_budget
 from client.data import Dataset
 from client.ledger import Ledger
@@ -100,6 +102,10 @@ class Site:
             )
         return self._budgets[run]
 
+    def pause(self) -> float:
+        """Seconds until the policy allows the next private round."""
+        return self.policy.pause(self.ledger.last_round(), datetime.now(UTC))
+
     def describe(self) -> list[str]:
         """Device, table and what encoding met, for the owner's eyes only."""
         rows, validation = len(self.dataset.y), len(self.dataset.validation_y)
@@ -114,10 +120,12 @@ def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Sit
     """Opens a real participant: reads its table and its ledger, and draws from secure noise.
 
     Raises:
+        Refusal: the owner has not approved this document.
         DataError: the table does not fit the federation's schema.
         LedgerError: the ledger is in use, or cannot be trusted.
     """
     state = Path(settings.state)
+    check_approval(settings.policy, federation, state)
     device = resolve_device(settings.device)
     key = split_key(state)
     rows = data.read(Path(settings.data.path), federation.data_schema, key=key)

@@ -162,13 +162,20 @@ class RowPrivacy(Document):
     epsilon: Positive
     delta: Annotated[float, Field(gt=0, lt=1)]
     clip: Positive  # L2 bound on one row's gradient
-    count_epsilon: Positive = 0.1  # the part of epsilon that pays for telling roughly how many rows there are
+    count_epsilon: Positive | None = 0.1  # the part of epsilon that pays for telling roughly how many rows there are
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] | None = None  # with it no count is told; all weigh the same
 
     def contradictions(self) -> Iterator[Problem]:
-        if self.count_epsilon >= self.epsilon:
+        if (self.count_epsilon is None) == (self.sampling_rate is None):
+            yield (
+                ("sampling_rate",),
+                "or count_epsilon: give exactly one and set the other to null; without a count of rows, the rate at "
+                "which a row is drawn must be given",
+            )
+        if self.count_epsilon is not None and self.count_epsilon > self.epsilon / 2:
             yield (
                 ("count_epsilon",),
-                f"must be less than epsilon, {self.epsilon:g} (got {self.count_epsilon:g})",
+                f"must be at most half of epsilon, {self.epsilon / 2:g} (got {self.count_epsilon:g})",
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from dp_accounting import dp_event
 from dp_accounting.pld import pld_privacy_accountant
 
+from client import budget as budgets
 from client import data
 from client.budget import Budget, open_budget
 from client.data import Dataset
@@ -455,3 +457,93 @@ def test_a_table_of_a_whole_batch_is_taken():
     budget = opened(ledger, federation=private(training__batch_size=rows), source=Adding(0))
     assert budget.plan.sampling_rate == pytest.approx(1.0, abs=0.05)
     ledger.close()
+
+
+# A federation that needs no row count
+
+UNCOUNTED = {"privacy__row": {"epsilon": 4.0, "delta": DELTA, "clip": 1.0, "count_epsilon": None, "sampling_rate": 0.1}}
+
+
+def test_with_a_given_sampling_rate_no_count_is_told_and_all_epsilon_goes_to_the_updates():
+    ledger = Ledger.in_memory()
+    budget = opened(ledger, federation=private(**UNCOUNTED))
+    spend(budget)
+    assert [e.mechanism for e in ledger.entries()] == ["gaussian"] * 4
+    assert {e.sampling_rate for e in ledger.entries() if e.part == "train"} == {0.1}
+    assert (budget.plan.rows, budget.plan.count_epsilon) == (0, 0.0)
+    assert 3.9 < budget.epsilon <= 4.0
+    assert budget.epsilon == pytest.approx(recomputed(ledger.entries(), "train"), rel=0.01)
+
+
+def test_then_nothing_depends_on_the_tables_size():
+    plans = [
+        opened(Ledger.in_memory(), federation=private(**UNCOUNTED), dataset=dataset_of(table(rows)), source=source).plan
+        for rows, source in ((20, noise.seeded(1)), (200, noise.seeded(2)))
+    ]
+    assert plans[0] == plans[1]
+    small = dataset_of(table(9))  # fewer training rows than the batch size, which is only a divisor here
+    assert opened(Ledger.in_memory(), federation=private(**UNCOUNTED), dataset=small).plan == plans[0]
+
+
+# The owner's rules that need a plan
+
+
+def test_a_plan_with_less_noise_than_the_policy_wants_is_refused():
+    needed = opened(Ledger.in_memory()).plan.noise_multiplier
+    just, more = (Policy(epsilon=100.0, delta=DELTA, min_noise_multiplier=needed * f) for f in (0.99, 1.01))
+    opened(Ledger.in_memory(), federation=private(privacy__evaluation__noise=9.0), policy=just)
+    with pytest.raises(Refusal, match=rf"^policy\.min_noise_multiplier: asked {needed:.3g}, allowed at least"):
+        opened(Ledger.in_memory(), federation=private(privacy__evaluation__noise=9.0), policy=more)
+
+
+def test_epochs_that_are_more_steps_than_the_policy_wants_are_refused():
+    epochs = private(training__local_steps=..., training__local_epochs=2)
+    steps = opened(Ledger.in_memory(), federation=epochs).plan.steps
+    opened(Ledger.in_memory(), federation=epochs, policy=Policy(epsilon=9.0, delta=DELTA, max_local_steps=steps))
+    with pytest.raises(Refusal, match=rf"^policy\.max_local_steps: asked {steps}, allowed {steps - 1}$"):
+        opened(
+            Ledger.in_memory(), federation=epochs, policy=Policy(epsilon=9.0, delta=DELTA, max_local_steps=steps - 1)
+        )
+
+
+def test_one_federation_may_be_held_to_less_than_all_together():
+    ledger, policy = Ledger.in_memory(), Policy(epsilon=100.0, delta=DELTA, federation_epsilon=9.0)
+    spend(opened(ledger, policy=policy))
+    second = opened(ledger, run="second", policy=policy)
+    assert second.plan.epsilon(rounds=ROUNDS, evaluations=1) < 3.9  # the second run gets what the first has left
+    spend(second)
+    with pytest.raises(
+        BudgetExhausted, match=r"^policy\.federation_epsilon: 7 at delta 0\.001, of which 6\.\d+ is spent"
+    ):
+        opened(ledger, run="third", policy=policy)
+    other = opened(ledger, run="other", federation=private(name="other"), policy=policy)
+    assert other.plan.epsilon(rounds=ROUNDS, evaluations=1) > 3.9
+    mine = [e for e in ledger.entries() if e.federation == private().fingerprint]
+    assert spent(mine, DELTA) <= 9.0
+
+
+def test_an_evaluation_that_may_not_leave_is_refused_and_costs_nothing():
+    ledger = Ledger.in_memory()
+    budget = opened(ledger, policy=Policy(epsilon=9.0, delta=DELTA, releases=("model", "row_count")))
+    with pytest.raises(Refusal, match=r"^policy\.releases: asked evaluation, allowed model, row_count$"):
+        budget.charge_evaluation("evaluate/1")
+    budget.charge_update("train/1")
+    assert {e.part for e in ledger.entries()} == {"train"}
+
+
+def test_a_round_that_comes_too_early_is_refused_and_not_charged(monkeypatch):
+    ledger = Ledger.in_memory()
+    budget = opened(ledger, policy=Policy(epsilon=9.0, delta=DELTA, min_seconds_between_rounds=3600))
+    budget.charge_update("train/1")
+    with pytest.raises(Refusal, match=r"^policy\.min_seconds_between_rounds: asked a round at .* UTC, allowed from"):
+        budget.charge_update("train/2")
+    assert sum(e.mechanism == "gaussian" for e in ledger.entries()) == 1
+    budget.charge_evaluation("evaluate/1")  # the rule is about rounds
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz) + timedelta(hours=1)
+
+    monkeypatch.setattr(budgets, "datetime", Later)
+    budget.charge_update("train/2")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
@@ -48,12 +49,21 @@ class Link:
         assert hello.protocol == codec.PROTOCOL
         await self.say(welcome=pb.Welcome(federation=fed.canonical, run=run, name="ada"))
 
-    async def ask(self, fed: Federation, *, server_round: int = 1, task_type: str = "train", run: str = "run") -> None:
+    async def ask(
+        self,
+        fed: Federation,
+        *,
+        server_round: int = 1,
+        task_type: str = "train",
+        run: str = "run",
+        ttl: float = 60,
+        **config_too: Any,
+    ) -> None:
         arrays = records.from_state(models.state_of(models.build(fed)))
-        config = ConfigRecord({"run": run, "server-round": server_round})
+        config = ConfigRecord({"run": run, "server-round": server_round, **config_too})
         content = codec.encode(RecordDict({"arrays": arrays, "config": config}))
         task_id = f"{run}/{task_type}/{server_round}/ada"
-        await self.say(task=pb.Task(id=task_id, type=task_type, group=str(server_round), size=len(content), ttl=60))
+        await self.say(task=pb.Task(id=task_id, type=task_type, group=str(server_round), size=len(content), ttl=ttl))
         for chunk in codec.chunks(content):
             await self.say(chunk=pb.Chunk(data=chunk))
 
@@ -89,10 +99,12 @@ def play(
     policy: Policy | None = None,
     wait_s: float = 20,
     leave_when: Callable[[list[str]], bool] | None = None,
+    answer: bool | None = None,
 ) -> tuple[Any, list[str]]:
     """Runs a node against the scripts; returns what it returned (or raised) and what it told its owner.
 
-    With `leave_when`, the node's owner interrupts it as soon as that holds of what it has said.
+    `answer` is what the owner says when asked; None if nobody can be asked. With `leave_when`, the node's owner
+    interrupts it as soon as that holds of what it has said.
     """
     if not (folder / "ada.csv").exists():
         table().write_csv(folder / "ada.csv")
@@ -113,7 +125,13 @@ def play(
             state=str(folder / "state"),
             policy=policy or Policy(epsilon=8.0, delta=1e-3, without_privacy=True),
         )
-        node = Node(settings, tls=None, wait_s=wait_s, say=said.append)
+
+        async def ask(question: str) -> bool:
+            said.append(question)
+            await asyncio.sleep(0.1)
+            return bool(answer)
+
+        node = Node(settings, tls=None, wait_s=wait_s, say=said.append, ask=ask if answer is not None else None)
         try:
             work = asyncio.create_task(node.run())
             if leave_when is not None:
@@ -428,3 +446,148 @@ def test_a_server_that_stays_away_is_given_up(tmp_path):
     result, said = play(tmp_path, server, *[broken] * 20, wait_s=0.5)
     assert isinstance(result, ConnectionFailed)
     assert any("waiting up to 0.5 s" in line for line in said)
+
+
+# The owner is asked
+
+
+ASK = Policy(epsilon=8.0, delta=1e-3, approved="ask")
+
+
+def test_a_yes_is_asked_for_once_and_remembered(tmp_path):
+    fed = federation(**PRIVATE)
+
+    async def server(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        await link.finish()
+
+    result, said = play(tmp_path, server, policy=ASK, answer=True)
+    assert result == "completed"
+    (question,) = [line for line in said if "Take part in this federation?" in line]
+    assert fed.fingerprint in question and "epsilon: 4.0" in question
+    result, said = play(tmp_path, server, policy=ASK, answer=False)  # not asked again
+    assert result == "completed"
+    assert not any("Take part" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    "answer, reason", [(False, "the owner said no"), (None, "policy.approved is ask, and the owner has not said yes")]
+)
+def test_a_no_or_nobody_there_is_a_refusal_that_touches_nothing(tmp_path, answer, reason):
+    async def server(link: Link) -> None:
+        await link.welcome(federation(**PRIVATE))
+        failure = await link.hear("failure")
+        assert (failure.code, failure.reason.startswith(reason)) == (records.REFUSED, True)
+        await link.hear("goodbye")
+
+    result, _ = play(tmp_path, server, policy=ASK, answer=answer)
+    assert isinstance(result, Refusal)
+    assert not (tmp_path / "state" / "ada.ledger").exists()
+
+
+def test_nobody_is_asked_about_what_the_policy_rules_out(tmp_path):
+    async def server(link: Link) -> None:
+        await link.welcome(federation())  # without privacy
+        assert (await link.hear("failure")).reason.startswith("policy.without_privacy is false")
+        await link.hear("goodbye")
+
+    result, said = play(tmp_path, server, policy=ASK, answer=True)
+    assert isinstance(result, Refusal)
+    assert not any("Take part" in line for line in said)
+
+
+# What a server might try
+
+
+def test_what_a_server_writes_beside_the_task_changes_nothing(tmp_path):
+    """More steps, less noise, a larger clip, an epsilon or a seed in a message: only the agreed document counts."""
+    fed = federation(**PRIVATE)
+    greedy = {"local_steps": 500, "noise_multiplier": 0.0, "clip": 1e9, "epsilon": 1e9, "seed": 1, "sampling_rate": 1.0}
+
+    async def server(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        await link.ask(fed, **greedy)
+        await link.answer()
+        await link.ask(fed, server_round=2)
+        await link.answer()
+        await link.finish()
+
+    assert play(tmp_path, server)[0] == "completed"
+    asked, plain = [e for e in entries(tmp_path) if e.mechanism == "gaussian"]
+    assert (asked.steps, asked.noise_multiplier, asked.sampling_rate) == (
+        plain.steps,
+        plain.noise_multiplier,
+        plain.sampling_rate,
+    )
+    assert asked.steps == 2
+
+
+@pytest.mark.parametrize("seeds", [(0, 0), (0, 1)])
+def test_a_real_clients_noise_follows_no_seed_of_the_document(tmp_path, seeds):
+    """Equal seeds do not repeat it; were it drawn from the seed, the first two updates would be equal."""
+    updates = []
+    for number, seed in enumerate(seeds):
+        fed = federation(**PRIVATE, training__seed=seed)
+
+        async def server(link: Link, fed: Federation = fed, number: int = number) -> None:
+            await link.welcome(fed, run=f"run-{number}")
+            await link.hear("ready")
+            await link.ask(federation(**PRIVATE), run=f"run-{number}")  # the same model to start from
+            updates.append(codec.decode((await link.answer())[1])["arrays"])
+            await link.finish()
+
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        (folder / "state").mkdir()
+        (folder / "state" / "split.key").write_bytes(b"k" * 32)  # the same rows to train on
+        assert play(folder, server)[0] == "completed"
+    first, second = (np.concatenate([np.ravel(a.numpy()) for a in u.values()]) for u in updates)
+    difference = first - second
+    assert (difference != 0).all()
+    # Two independent noises: learning rate x clip x multiplier / batch size, sqrt(2) for two, sqrt(2) for two steps.
+    (sigma,) = {e.noise_multiplier for e in entries(tmp_path / "0") if e.mechanism == "gaussian"}
+    assert sigma is not None
+    assert np.std(difference) > 0.7 * 0.1 * sigma / 8 * 2
+
+
+# Rounds that must not come too fast
+
+SLOW = Policy(epsilon=8.0, delta=1e-3, min_seconds_between_rounds=2.0)
+
+
+def test_a_client_waits_until_its_policy_allows_the_next_round(tmp_path):
+    fed, began = federation(**PRIVATE), time.monotonic()
+
+    async def server(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        for server_round in (1, 2):
+            await link.ask(fed, server_round=server_round)
+            await link.answer()
+        await link.finish()
+
+    result, said = play(tmp_path, server, policy=SLOW)
+    assert result == "completed"
+    assert any(line.startswith("round 2: waiting") for line in said)
+    assert not any(line.startswith("round 1: waiting") for line in said)
+    assert time.monotonic() - began > 1.0  # entries have whole seconds
+
+
+def test_a_round_that_cannot_wait_so_long_is_refused_with_the_rule(tmp_path):
+    fed, patient = federation(**PRIVATE), Policy(epsilon=8.0, delta=1e-3, min_seconds_between_rounds=3600)
+
+    async def server(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        await link.ask(fed)
+        await link.answer()
+        await link.ask(fed, server_round=2, ttl=30)
+        failure = await link.hear("failure")
+        assert failure.code == records.REFUSED
+        assert failure.reason.startswith("policy.min_seconds_between_rounds: asked a round at")
+        await link.finish()
+
+    assert play(tmp_path, server, policy=patient)[0] == "completed"
+    assert sum(e.mechanism == "gaussian" for e in entries(tmp_path)) == 1

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import yaml
 
+from client.approval import check_approval, question, remember
 from client.policy import Policy
 from common import documents
-from common.errors import Refusal
+from common.errors import LedgerError, Refusal
+from common.federation import Federation
 from tests.support import PRIVATE, federation
 
 
@@ -44,24 +48,110 @@ def test_an_epsilon_above_the_policys_is_no_refusal_since_the_run_gets_what_is_l
     policy(epsilon=0.5).check(federation(**PRIVATE))
 
 
-def test_only_approved_fingerprints_are_permitted():
+ROW = {"epsilon": 4.0, "delta": 1e-3, "clip": 1.0}
+
+
+@pytest.mark.parametrize(
+    "rule, allowed, asks, said",
+    [
+        ("federation_epsilon", 3.9, {}, "federation_epsilon: asked 4, allowed 3.9"),
+        ("federation_delta", 9e-4, {}, "federation_delta: asked 0.001, allowed 0.0009"),
+        ("max_clip", 0.5, {}, "max_clip: asked 1, allowed 0.5"),
+        ("max_rounds", 2, {}, "max_rounds: asked 3, allowed 2"),
+        ("max_local_steps", 1, {}, "max_local_steps: asked 2, allowed 1"),
+        ("min_noise_multiplier", 3.5, {}, "min_noise_multiplier: asked 3, allowed at least 3.5"),  # of the evaluations
+        ("releases", ["evaluation", "row_count"], {}, "releases: asked model, allowed evaluation, row_count"),
+        ("releases", ["model", "evaluation"], {}, "releases: asked row_count, allowed model, evaluation"),
+        ("releases", [], {}, "releases: asked model, allowed nothing"),
+    ],
+)
+def test_each_rule_is_refused_by_name_with_what_was_asked_and_what_is_allowed(rule, allowed, asks, said):
+    with pytest.raises(Refusal, match=rf"^policy\.{said}$"):
+        policy(**{rule: allowed}).check(federation(**PRIVATE, **asks))
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"federation_epsilon": 4.0, "federation_delta": 1e-3, "max_clip": 1.0, "max_rounds": 3, "max_local_steps": 2},
+        {"min_noise_multiplier": 3.0},
+        {"min_noise_multiplier": 9.0, "releases": ["model", "row_count"]},  # no evaluation leaves, so it may be noisy
+    ],
+)
+def test_what_is_just_allowed_is_permitted(rules):
+    policy(**rules).check(federation(**PRIVATE))
+
+
+def test_a_federation_that_wants_no_row_count_needs_none_allowed():
+    row = {**ROW, "count_epsilon": None, "sampling_rate": 0.1}
+    policy(releases=["model", "evaluation"]).check(federation(**{**PRIVATE, "privacy__row": row}))
+
+
+def test_rules_that_are_not_about_noise_hold_without_privacy_too():
+    with pytest.raises(Refusal, match=r"^policy\.max_rounds: asked 3, allowed 1$"):
+        policy(without_privacy=True, max_rounds=1).check(federation())
+    with pytest.raises(Refusal, match=r"^policy\.releases: asked row_count, allowed model$"):
+        policy(without_privacy=True, releases=["model"]).check(federation())
+
+
+NOON = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("after, pause", [(0, 60), (59, 1), (60, 0), (600, 0), (-3600, 3660)])
+def test_the_next_round_comes_no_earlier_than_the_policy_says_also_when_the_clock_is_set_back(after, pause):
+    rule, now = policy(min_seconds_between_rounds=60), NOON + timedelta(seconds=after)
+    assert rule.pause(NOON.isoformat(), now) == pause
+    if not pause:
+        rule.check_time(NOON.isoformat(), now)
+        return
+    with pytest.raises(Refusal, match=r"asked a round at 2026-05-01 1\S+ UTC, allowed from 2026-05-01 12:01:00 UTC"):
+        rule.check_time(NOON.isoformat(), now)
+
+
+def test_the_first_round_need_not_wait_and_without_the_rule_none():
+    policy(min_seconds_between_rounds=60).check_time("", NOON)
+    policy().check_time(NOON.isoformat(), NOON)
+
+
+# Approval
+
+
+def test_only_approved_fingerprints_are_permitted(tmp_path):
     known, other = federation(**PRIVATE), federation(name="other", **PRIVATE)
     approving = policy(approved=["0" * 64, known.fingerprint])
-    approving.check(known)
+    check_approval(approving, known, tmp_path)
     said = rf"^policy\.approved: federation {other.fingerprint} is not among the 2 approved fingerprints"
     with pytest.raises(Refusal, match=said):
-        approving.check(other)
-
-
-def test_approving_none_permits_none():
+        check_approval(approving, other, tmp_path)
     with pytest.raises(Refusal, match="is not among the 0 approved fingerprints"):
-        policy(approved=[]).check(federation(**PRIVATE))
+        check_approval(policy(approved=[]), known, tmp_path)
+    check_approval(policy(), other, tmp_path)
 
 
-def test_an_approved_federation_is_still_held_to_the_other_rules():
-    plain = federation()
-    with pytest.raises(Refusal, match=r"^policy\.without_privacy"):
-        policy(approved=[plain.fingerprint]).check(plain)
+def test_with_ask_a_yes_is_remembered_for_that_document_alone(tmp_path):
+    asking, known, other = policy(approved="ask"), federation(**PRIVATE), federation(name="other", **PRIVATE)
+    with pytest.raises(Refusal, match=rf"approved is ask, and the owner has not said yes to .* {known.fingerprint}$"):
+        check_approval(asking, known, tmp_path / "state")
+    remember(known, tmp_path / "state")
+    check_approval(asking, known, tmp_path / "state")
+    with pytest.raises(Refusal, match="has not said yes"):
+        check_approval(asking, other, tmp_path / "state")
+    remember(other, tmp_path / "state")
+    check_approval(asking, known, tmp_path / "state")
+    check_approval(asking, other, tmp_path / "state")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"x": 1}', "1"])
+def test_a_damaged_record_of_approvals_approves_nothing(tmp_path, text):
+    (tmp_path / "approved.jsonl").write_text(text)
+    with pytest.raises(LedgerError, match=r"approved\.jsonl: cannot be read; remove it, and you are asked again"):
+        check_approval(policy(approved="ask"), federation(**PRIVATE), tmp_path)
+
+
+def test_the_question_shows_the_whole_document():
+    shown = question(federation(**PRIVATE))
+    assert documents.validate(yaml.safe_load(shown.rsplit("fingerprint:")[0]), Federation) == federation(**PRIVATE)
+    assert shown.endswith(f"fingerprint: {federation(**PRIVATE).fingerprint}\nTake part in this federation? [yes/no] ")
 
 
 @pytest.mark.parametrize(
@@ -75,6 +165,10 @@ def test_an_approved_federation_is_still_held_to_the_other_rules():
         ({"approved": ["abc"]}, "approved"),
         ({"approved": "any"}, "approved"),
         ({"approval": []}, "did you mean approved"),
+        ({"releases": ["models"]}, "releases"),
+        ({"max_clip": 0}, "max_clip must be greater than 0"),
+        ({"max_rounds": 0}, "max_rounds must be at least 1"),
+        ({"min_seconds_between_rounds": -1}, "min_seconds_between_rounds must be at least 0"),
         ({"without_privacy": "yes"}, "without_privacy must be true or false"),
     ],
 )

@@ -67,8 +67,13 @@ def test_every_shipped_document_loads(path):
         ({"privacy__row": {"epsilon": 1, "delta": 0.1, "clip": 0}}, "privacy.row.clip must be greater than 0 (got 0)"),
         (
             {"privacy": {"row": {"epsilon": 0.1, "delta": 0.1, "clip": 1}, "evaluation": {"noise": 1}}},
-            "privacy.row.count_epsilon must be less than epsilon, 0.1 (got 0.1)",
+            "privacy.row.count_epsilon must be at most half of epsilon, 0.05 (got 0.1)",
         ),
+        (
+            {**PRIVATE, "privacy__row__sampling_rate": 0.1},
+            "privacy.row.sampling_rate or count_epsilon: give exactly one",
+        ),
+        ({**PRIVATE, "privacy__row__count_epsilon": None}, "privacy.row.sampling_rate or count_epsilon: give exactly"),
         (
             {"privacy__row": {"epsilon": 1, "delta": 0.1, "clip": 1}},
             "privacy.evaluation.noise must be greater than 0: with privacy.row no count leaves without noise",
@@ -213,6 +218,7 @@ def test_the_fingerprint_is_the_sha_256_of_the_canonical_text():
         "delta": 0.001,
         "clip": 1.0,
         "count_epsilon": 0.1,
+        "sampling_rate": None,
     }
 
 

@@ -1,0 +1,61 @@
+"""Whether the owner has said yes to a federation: by its fingerprint in the policy, or when asked.
+
+A yes is remembered in the state folder, so that a restart does not ask again; it covers that one document.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+
+from client.policy import Policy
+from common.errors import LedgerError, Refusal
+from common.federation import Federation
+
+FILE = "approved.jsonl"
+
+
+def check_approval(policy: Policy, federation: Federation, state: Path) -> None:
+    """Raises `Refusal` unless the policy, or the owner at some earlier time, approves this very document."""
+    if policy.approved == "any-within-policy":
+        return
+    if policy.approved == "ask":
+        if not is_remembered(federation, state):
+            raise Refusal(
+                f"policy.approved is ask, and the owner has not said yes to federation {federation.fingerprint}"
+            )
+    elif federation.fingerprint not in policy.approved:
+        raise Refusal(
+            f"policy.approved: federation {federation.fingerprint} is not among the {len(policy.approved)} "
+            "approved fingerprints; compare the document with `cloister check` and add it, or leave"
+        )
+
+
+def is_remembered(federation: Federation, state: Path) -> bool:
+    """Did the owner say yes to this document before? Raises `LedgerError` if the record cannot be read."""
+    try:
+        lines = (state / FILE).read_text().splitlines()
+        return federation.fingerprint in {json.loads(line)["fingerprint"] for line in lines}
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise LedgerError(
+            f"{state / FILE}: cannot be read; remove it, and you are asked again ({type(error).__name__})"
+        ) from error
+
+
+def remember(federation: Federation, state: Path) -> None:
+    """Notes that the owner said yes."""
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    entry = {"fingerprint": federation.fingerprint, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    with (state / FILE).open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def question(federation: Federation) -> str:
+    """The whole document and its fingerprint, for the owner to say yes or no to."""
+    document = yaml.safe_dump(json.loads(federation.canonical), sort_keys=False, allow_unicode=True)
+    return f"{document}fingerprint: {federation.fingerprint}\nTake part in this federation? [yes/no] "
