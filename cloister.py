@@ -29,6 +29,7 @@ FederationFile = Annotated[Path, typer.Argument(metavar="FEDERATION.YAML", help=
 OutOption = Annotated[Path | None, typer.Option("--out", help="Run folder to make [default: a new one under runs/].")]
 HeldOutOption = Annotated[Path | None, typer.Option(help="Table to score every round's model on, exactly.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
+JSONOption = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 CertsFolder = Annotated[Path, typer.Option("--folder", help="Where the authority and its certificates lie.")]
 
 
@@ -163,6 +164,57 @@ def check(
         print(line)
 
 
+@app.command()
+@_verb
+def budget(
+    client: Annotated[Path, typer.Argument(metavar="CLIENT.YAML", help="The client file.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Check the ledger's chain and its head.")] = False,
+    head: Annotated[str | None, typer.Option(help="A head written down earlier, which must be in the ledger.")] = None,
+    as_json: JSONOption = False,
+) -> None:
+    """What a dataset's privacy budget was spent on, and what is left. Writes nothing.
+
+    Example: `cloister budget simulations/heart/cleveland.yaml --verify`
+    """
+    from client import account
+
+    told = account.read_account(client, verify=verify, head=head).describe()
+    _print(told, account.lines(told), as_json)
+
+
+@app.command()
+@_verb
+def plan(
+    federation: FederationFile,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the table.")],
+    epsilon: Annotated[float | None, typer.Option(help="Instead of the federation's own, for each row.")] = None,
+    as_json: JSONOption = False,
+) -> None:
+    """What a federation would cost each row of a table, and the noise it needs, before anything runs.
+
+    Example: `cloister plan simulations/heart/federation.yaml --rows 199`
+    """
+    from common import planning
+
+    told = planning.forecast(planning.load(federation, epsilon=epsilon), rows)
+    _print(told, planning.lines(told), as_json)
+
+
+@app.command()
+@_verb
+def privacy(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")],
+) -> None:
+    """What a run has revealed about whom, in words. The figures are those of its privacy.json.
+
+    Example: `cloister privacy runs/2026-05-01T12-00-00-heart-disease`
+    """
+    from server import explain
+
+    for line in explain.lines(explain.read(folder)):
+        print(line)
+
+
 @schema_app.command("draft")
 @_verb
 def schema_draft(
@@ -222,6 +274,12 @@ def certs_client(
 
     tls.create_client(folder, name)
     print(f"{folder / f'{name}.pem'} and {folder / f'{name}.key'}, for {name}")
+
+
+def _print(value: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    import json
+
+    print(json.dumps(value, indent=2) if as_json else "\n".join(lines))
 
 
 def _console(quiet: bool) -> Console:

@@ -8,12 +8,13 @@ from typing import Any
 
 from client.data import Dataset
 from client.ledger import Ledger, Part
-from client.plan import Plan, check_account, check_size, entry_for, make_plan, row_privacy
+from client.plan import check_account, check_size, entry_for, make_plan
 from client.policy import Policy
 from client.training import DPSGD
 from common.errors import BudgetExhausted, Refusal
 from common.federation import Federation
 from common.noise import NoiseSource
+from common.planning import Plan, row_privacy
 from common.privacy import GaussianRelease
 
 
@@ -21,9 +22,19 @@ class Budget:
     """The plan of one run at one site, and what of it has been charged."""
 
     def __init__(
-        self, *, federation: Federation, dataset: Dataset, policy: Policy, ledger: Ledger, run: str, plan: Plan
+        self,
+        *,
+        federation: Federation,
+        dataset: Dataset,
+        policy: Policy,
+        ledger: Ledger,
+        run: str,
+        plan: Plan,
+        secure: bool,
     ) -> None:
+        """`secure` says whether noise is drawn from a keystream of the operating system."""
         self.plan = plan
+        self._secure = secure
         self._federation, self._dataset, self._policy = federation, dataset, policy
         self._ledger, self._run = ledger, run
         self._checked = ledger.count()  # so many entries were there when the account last covered the plan
@@ -99,6 +110,7 @@ class Budget:
             "rows": plan.rows,
             "evaluation_noise": plan.evaluation_noise,
             "evaluations": self.evaluations_charged,
+            "secure_noise": int(self._secure),
         }
 
     def _charge(self, task: str, part: Part, release: GaussianRelease) -> None:
@@ -129,7 +141,9 @@ def open_budget(
         check_account(federation, dataset, policy, ledger, run, plan)
     policy.check_noise(plan.noise_multiplier)
     policy.check_steps(plan.steps)
-    return Budget(federation=federation, dataset=dataset, policy=policy, ledger=ledger, run=run, plan=plan)
+    return Budget(
+        federation=federation, dataset=dataset, policy=policy, ledger=ledger, run=run, plan=plan, secure=noise.hardened
+    )
 
 
 def _stored(ledger: Ledger, federation: Federation, run: str) -> Plan | None:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import LedgerError
-from common.privacy import GaussianRelease, epsilon, epsilon_of_adaptive
+from common.privacy import Accountant, GaussianRelease, epsilon, epsilon_of_adaptive
 
 Part = Literal["train", "validation"]
 
@@ -80,27 +80,33 @@ class Entry:
         )
 
 
-def spent(entries: Iterable[Entry], delta: float, *, more: Iterable[Entry] = ()) -> float:
+def spent(
+    entries: Iterable[Entry], delta: float, *, more: Iterable[Entry] = (), accountant: Accountant | None = None
+) -> float:
     """Epsilon, at `delta`, of all entries and of `more` that are only planned.
 
     A row is in one part, so it pays the larger of the two parts' costs (parallel composition; McSherry 2009).
     Where the table was split in more than one way, a row may have been in both parts, and pays for all.
 
     Within a run the parameters of its Gaussian releases are fixed beforehand, and PLD's figure holds. A later run is
-    chosen in the light of earlier ones; several runs cost what RDP's filter says.
+    chosen in the light of earlier ones; several runs cost what RDP's filter says. An `accountant` by name gives its
+    figure for all runs as if they had been fixed beforehand: to compare, not to rely on.
     """
     everything = [*entries, *more]
     if len({e.split for e in everything}) > 1:
-        return _sequential(everything, delta)
+        return _sequential(everything, delta, accountant)
     parts = {e.part for e in everything}
-    return max((_sequential([e for e in everything if e.part == p], delta) for p in parts), default=0.0)
+    costs = (_sequential([e for e in everything if e.part == part], delta, accountant) for part in parts)
+    return max(costs, default=0.0)
 
 
-def _sequential(entries: list[Entry], delta: float) -> float:
+def _sequential(entries: list[Entry], delta: float, accountant: Accountant | None) -> float:
     pure = sum(e.epsilon or 0.0 for e in entries if e.mechanism == "geometric")
     gaussian = [e for e in entries if e.mechanism == "gaussian"]
-    cost = epsilon if len({e.run for e in gaussian}) <= 1 else epsilon_of_adaptive
-    return pure + cost([e.gaussian for e in gaussian], delta)
+    releases = [e.gaussian for e in gaussian]
+    if accountant is None and len({e.run for e in gaussian}) > 1:
+        return pure + epsilon_of_adaptive(releases, delta)
+    return pure + epsilon(releases, delta, accountant=accountant or "pld")
 
 
 @dataclass(frozen=True)

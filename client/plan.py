@@ -13,47 +13,18 @@ after seeing the first (Rogers et al. 2016, arXiv:1605.08294, on adaptively chos
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 
 from client.data import Dataset
 from client.ledger import Entry, Ledger, Part, spent
 from client.policy import Policy
-from client.training import steps_per_round
 from common.errors import BudgetExhausted, Refusal
-from common.federation import Federation, RowPrivacy
+from common.federation import Federation
 from common.noise import NoiseSource
-from common.privacy import GaussianRelease, calibrate, epsilon, evaluation_release
+from common.planning import Plan, plan_for, row_privacy
+from common.privacy import GaussianRelease, evaluation_release
 
 SMALLEST_EPSILON = 0.01  # no plan is made for less
 LESS = 0.9  # the next smaller epsilon that is tried when a plan does not fit the account
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a run will release, fixed before its first round. All of it may be told."""
-
-    rows: int  # the released row count of the training part; 0 if none is told
-    sampling_rate: float
-    noise_multiplier: float
-    steps: int  # in each round
-    rounds: int
-    evaluation_noise: float
-    evaluations: int
-    count_epsilon: float
-    delta: float
-
-    @property
-    def update(self) -> GaussianRelease:
-        """One round's release."""
-        return GaussianRelease(
-            noise_multiplier=self.noise_multiplier, sampling_rate=self.sampling_rate, steps=self.steps
-        )
-
-    def epsilon(self, *, rounds: int, evaluations: int) -> float:
-        """What so much of the plan costs a row, which is in the training part or in the validation part."""
-        updates = epsilon([replace(self.update, steps=self.steps * rounds)], self.delta)
-        counts = GaussianRelease(noise_multiplier=self.evaluation_noise, steps=evaluations) if evaluations else None
-        return max(self.count_epsilon + updates, epsilon([counts], self.delta) if counts else 0.0)
 
 
 def check_size(federation: Federation, dataset: Dataset) -> None:
@@ -82,33 +53,22 @@ def make_plan(
             f"policy.epsilon: {policy.epsilon:g} at delta {policy.delta:g}, of which {max(left, 0):.2f} is left; "
             f"the federation asks for {row.epsilon:g}"
         )
-    evaluation = evaluation_release(federation) if "evaluation" in policy.releases else None
+    evaluate = "evaluation" in policy.releases
+    if evaluate:
+        evaluation_release(federation)  # refuses what cannot be planned, before anything is told
+    told = 0
     if row.sampling_rate is None:
-        rows = _released_rows(federation, dataset, ledger, noise, run, row.count_epsilon or 0.0)
-        rate = min(1.0, federation.training.batch_size / rows)
-    else:
-        rows, rate = 0, row.sampling_rate
-    steps, rounds = steps_per_round(federation.training, rate), federation.training.rounds
-    target = min(row.epsilon, left) - count_epsilon
+        told = _released_rows(federation, dataset, ledger, noise, run, count_epsilon)
+    target = min(row.epsilon, left)
     while True:
-        plan = Plan(
-            rows=rows,
-            sampling_rate=rate,
-            noise_multiplier=calibrate(target, row.delta, sampling_rate=rate, steps=steps * rounds),
-            steps=steps,
-            rounds=rounds,
-            evaluation_noise=evaluation.noise_multiplier if evaluation else 0.0,
-            evaluations=evaluation.steps if evaluation else 0,
-            count_epsilon=count_epsilon,
-            delta=row.delta,
-        )
+        plan = plan_for(federation, rows=told, epsilon=target, evaluate=evaluate)
         try:
             check_account(federation, dataset, policy, ledger, run, plan)
             return plan
         except BudgetExhausted:
             # Epsilons of several runs do not simply add up, so what is left is found by trying.
-            target *= LESS
-            if target <= max(count_epsilon, SMALLEST_EPSILON):
+            target = count_epsilon + LESS * (target - count_epsilon)
+            if target - count_epsilon <= max(count_epsilon, SMALLEST_EPSILON):
                 raise
 
 
@@ -197,10 +157,3 @@ def entry_for(
         sampling_rate=release.sampling_rate,
         steps=release.steps,
     )
-
-
-def row_privacy(federation: Federation) -> RowPrivacy:
-    """The federation's promise about a row; only a private federation is planned."""
-    row = federation.privacy.row
-    assert row is not None, "only a private federation has a budget"
-    return row

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,14 +32,6 @@ class DPSGD:
     clip: float
     noise_multiplier: float
     expected_batch_size: int
-
-
-def steps_per_round(training: Training, sampling_rate: float) -> int:
-    """Local steps of one round; an epoch is 1 / sampling_rate steps, rounded up."""
-    if training.local_steps is not None:
-        return training.local_steps
-    assert training.local_epochs is not None
-    return math.ceil(training.local_epochs / sampling_rate - 1e-9)  # 1 / (1 / 49) is a little more than 49
 
 
 def fit_privately(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -48,6 +49,13 @@ class Training(Document):
     weight_decay: NonNegative = 0.0
     loss: Literal["cross_entropy", "binary_cross_entropy", "mse"] = "cross_entropy"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # initial weights and the server's sampling; never noise
+
+    def steps(self, sampling_rate: float) -> int:
+        """Local steps of one round of private training; an epoch is 1 / sampling_rate steps, rounded up."""
+        if self.local_steps is not None:
+            return self.local_steps
+        assert self.local_epochs is not None
+        return math.ceil(self.local_epochs / sampling_rate - 1e-9)  # 1 / (1 / 49) is a little more than 49
 
     def contradictions(self) -> Iterator[Problem]:
         if (self.local_steps is None) == (self.local_epochs is None):

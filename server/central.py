@@ -180,7 +180,7 @@ class CentralDP:
             "what": "metrics of noisy counts",
             "mechanism": "Gaussian",
             "noise_multiplier": self.evaluations.noise_multiplier,
-            "sampler": "all clients",
+            "sampler": "no",
             "sampling_rate": 1.0,
             "steps": self.charged.evaluations,
         }

@@ -5,14 +5,16 @@ Written so that a data protection officer can read it and an expert can recomput
 
 from __future__ import annotations
 
+import platform
 from importlib.metadata import version
 from typing import Any
 
 from common.federation import RowPrivacy
 from server.admission import Statement
+from server.central import FROM_SEED, FROM_SYSTEM
 from server.rounds import Run
 
-PACKAGES = ("opacus", "torch", "flwr")
+PACKAGES = ("cloister", "opacus", "torch", "flwr", "numpy")
 
 
 def statement(run: Run) -> dict[str, Any]:
@@ -23,7 +25,7 @@ def statement(run: Run) -> dict[str, Any]:
         "run": run.name,
         "row": None if row is None else _row(run, row),
         "client": None if run.central is None else run.central.statement(),
-        "software": {package: version(package) for package in PACKAGES},
+        "software": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
     }
 
 
@@ -41,7 +43,10 @@ def _row(run: Run, row: RowPrivacy) -> dict[str, Any]:
             "each row is either in its client's training part or in its validation part, so it pays the larger of "
             "the two parts' costs"
         ),
-        "noise": "drawn by each client",
+        "whole_model": (
+            "a row is at one client, so the model, and all else that left, costs it what its own client's releases "
+            "cost; the largest of these is the epsilon above"
+        ),
         "not_covered": [
             "that a client takes part, when, and how long it takes",
             "what a row's owner has told elsewhere, and rows that are copies of it at other clients",
@@ -67,7 +72,7 @@ def _client(stated: Statement, row: RowPrivacy) -> dict[str, Any]:
         "mechanism": "Gaussian",
         "part": "validation",
         "noise_multiplier": stated.get("evaluation_noise"),
-        "sampler": "all rows",
+        "sampler": "no",
         "sampling_rate": 1.0,
         "steps": stated.get("evaluations"),
     }
@@ -81,5 +86,6 @@ def _client(stated: Statement, row: RowPrivacy) -> dict[str, Any]:
     return {
         "epsilon": stated.get("epsilon"),
         "delta": stated.get("delta"),
-        "released": [size, updates, counts],
+        "noise": (FROM_SYSTEM if stated.get("secure_noise") else FROM_SEED) + ", drawn by the client",
+        "released": [*([size] if stated.get("count_epsilon") else []), updates, counts],
     }

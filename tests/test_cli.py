@@ -15,7 +15,9 @@ import yaml
 from typer.testing import CliRunner, Result
 
 import cloister
-from tests.support import HEART, PRIVATE, ROOT, document, table
+from client.ledger import Ledger
+from tests.client.test_ledger import entry
+from tests.support import HEART, PRIVATE, ROOT, WHOLE, document, table
 
 
 def run(*arguments: object) -> Result:
@@ -44,7 +46,7 @@ def test_help_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
     shown = run("--help")
     assert shown.exit_code == 0
-    for verb in ("demo", "serve", "join", "simulate", "check", "schema", "certs"):
+    for verb in ("demo", "serve", "join", "simulate", "check", "budget", "plan", "privacy", "schema", "certs"):
         assert verb in shown.output
 
 
@@ -58,7 +60,9 @@ def test_nothing_we_use_reports_home_unless_it_is_asked_to(package):
     assert done.stdout.split() == ["0", "0"]
 
 
-@pytest.mark.parametrize("verb", ["demo", "serve", "join", "simulate", "check", "schema draft", "certs client"])
+@pytest.mark.parametrize(
+    "verb", ["demo", "serve", "join", "simulate", "check", "budget", "plan", "privacy", "schema draft", "certs client"]
+)
 def test_the_help_of_each_verb_ends_with_an_example(verb):
     shown = run(*verb.split(), "--help")
     assert shown.exit_code == 0
@@ -266,3 +270,88 @@ def test_interrupting_a_simulation_keeps_the_last_complete_round(files):
     result = json.loads(Path("run/result.json").read_text())
     assert result["status"] == "stopped"
     assert result["rounds"] >= 2
+
+
+# What was spent, what it would cost, what was revealed
+
+
+@pytest.fixture
+def client_file(files):
+    value = {
+        "server": "localhost:1",
+        "tls": None,
+        "name": "ada",
+        "data": {"path": "table.csv", "name": "hearts"},
+        "state": "state",
+        "policy": {"epsilon": 8.0, "delta": 1e-3},
+    }
+    Path("client.yaml").write_text(yaml.safe_dump(value))
+    ledger = Ledger(Path("state/hearts.ledger"))
+    ledger.charge(entry(noise_multiplier=2.0))
+    ledger.close()
+    return Path("client.yaml")
+
+
+def test_budget_shows_what_was_spent_for_people_and_for_programs(client_file):
+    shown = run("budget", client_file, "--verify")
+    assert shown.exit_code == 0, shown.output
+    told = json.loads(run("budget", client_file, "--json").stdout)
+    assert f"spent   {told['spent']:.2f}   left {told['left']:.2f}" in shown.output
+    assert 1 < told["spent"] < 8
+    assert run("budget", client_file, "--head", told["head"]).exit_code == 0
+
+
+def test_budget_exits_with_2_if_the_ledger_cannot_be_trusted(client_file):
+    Path("state/hearts.head").write_text("7:" + 64 * "a")
+    assert run("budget", client_file).exit_code == 0
+    refused = run("budget", client_file, "--verify")
+    assert refused.exit_code == 2
+    assert "has 1 entries, but has had 7" in refused.stderr
+    assert "restore the newest copies" in refused.stderr
+
+
+def test_plan_answers_for_people_and_for_programs(files):
+    shown = run("plan", "private.yaml", "--rows", 200)
+    assert shown.exit_code == 0, shown.output
+    told = json.loads(run("plan", "private.yaml", "--rows", 200, "--epsilon", 2, "--json").stdout)
+    assert f"{told['rounds']} rounds of {told['steps']} steps" in shown.output
+    assert 1.9 < told["epsilon"] <= 2.0
+
+
+@pytest.mark.parametrize("arguments, said", [(("--rows", 3), "fewer than training.batch_size"), ((), "--rows")])
+def test_plan_refuses_with_2(files, arguments, said):
+    refused = run("plan", "private.yaml", *arguments)
+    assert refused.exit_code == 2
+    assert said in refused.stderr
+
+
+def test_privacy_reads_a_run_folder(files):
+    assert run("simulate", "private.yaml", "--data", "table.csv", "--clients", 2, "--quiet").exit_code == 0
+    shown = run("privacy", only_run(files))
+    assert shown.exit_code == 0, shown.output
+    assert "Each row: epsilon" in shown.output
+    refused = run("privacy", files)
+    assert refused.exit_code == 2
+    assert "is this a run folder?" in refused.stderr
+
+
+def test_a_simulation_may_protect_whole_clients(files):
+    Path("whole.yaml").write_text(yaml.safe_dump(document(**WHOLE)))
+    done = run("simulate", "whole.yaml", "--data", "table.csv", "--clients", 9)
+    assert done.exit_code == 0, done.output
+    assert "epsilon of a whole client" in done.output
+    assert "of a client" in done.stderr
+
+
+def test_a_question_to_the_owner_is_answered_on_the_terminal(files):
+    """What `policy.approved: ask` reads: anything but yes, the end of input among it, is no."""
+    code = (
+        "import asyncio\n"
+        "from client.join import _ask\n"
+        "answers = [asyncio.run(_ask('? ')) for _ in range(3)]\n"
+        "print(answers)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, input="yes\nno\n", capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.endswith("[True, False, False]\n"), done.stderr

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.training import DPSGD, fit, fit_privately, steps_per_round
+from client.training import DPSGD, fit, fit_privately
 from common import noise
 from common.federation import Training
 from common.model import MLP
@@ -390,23 +390,3 @@ def test_the_order_of_rows_follows_the_source():
 
     assert torch.equal(trained(1), trained(1))
     assert not torch.allclose(trained(1), trained(2), atol=1e-6)
-
-
-# Steps
-
-
-def test_local_steps_are_taken_as_they_are():
-    assert steps_per_round(settings_of(local_steps=7), 0.01) == 7
-
-
-@pytest.mark.parametrize("epochs, rate, steps", [(1, 0.1, 10), (3, 0.1, 30), (1, 0.3, 4), (2, 0.3, 7), (5, 1.0, 5)])
-def test_an_epoch_is_as_many_steps_as_batches_fill_the_table(epochs, rate, steps):
-    assert steps_per_round(settings_of(local_steps=None, local_epochs=epochs), rate) == steps
-
-
-@example(126, 1974, 3)  # 3 / (126 / 1974) comes out a little above 47
-@given(st.integers(1, 300), st.integers(1, 3000), st.integers(1, 5))
-def test_rounding_errors_add_no_step(batch, rows, epochs):
-    exact = -(-epochs * rows // batch) if batch <= rows else epochs
-    training = settings_of(local_steps=None, local_epochs=epochs)
-    assert steps_per_round(training, min(1.0, batch / rows)) == exact

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from client.site import load_client_file
@@ -268,3 +268,23 @@ def test_a_peer_cannot_send_what_is_no_finite_number(token):
     assert token in text
     with pytest.raises(ConfigError, match=r"training.learning_rate must be a finite number"):
         federations.from_canonical(text)
+
+
+# Steps
+
+
+def test_local_steps_are_taken_as_they_are():
+    assert federation(training__local_steps=7).training.steps(0.01) == 7
+
+
+@pytest.mark.parametrize("epochs, rate, steps", [(1, 0.1, 10), (3, 0.1, 30), (1, 0.3, 4), (2, 0.3, 7), (5, 1.0, 5)])
+def test_an_epoch_is_as_many_steps_as_batches_fill_the_table(epochs, rate, steps):
+    assert federation(training__local_steps=..., training__local_epochs=epochs).training.steps(rate) == steps
+
+
+@example(126, 1974, 3)  # 3 / (126 / 1974) comes out a little above 47
+@given(st.integers(1, 300), st.integers(1, 3000), st.integers(1, 5))
+def test_rounding_errors_add_no_step(batch, rows, epochs):
+    exact = -(-epochs * rows // batch) if batch <= rows else epochs
+    training = federation(training__local_steps=..., training__local_epochs=epochs).training
+    assert training.steps(min(1.0, batch / rows)) == exact

@@ -306,8 +306,9 @@ def test_both_units_stand_side_by_side_and_each_can_be_recomputed(tmp_path):
     assert 0.98 * 3.0 < unit["epsilon"] == pytest.approx(unit["planned_epsilon"])
     assert (unit["unit"], statement["row"]["unit"]) == ("one client", "one row of one client's table")
     assert result["privacy"]["row"]["epsilon"] <= 6.0
-    for key in ("neighbours", "adversary", "accountant", "noise", "not_covered"):
+    for key in ("neighbours", "adversary", "accountant", "not_covered"):
         assert unit[key] and statement["row"][key]
+    assert unit["noise"] == "a seeded stream: for simulations only"
 
 
 def test_only_client_privacy_tells_no_loss_and_noisy_metrics(tmp_path):

@@ -1,0 +1,235 @@
+"""What a run will cost a row and how much noise that needs, from the federation and a number of rows alone.
+
+A client plans its own run with this (client/plan.py); `cloister plan` asks it before anything runs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common import federation as federations
+from common.errors import PrivacyError
+from common.federation import Federation, RowPrivacy
+from common.privacy import GaussianRelease, calibrate, client_releases, epsilon, evaluation_release
+
+REVERSE_NOISE = (0.6, 0.8, 1.0, 1.5, 2.0, 4.0)
+MOST_ROUNDS = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will release about a row, fixed before its first round. All of it may be told."""
+
+    rows: int  # the released row count of the training part; 0 if none is told
+    sampling_rate: float
+    noise_multiplier: float
+    steps: int  # in each round
+    rounds: int
+    evaluation_noise: float
+    evaluations: int
+    count_epsilon: float
+    delta: float
+
+    @property
+    def update(self) -> GaussianRelease:
+        """One round's release."""
+        return GaussianRelease(
+            noise_multiplier=self.noise_multiplier, sampling_rate=self.sampling_rate, steps=self.steps
+        )
+
+    def epsilon(self, *, rounds: int, evaluations: int) -> float:
+        """What so much of the plan costs a row, which is in the training part or in the validation part."""
+        updates = epsilon([replace(self.update, steps=self.steps * rounds)], self.delta)
+        counts = GaussianRelease(noise_multiplier=self.evaluation_noise, steps=evaluations) if evaluations else None
+        return max(self.count_epsilon + updates, epsilon([counts], self.delta) if counts else 0.0)
+
+
+def row_privacy(federation: Federation) -> RowPrivacy:
+    """The federation's promise about a row; only a private federation is planned."""
+    row = federation.privacy.row
+    assert row is not None, "only a private federation has a budget"
+    return row
+
+
+def plan_for(federation: Federation, *, rows: int, epsilon: float, evaluate: bool = True) -> Plan:
+    """The plan with the least noise for which row count and updates cost at most `epsilon`.
+
+    Args:
+        rows: of the training part, as told; not used where the federation gives a sampling rate.
+        evaluate: whether evaluations may leave.
+
+    Raises:
+        PrivacyError: no noise keeps to `epsilon`, or the evaluations alone cost more than the federation's.
+    """
+    row, training = row_privacy(federation), federation.training
+    rate = row.sampling_rate or min(1.0, training.batch_size / rows)
+    steps = training.steps(rate)
+    evaluation = evaluation_release(federation) if evaluate else None
+    count_epsilon = row.count_epsilon or 0.0
+    return Plan(
+        rows=0 if row.sampling_rate else rows,
+        sampling_rate=rate,
+        noise_multiplier=calibrate(
+            epsilon - count_epsilon, row.delta, sampling_rate=rate, steps=steps * training.rounds
+        ),
+        steps=steps,
+        rounds=training.rounds,
+        evaluation_noise=evaluation.noise_multiplier if evaluation else 0.0,
+        evaluations=evaluation.steps if evaluation else 0,
+        count_epsilon=count_epsilon,
+        delta=row.delta,
+    )
+
+
+def load(path: Path, *, epsilon: float | None) -> Federation:
+    """A federation file, with another epsilon for each row if one is given. Raises `ConfigError`, `PrivacyError`."""
+    federation = federations.load(path)
+    row = federation.privacy.row
+    if epsilon is None or row is None:
+        return federation
+    least = 2 * (row.count_epsilon or 0.0)
+    if not (least <= epsilon < math.inf and epsilon > 0):
+        raise PrivacyError(f"--epsilon must be above 0 and at least twice count_epsilon, {least:g}; got {epsilon:g}")
+    privacy = federation.privacy.model_copy(update={"row": row.model_copy(update={"epsilon": epsilon})})
+    return federation.model_copy(update={"privacy": privacy})
+
+
+def forecast(federation: Federation, rows: int) -> dict[str, Any]:
+    """What the federation would cost a table of so many rows, and what other choices would need.
+
+    Raises:
+        PrivacyError: the federation is not private, or the table does not suit it.
+    """
+    row, training = federation.privacy.row, federation.training
+    if row is None:
+        raise PrivacyError("privacy.row is null: the federation trains without noise, so there is nothing to plan")
+    part = round(rows * (1 - federation.data_schema.validation_fraction))
+    if row.sampling_rate is None and part < training.batch_size:
+        raise PrivacyError(
+            f"a table of {rows} rows has about {part} to train on, fewer than training.batch_size {training.batch_size}"
+        )
+    if row.delta * part > 1:
+        raise PrivacyError(f"privacy.row.delta {row.delta:g} is above 1 / rows, {1 / part:.2g}; no client would agree")
+    plan = plan_for(federation, rows=part, epsilon=row.epsilon)
+    updates = plan.epsilon(rounds=plan.rounds, evaluations=0)
+    return {
+        "federation": federation.name,
+        "rows": rows,
+        "training_rows": part,
+        "delta": row.delta,
+        "clip": row.clip,
+        "rounds": plan.rounds,
+        "steps": plan.steps,
+        "sampling_rate": plan.sampling_rate,
+        "noise_multiplier": plan.noise_multiplier,
+        "epsilon": plan.epsilon(rounds=plan.rounds, evaluations=plan.evaluations),
+        "of_which": {"row_count": plan.count_epsilon, "updates": updates - plan.count_epsilon},
+        "evaluations": {
+            "times": plan.evaluations,
+            "noise_multiplier": plan.evaluation_noise,
+            "epsilon": plan.epsilon(rounds=0, evaluations=plan.evaluations) if plan.evaluations else 0.0,
+        },
+        "client": _client(federation),
+        "reverse": [
+            {"noise_multiplier": noise, "rounds": rounds_within(plan, noise, row.epsilon)} for noise in REVERSE_NOISE
+        ],
+        "alternatives": _alternatives(federation, part),
+    }
+
+
+def rounds_within(plan: Plan, noise_multiplier: float, limit: float) -> int:
+    """How many rounds of that noise cost a row at most `limit`; `MOST_ROUNDS` stands for that many or more."""
+
+    def fits(rounds: int) -> bool:
+        return replace(plan, noise_multiplier=noise_multiplier).epsilon(rounds=rounds, evaluations=0) <= limit
+
+    low, high = 0, 1
+    while fits(high):
+        if high >= MOST_ROUNDS:
+            return MOST_ROUNDS
+        low, high = high, 2 * high
+    while high - low > max(1, low // 500):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _client(federation: Federation) -> dict[str, float] | None:
+    whole = federation.privacy.client
+    if whole is None:
+        return None
+    updates, _ = client_releases(federation)
+    return {
+        "epsilon": whole.epsilon,
+        "delta": whole.delta,
+        "noise_multiplier": updates.noise_multiplier,
+        "sampling_rate": updates.sampling_rate,
+    }
+
+
+def _alternatives(federation: Federation, part: int) -> list[dict[str, Any]]:
+    """The noise that other numbers of rounds, batch sizes and epsilons would need: by RDP, which is quick."""
+    row, training = row_privacy(federation), federation.training
+    found = []
+    for rounds in _around(training.rounds):
+        for batch in _around(training.batch_size):
+            rate = row.sampling_rate or min(1.0, batch / part)
+            steps = _with_batch(federation, batch).training.steps(rate) * rounds
+            noise = {
+                f"{target:g}": calibrate(
+                    target - (row.count_epsilon or 0.0), row.delta, sampling_rate=rate, steps=steps, accountant="rdp"
+                )
+                for target in (row.epsilon / 2, row.epsilon, row.epsilon * 2)
+            }
+            found.append({"rounds": rounds, "batch_size": batch, "noise_multiplier": noise})
+    return found
+
+
+def _with_batch(federation: Federation, batch: int) -> Federation:
+    """The federation with another batch size."""
+    return federation.model_copy(update={"training": federation.training.model_copy(update={"batch_size": batch})})
+
+
+def _around(value: int) -> list[int]:
+    return sorted({max(1, math.ceil(value / 2)), value, 2 * value})
+
+
+def lines(forecast: dict[str, Any]) -> list[str]:
+    """`forecast` for a person."""
+    f = forecast
+    out = [
+        f"a table of {f['rows']} rows, about {f['training_rows']} to train on, in federation {f['federation']}:",
+        f"  {f['rounds']} rounds of {f['steps']} steps, sampling rate {f['sampling_rate']:.3f}, "
+        f"noise multiplier {f['noise_multiplier']:.2f}, clip {f['clip']:g}",
+        f"  costs a row epsilon {f['epsilon']:.2f} at delta {f['delta']:g}: {f['of_which']['row_count']:.2f} for the "
+        f"row count and {f['of_which']['updates']:.2f} for the updates",
+    ]
+    if f["evaluations"]["times"]:
+        e = f["evaluations"]
+        out.append(
+            f"  or, if it is a validation row, {e['epsilon']:.2f} for {e['times']} evaluations at noise "
+            f"{e['noise_multiplier']:g}"
+        )
+    if f["client"]:
+        c = f["client"]
+        out.append(
+            f"  and the server protects whole clients: epsilon {c['epsilon']:g} at delta {c['delta']:g}, noise "
+            f"multiplier {c['noise_multiplier']:.2f}, asked with probability {c['sampling_rate']:g}"
+        )
+    limit = f["alternatives"][0]["noise_multiplier"]
+    out += ["", f"rounds within epsilon {list(limit)[1]} at a noise multiplier of"]
+    out.append("  " + "  ".join(f"{r['noise_multiplier']:>8g}" for r in f["reverse"]))
+    out.append("  " + "  ".join(f"{_rounds(r['rounds']):>8}" for r in f["reverse"]))
+    out += ["", "noise multiplier needed (by RDP: a client finds a few percent less)"]
+    out.append(f"  {'rounds':>8}{'batch':>8}" + "".join(f"{f'epsilon {e}':>14}" for e in limit))
+    for a in f["alternatives"]:
+        noise = "".join(f"{n:>14.2f}" for n in a["noise_multiplier"].values())
+        out.append(f"  {a['rounds']:>8}{a['batch_size']:>8}{noise}")
+    return out
+
+
+def _rounds(number: int) -> str:
+    return f">= {number:.0e}".replace("e+0", "e") if number >= MOST_ROUNDS else str(number)

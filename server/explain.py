@@ -1,0 +1,93 @@
+"""`cloister privacy`: a run's privacy.json, in words for the person who answers for the data."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from common.errors import RunFolderError
+
+WIDTH = 100
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The statement in a run folder. Raises `RunFolderError` if there is none, or it is damaged."""
+    path = folder / "privacy.json"
+    try:
+        value = json.loads(path.read_text())
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read: {error.strerror}; is this a run folder?") from error
+    except ValueError as error:
+        raise RunFolderError(f"{path}: not a privacy statement, or damaged") from error
+    if not isinstance(value, dict) or not {"run", "federation", "row", "client", "software"} <= set(value):
+        raise RunFolderError(f"{path}: not a privacy statement, or damaged")
+    return value
+
+
+def lines(statement: dict[str, Any]) -> list[str]:
+    """The statement for a reader. Every figure is in privacy.json, from which it can be recomputed."""
+    out = [f"Run {statement['run']} of federation {statement['federation']}", ""]
+    row, client = statement["row"], statement["client"]
+    if row is None and client is None:
+        return [*out, "No differential privacy: the updates that left are exact, and can reveal rows."]
+    if row is not None:
+        out += _unit("Each row", row)
+        out += _wrapped(f"The whole model: {row['whole_model']}.")
+        for name, one in row["per_client"].items():
+            out += ["", f"  {name}: epsilon {_figure(one['epsilon'])} at delta {one['delta']:g}"]
+            out += [*_released(one), f"    - noise: {one['noise']}"]
+        out.append("")
+    else:
+        out += ["Each row: no protection of its own; clients send exact updates to the server.", ""]
+    if client is not None:
+        out += _unit("Each client as a whole", client)
+        out += _wrapped(f"Noise: {client['noise']}, drawn by the server.")
+        out += _released(client)
+    else:
+        out.append("Each client as a whole: not protected. What all its rows have in common can show in the model.")
+    software = ", ".join(f"{name} {number}" for name, number in statement["software"].items())
+    return [*out, "", *_wrapped(f"Software: {software}.")]
+
+
+def _unit(title: str, unit: dict[str, Any]) -> list[str]:
+    out = [f"{title}: epsilon {_figure(unit['epsilon'])} at delta {unit['delta']:g}"]
+    if unit["epsilon"] is not None:
+        out += _wrapped(
+            f"Whether {unit['unit']} was used or not changes the probability of anything that the adversary sees by at "
+            f"most a factor e^{unit['epsilon']:.2f} = {math.exp(unit['epsilon']):.3g}, but for a probability of "
+            f"{unit['delta']:g}."
+        )
+    for key in ("unit", "neighbours", "adversary", "accountant", "composition"):
+        out += _wrapped(f"{key.capitalize()}: {unit[key]}.")
+    out.append("  Not covered:")
+    for line in unit["not_covered"]:
+        out += textwrap.wrap(f"- {line}", WIDTH, initial_indent="    ", subsequent_indent="      ")
+    return out
+
+
+def _released(unit: dict[str, Any]) -> list[str]:
+    out = []
+    for release in unit["released"]:
+        out += textwrap.wrap(f"- {_release(release)}", WIDTH, initial_indent="    ", subsequent_indent="      ")
+    return out
+
+
+def _release(release: dict[str, Any]) -> str:
+    what = release["what"]
+    if release["mechanism"] != "Gaussian":
+        return f"{what}: {release['told']:g}, {release['mechanism']} noise, epsilon {release['epsilon']:g}"
+    return (
+        f"{what}: {release['steps']:g} times, Gaussian noise with multiplier {release['noise_multiplier']:.3f}; "
+        f"{release['sampler']} sampling at rate {release['sampling_rate']:.3g}"
+    )
+
+
+def _figure(epsilon: float | None) -> str:
+    return "0 (nothing was released)" if epsilon is None else f"{epsilon:.2f}"
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")

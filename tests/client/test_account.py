@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from client.account import lines, read_account
+from client.ledger import Ledger, spent
+from common.errors import LedgerError
+from common.privacy import epsilon
+from tests.client.test_ledger import counted, entry
+
+
+@pytest.fixture
+def client_file(tmp_path: Path) -> Path:
+    value = {
+        "server": "localhost:1",
+        "tls": None,
+        "name": "ada",
+        "data": {"path": "gone.csv", "name": "hearts"},  # looking at an account needs no table
+        "state": "state",
+        "policy": {"epsilon": 8.0, "delta": 1e-3},
+    }
+    path = tmp_path / "client.yaml"
+    path.write_text(yaml.safe_dump(value))
+    return path
+
+
+def charge(client_file: Path, *entries: Any) -> str:
+    ledger = Ledger(client_file.parent / "state" / "hearts.ledger")
+    for one in entries:
+        ledger.charge(one)
+    head = str(ledger.head())
+    ledger.close()
+    return head
+
+
+UPDATE = {"noise_multiplier": 2.0, "sampling_rate": 0.1, "steps": 5}
+
+
+def test_an_account_that_never_spent_says_so_and_no_file_is_made(client_file):
+    account = read_account(client_file, verify=True).describe()
+    assert (account["spent"], account["left"], account["runs"]) == (0.0, 8.0, [])
+    assert lines(account)[-1] == "nothing was ever released"
+    assert not (client_file.parent / "state").exists()
+
+
+def test_one_run_is_shown_with_what_each_kind_of_release_costs(client_file):
+    charge(
+        client_file,
+        counted(0.1),
+        *(entry(task=f"{i}", **UPDATE) for i in range(4)),
+        entry(part="validation", noise_multiplier=3.0),
+    )
+    account = read_account(client_file).describe()
+    (run,) = account["runs"]
+    by_kind = {r["what"]: r for r in run["released"]}
+    assert {kind: r["times"] for kind, r in by_kind.items()} == {"row count": 1, "model update": 4, "evaluation": 1}
+    updates = epsilon([entry(**UPDATE).gaussian] * 4, 1e-3)
+    assert by_kind["model update"]["epsilon"] == pytest.approx(updates)
+    assert account["spent"] == pytest.approx(max(0.1 + updates, by_kind["evaluation"]["epsilon"]))
+    assert account["left"] == pytest.approx(8.0 - account["spent"])
+    assert account["by"]["pld"] == account["spent"] < account["by"]["rdp"]
+    shown = "\n".join(lines(account))
+    assert f"spent   {account['spent']:.2f}   left {account['left']:.2f}" in shown
+    assert f"4 x model update  epsilon {updates:.2f}" in shown
+    assert "noise multiplier 2, 5 steps at sampling rate 0.1" in shown
+
+
+def test_several_runs_cost_what_holds_for_adaptive_choices_and_the_reader_is_told(client_file):
+    entries = [entry(task=f"{r}/{i}", run=f"run-{r}", **UPDATE) for r in range(2) for i in range(4)]
+    charge(client_file, *entries)
+    account = read_account(client_file).describe()
+    assert [r["run"] for r in account["runs"]] == ["run-0", "run-1"]
+    assert account["spent"] == pytest.approx(spent(entries, 1e-3))
+    assert account["spent"] > account["by"]["rdp"] > account["by"]["pld"]
+    assert any("chosen in the light of earlier ones" in line for line in lines(account))
+
+
+def test_more_than_the_policy_leaves_nothing_and_not_less_than_nothing(client_file):
+    charge(client_file, *(entry(task=f"{i}", noise_multiplier=0.5) for i in range(9)))
+    account = read_account(client_file).describe()
+    assert account["spent"] > 8.0
+    assert account["left"] == 0.0
+
+
+def test_verify_finds_an_old_copy_and_looking_does_not_mind(client_file):
+    charge(client_file, entry(task="1"))
+    path = client_file.parent / "state" / "hearts.ledger"
+    old = path.read_bytes()
+    charge(client_file, entry(task="2"))
+    path.write_bytes(old)
+    assert read_account(client_file).describe()["entries"] == 1
+    with pytest.raises(LedgerError, match="has 1 entries, but has had 2"):
+        read_account(client_file, verify=True)
+
+
+def test_a_head_that_was_written_down_must_be_in_the_ledger(client_file):
+    noted = charge(client_file, entry(task="1"))
+    charge(client_file, entry(task="2"))
+    assert read_account(client_file, head=noted).describe()["entries"] == 2
+    with pytest.raises(LedgerError, match="has had 5, says the head you gave"):
+        read_account(client_file, head="5:" + 64 * "a")
+    for name in ("hearts.ledger", "hearts.head"):
+        (client_file.parent / "state" / name).unlink()
+    with pytest.raises(LedgerError, match=r"hearts\.ledger: is missing, but has had 1 entries, says the head given"):
+        read_account(client_file, head=noted)
+
+
+def test_a_ledger_that_is_gone_though_its_head_is_there_is_no_empty_account(client_file):
+    charge(client_file, entry())
+    (client_file.parent / "state" / "hearts.ledger").unlink()
+    with pytest.raises(LedgerError, match=r"hearts\.ledger: cannot be read as a ledger"):
+        read_account(client_file)
+
+
+def test_the_head_may_lie_elsewhere(client_file, tmp_path):
+    value = yaml.safe_load(client_file.read_text()) | {"head": "far/hearts.head"}
+    client_file.write_text(yaml.safe_dump(value))
+    ledger = Ledger(tmp_path / "state" / "hearts.ledger", head=tmp_path / "far" / "hearts.head")
+    ledger.charge(entry())
+    ledger.close()
+    assert read_account(client_file, verify=True).describe()["verified"] is True
+    (tmp_path / "far" / "hearts.head").unlink()
+    with pytest.raises(LedgerError, match=r"far/hearts\.head: is missing"):
+        read_account(client_file, verify=True)
+
+
+def test_the_account_is_plain_json(client_file):
+    charge(client_file, counted(0.1), entry(**UPDATE))
+    account = read_account(client_file).describe()
+    assert json.loads(json.dumps(account)) == account
