@@ -1,0 +1,238 @@
+"""Attacks on honesty: what a server, a crash or a careless owner might do to get more out of a table than its budget.
+
+Each fails when its defence is removed. Those that need a client's whole inner life stand here, the others beside the
+room that defends:
+
+    the client is restarted at round k              here; test_federation: a killed client (a real process)
+    ... killed between charge and send              here
+    ... killed before the charge                    here
+    a task is replayed, a round sent again          client/test_node: sent again byte for byte and charged once
+    ... after it was acknowledged                   client/test_node: charged again
+    more steps, less noise, a larger clip, a seed   client/test_node: what a server writes beside the task
+    another schema, another federation              here; client/test_node: after a reconnection
+    rounds beyond the plan                          client/test_node: beyond the plan
+    two federations, two runs, on one dataset       client/test_budget: a second federation; runs that take turns
+    a dataset's file renamed, or grown              here
+    a changed or an equal seed                      client/test_node: a real client's noise; server/test_central
+    an empty Poisson batch                          client/test_training: takes its noisy step
+    one row                                         here; client/test_training: the noise that is charged
+    a delta above 1 / rows                          client/test_budget
+    a clock that is set back                        client/test_ledger; client/test_policy
+    NaN and infinite gradients                      here; client/test_training: counts as 0
+    a ledger cut off, rewritten, restored, shared   client/test_ledger
+    a full disk                                     client/test_ledger
+    a reply larger than the clip                    server/test_central
+    unequal weights, a lying weight                 server/test_central
+    a missing reply                                 server/test_central
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from client import training
+from client.app import client_app
+from client.ledger import Entry, Ledger, spent
+from client.policy import Policy
+from client.site import ClientFile, DataFile, Site, open_site
+from common import model as models
+from common.errors import Refusal
+from common.federation import Federation
+from common.model import State
+from common.wire import records
+from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, CONFIG, REFUSED, RUN
+from simulations.inline import InlineGrid
+from tests.support import PRIVATE, ROOT, federation, table
+
+FED = federation(**PRIVATE)
+
+
+def site(folder: Path, fed: Federation = FED, *, file: str = "ada.csv", epsilon: float = 8.0) -> Site:
+    """A real participant, with its ledger on disk."""
+    if not (folder / file).exists():
+        table().write_csv(folder / file)
+    settings = ClientFile(
+        server="localhost:1",
+        tls=None,
+        name="ada",
+        data=DataFile(path=str(folder / file), name="ada"),
+        device="cpu",
+        state=str(folder / "state"),
+        policy=Policy(epsilon=epsilon, delta=1e-3),
+    )
+    return open_site(settings, fed, name="ada")
+
+
+def train(
+    at: Site, server_round: int, *, fed: Federation | None = None, state: State | None = None, run: str = "run"
+) -> Message:
+    """One round of training as a server would ask for it."""
+    document = fed or at.federation
+    grid = InlineGrid(client_app(lambda context: nullcontext(at)), [1], run=run)
+    arrays = records.from_state(state or models.state_of(models.build(document)))
+    content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({RUN: run})})
+    (reply,) = grid.send_and_receive([grid.create_message(content, "train", 1, f"{server_round}")])
+    return reply
+
+
+def updates(folder: Path) -> list[Entry]:
+    ledger = Ledger(folder / "state" / "ada.ledger")
+    found = [e for e in ledger.entries() if e.mechanism == "gaussian"]
+    ledger.close()
+    return found
+
+
+def dying(folder: Path, where: str) -> None:
+    """A client process that is killed in its second round. Runs in a process of its own."""
+
+    def die(*args: Any, **kwargs: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    at = site(folder)
+    assert not train(at, 1).has_error()
+    if where == "after the charge":
+        training.fit_privately = die  # type: ignore[assignment]
+    else:
+        Ledger.charge = die  # type: ignore[assignment, method-assign]
+    train(at, 2)
+
+
+@pytest.mark.parametrize("where, charged", [("after the charge", 2), ("before the charge", 1)])
+def test_a_client_that_is_killed_in_a_round_has_paid_for_whatever_could_have_left(tmp_path, where, charged):
+    code = f"from pathlib import Path; from tests.test_attacks import dying; dying(Path({str(tmp_path)!r}), {where!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(updates(tmp_path)) == charged
+    again = site(tmp_path)
+    assert not train(again, 2).has_error()  # with the plan, and so the noise, that it had
+    budget = again.budget("run")
+    assert budget is not None and budget.rounds_charged == charged + 1
+    again.ledger.close()
+    entries = updates(tmp_path)
+    assert len({(e.noise_multiplier, e.sampling_rate, e.steps) for e in entries}) == 1
+    assert [e.attempt for e in entries] == ([1, 1, 2] if charged == 2 else [1, 1])
+
+
+def test_a_client_that_is_restarted_after_each_round_pays_as_one_that_never_was(tmp_path):
+    stated = []
+    for server_round in (1, 2, 3):
+        at = site(tmp_path)
+        reply = train(at, server_round)
+        stated.append(float(reply.content["privacy"]["epsilon"]))  # type: ignore[arg-type]
+        at.ledger.close()
+    at = site(tmp_path)
+    fourth = train(at, 4)
+    assert fourth.error.code == BUDGET_EXHAUSTED
+    entries = at.ledger.entries()
+    at.ledger.close()
+    assert stated == sorted(set(stated))
+    assert stated[-1] == pytest.approx(spent(entries, 1e-3))
+    assert 3.9 < stated[-1] <= 4.0
+
+
+def test_what_is_sent_is_trained_with_the_noise_that_was_charged(tmp_path, monkeypatch):
+    ran: list[training.DPSGD] = []
+    fit = training.fit_privately
+
+    def listening(*args: Any, dpsgd: training.DPSGD, **kwargs: Any) -> None:
+        ran.append(dpsgd)
+        fit(*args, dpsgd=dpsgd, **kwargs)
+
+    monkeypatch.setattr(training, "fit_privately", listening)
+    at = site(tmp_path)
+    for server_round in (1, 2):
+        train(at, server_round)
+    at.ledger.close()
+    charged = [(e.noise_multiplier, e.sampling_rate, e.steps) for e in updates(tmp_path)]
+    assert [(d.noise_multiplier, d.sampling_rate, d.steps) for d in ran] == charged
+    assert {d.clip for d in ran} == {1.0}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        federation(**PRIVATE, name="other"),
+        federation(**{**PRIVATE, "privacy__row__epsilon": 7.9}),
+        federation(**{**PRIVATE, "privacy__row__clip": 99.0}),
+        federation(**PRIVATE, training__local_steps=50),
+        federation(**PRIVATE, schema__validation_fraction=0.01),
+    ],
+    ids=["name", "epsilon", "clip", "steps", "schema"],
+)
+def test_a_run_that_was_begun_with_one_document_does_not_go_on_with_another(tmp_path, other):
+    at = site(tmp_path)
+    train(at, 1)
+    at.ledger.close()
+    with pytest.raises(Refusal, match="run run was planned here for another federation"):
+        changed = site(tmp_path, other)
+        try:
+            changed.budget("run")
+        finally:
+            changed.ledger.close()
+    assert len(updates(tmp_path)) == 1
+
+
+def test_a_model_of_another_shape_is_refused_before_anything_is_charged(tmp_path):
+    at = site(tmp_path)
+    reply = train(at, 1, fed=federation(**PRIVATE, model__hidden=[9]))
+    assert reply.error.code == REFUSED
+    at.ledger.close()
+    assert updates(tmp_path) == []
+
+
+def test_a_file_that_was_renamed_or_has_grown_is_the_same_account(tmp_path):
+    at = site(tmp_path)
+    for server_round in (1, 2, 3):
+        train(at, server_round)
+    before = spent(at.ledger.entries(), 1e-3)
+    at.ledger.close()
+    pl.concat([table(), table(50, seed=9)]).write_csv(tmp_path / "renamed.csv")
+    again = site(tmp_path, file="renamed.csv", epsilon=6.0)
+    train(again, 1, run="second")
+    entries = again.ledger.entries()
+    again.ledger.close()
+    assert before < spent(entries, 1e-3) <= 6.0
+    assert len({e.content for e in entries}) == 2  # and the change does not go unnoticed
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+def test_a_model_that_makes_gradients_nan_or_infinite_is_charged_like_any_other(tmp_path, bad):
+    state = {name: np.full_like(array, bad) for name, array in models.state_of(models.build(FED)).items()}
+    at = site(tmp_path)
+    train(at, 1, state=state)
+    at.ledger.close()
+    (entry,) = updates(tmp_path)
+    assert (entry.steps, entry.attempt) == (2, 1)
+
+
+def test_one_row_is_trained_on_and_charged_like_many(tmp_path):
+    row = {"epsilon": 4.0, "delta": 1e-3, "clip": 1.0, "count_epsilon": None, "sampling_rate": 0.1}
+    fed = federation(
+        **{**PRIVATE, "privacy__row": row, "schema__validation_fraction": 0, "privacy__evaluation__every": 0}
+    )
+    table(1).write_csv(tmp_path / "ada.csv")
+    one = site(tmp_path, fed)
+    reply = train(one, 1)
+    plan = one.budget("run")
+    one.ledger.close()
+    many = tmp_path / "many"
+    many.mkdir()
+    big = site(many, fed)
+    train(big, 1)
+    other = big.budget("run")
+    big.ledger.close()
+    assert plan is not None and other is not None
+    assert plan.plan == other.plan  # nothing that is told depends on there being only one
+    assert plan.statement() == other.statement()
+    assert not reply.has_error()
