@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from client.policy import Policy
+from common.federation import AdaptiveClip, ClientPrivacy, RowPrivacy
 from tests.support import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(1200)]
@@ -40,7 +42,7 @@ def sh(script: str, folder: Path, *, timeout: float = 240) -> str:
 
 def blocks() -> list[str]:
     found = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
-    assert len(found) == 4
+    assert len(found) == 5
     return found
 
 
@@ -75,7 +77,7 @@ def test_the_simulations_run_as_printed(clone):
 
 
 def test_the_server_and_its_clients_run_as_printed(clone):
-    certificates, server, clients = blocks()[1:]
+    certificates, server, clients = blocks()[1:4]
     sh(certificates, clone)
     home = clone / "simulations" / "heart"
     lines = [line for line in (server + clients).splitlines() if line]
@@ -88,3 +90,15 @@ def test_the_server_and_its_clients_run_as_printed(clone):
         raise AssertionError(logs) from error
     (run,) = (home / "runs").iterdir()
     assert json.loads((run / "result.json").read_text())["status"] == "completed"
+
+
+def test_the_budget_is_told_before_and_after_as_printed(clone):
+    told = sh(blocks()[4], clone)
+    assert "30 rounds of 2 steps" in told
+    assert "dataset cleveland-heart: epsilon 8 at delta 0.001" in told
+
+
+@pytest.mark.parametrize("document", [Policy, RowPrivacy, ClientPrivacy, AdaptiveClip])
+def test_every_setting_of_privacy_is_explained(document):
+    text = (ROOT / "README.md").read_text()
+    assert [name for name in document.model_fields if name not in text] == []
