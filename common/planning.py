@@ -119,6 +119,7 @@ def forecast(federation: Federation, rows: int) -> dict[str, Any]:
         "federation": federation.name,
         "rows": rows,
         "training_rows": part,
+        "limit": row.epsilon,
         "delta": row.delta,
         "clip": row.clip,
         "rounds": plan.rounds,
@@ -183,6 +184,7 @@ def _alternatives(federation: Federation, part: int) -> list[dict[str, Any]]:
                     target - (row.count_epsilon or 0.0), row.delta, sampling_rate=rate, steps=steps, accountant="rdp"
                 )
                 for target in (row.epsilon / 2, row.epsilon, row.epsilon * 2)
+                if target > (row.count_epsilon or 0.0)
             }
             found.append({"rounds": rounds, "batch_size": batch, "noise_multiplier": noise})
     return found
@@ -219,12 +221,14 @@ def lines(forecast: dict[str, Any]) -> list[str]:
             f"  and the server protects whole clients: epsilon {c['epsilon']:g} at delta {c['delta']:g}, noise "
             f"multiplier {c['noise_multiplier']:.2f}, asked with probability {c['sampling_rate']:g}"
         )
-    limit = f["alternatives"][0]["noise_multiplier"]
-    out += ["", f"rounds within epsilon {list(limit)[1]} at a noise multiplier of"]
+    out += ["", f"rounds within epsilon {f['limit']:g} at a noise multiplier of"]
     out.append("  " + "  ".join(f"{r['noise_multiplier']:>8g}" for r in f["reverse"]))
     out.append("  " + "  ".join(f"{_rounds(r['rounds']):>8}" for r in f["reverse"]))
     out += ["", "noise multiplier needed (by RDP: a client finds a few percent less)"]
-    out.append(f"  {'rounds':>8}{'batch':>8}" + "".join(f"{f'epsilon {e}':>14}" for e in limit))
+    out.append(
+        f"  {'rounds':>8}{'batch':>8}"
+        + "".join(f"{f'epsilon {e}':>14}" for e in f["alternatives"][0]["noise_multiplier"])
+    )
     for a in f["alternatives"]:
         noise = "".join(f"{n:>14.2f}" for n in a["noise_multiplier"].values())
         out.append(f"  {a['rounds']:>8}{a['batch_size']:>8}{noise}")

@@ -83,6 +83,13 @@ def test_a_federation_that_gives_its_sampling_rate_needs_no_row_count():
     assert few["of_which"]["row_count"] == 0.0
 
 
+def test_an_epsilon_that_the_row_count_would_use_up_is_left_out_of_the_table():
+    row = {"epsilon": 0.5, "delta": 1e-3, "clip": 1.0, "count_epsilon": 0.25}
+    told = forecast(private(privacy__row=row, privacy__evaluation__every=0), 200)
+    assert list(told["alternatives"][0]["noise_multiplier"]) == ["0.5", "1"]
+    assert "rounds within epsilon 0.5 at a noise multiplier of" in lines(told)
+
+
 def test_both_units_are_told():
     both = private(privacy__client={"epsilon": 2.0, "delta": 0.01, "clip": 1.0, "clients": 5})
     told = forecast(both, 200)

@@ -131,7 +131,8 @@ def output(process: subprocess.Popen[str], code: int = 0) -> str:
 
 
 def test_a_private_federation_from_first_hello_to_last_goodbye(federation):
-    fed = federation(**PRIVATE, training__rounds=6)
+    whole = {"epsilon": 8.0, "delta": 0.1, "clip": 1.0, "clients": 4}
+    fed = federation(**{**PRIVATE, "privacy__client": whole}, training__rounds=6)  # both units
     table(seed=9).write_csv(fed.folder / "held.csv")
     server = fed.serve("--held-out", "held.csv")
     clients = [fed.start("join", fed.client_file(name)) for name in NAMES[:2]]
@@ -162,12 +163,18 @@ def test_a_private_federation_from_first_hello_to_last_goodbye(federation):
         with sqlite3.connect(fed.folder / "state" / name / f"{name}.ledger") as db:
             assert db.execute("SELECT count(*) FROM replies").fetchone() == (0,)
 
+    # The server's own noise for whole clients: charged for all rounds, and from no seed.
+    statement = json.loads((fed.run / "privacy.json").read_text())
+    updates, counts = statement["client"]["released"]
+    assert (updates["steps"], counts["steps"]) == (6, 2)
+    assert statement["client"]["noise"].startswith("AES-256")
+    assert 7.8 < result["privacy"]["client"]["epsilon"] <= 8.0
+
     # No exact number of a client is anywhere at the server.
     rounds = [e for e in fed.events() if e["event"] == "round"]
     assert [e["train"]["loss"] for e in rounds] == [None] * 6
     assert [0 <= e["held_out"]["accuracy"] <= 1 for e in rounds] == [True] * 6
     assert ["evaluation" in e for e in rounds] == [False, False, True] * 2
-    statement = json.loads((fed.run / "privacy.json").read_text())
     sizes = {c["released"][0]["told"] for c in statement["row"]["per_client"].values()}
     exact = {int(n) for text in told for n in re.findall(r"(\d+) to train on, (\d+) to validate", text)[0]}
     seen = served + json.dumps(fed.events()) + (fed.run / "privacy.json").read_text()
