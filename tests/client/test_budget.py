@@ -481,7 +481,7 @@ def test_then_nothing_depends_on_the_tables_size():
         for rows, source in ((20, noise.seeded(1)), (200, noise.seeded(2)))
     ]
     assert plans[0] == plans[1]
-    small = dataset_of(table(9))  # fewer training rows than the batch size, which is only a divisor here
+    small = dataset_of(table(6))  # fewer training rows than the batch size, which is only a divisor here
     assert opened(Ledger.in_memory(), federation=private(**UNCOUNTED), dataset=small).plan == plans[0]
 
 
@@ -515,6 +515,13 @@ def test_one_federation_may_be_held_to_less_than_all_together():
             spend(opened(ledger, run=f"more-{i}", policy=policy))
     assert 8 < spent(ledger.entries(), DELTA) <= 9.0
     opened(ledger, run="other", federation=private(name="other"), policy=policy)
+
+
+def test_what_one_federation_may_cost_is_told_at_a_delta_of_its_own():
+    ledger = Ledger.in_memory()
+    at_less = opened(ledger, policy=Policy(epsilon=100.0, delta=1e-5, federation_epsilon=4.0, federation_delta=DELTA))
+    spend(at_less)
+    assert spent(ledger.entries(), DELTA) <= 4.0 < spent(ledger.entries(), 1e-5)
 
 
 def test_an_evaluation_that_may_not_leave_is_refused_and_costs_nothing():

@@ -5,6 +5,8 @@ import math
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -157,6 +159,7 @@ def tampered(path: Path, script: str) -> None:
         ("DELETE FROM entries WHERE id = 2", 2),
         ("DELETE FROM entries WHERE id = 1", 1),
         ("UPDATE entries SET id = 10 + id WHERE id = 2", 2),
+        ("UPDATE entries SET id = 10 + id WHERE id = 4", 4),  # the chain itself is whole
     ],
 )
 def test_a_changed_removed_or_moved_entry_is_found_on_opening(path, tamper, number):
@@ -335,6 +338,22 @@ def test_a_clock_that_is_set_back_does_not_set_back_the_entries(path, monkeypatc
     assert [e.time[11:13] for e in ledger.entries()] == ["12", "12", "15"]
     assert spent(ledger.entries(), DELTA) == spent([entry()] * 3, DELTA)
     ledger.close()
+
+
+def test_closing_waits_for_a_charge_that_another_thread_is_writing(path):
+    ledger, begun = Ledger(path), threading.Event()
+
+    def slowly() -> None:
+        with ledger._transaction():
+            begun.set()
+            time.sleep(0.3)
+            ledger._db.execute("INSERT INTO replies VALUES ('t', x'00')")
+
+    with ThreadPoolExecutor(1) as other:
+        written = other.submit(slowly)
+        begun.wait()
+        ledger.close()
+        assert written.exception() is None
 
 
 # One process at a time
