@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from client.ledger import Entry, Head, Ledger, spent
+from client.entries import Entry, spent
+from client.ledger import Head, Ledger
 from client.policy import Policy
 from client.site import load_client_file
 from common.errors import LedgerError

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from client.data import Dataset
-from client.ledger import Ledger, Part
+from client.entries import Part
+from client.ledger import Ledger
 from client.plan import check_account, check_size, entry_for, make_plan
 from client.policy import Policy
 from client.training import DPSGD

@@ -20,17 +20,15 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from client.entries import Entry
 from common.errors import LedgerError
-from common.privacy import Accountant, GaussianRelease, epsilon, epsilon_of_adaptive
-
-Part = Literal["train", "validation"]
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS entries (id INTEGER PRIMARY KEY, body TEXT NOT NULL, hash TEXT NOT NULL);
@@ -47,66 +45,6 @@ _WAY_FORWARD = (
     "Do not go on with it: restore the newest copies of the ledger and its head. If there are none, nobody knows what "
     "was spent, and this dataset's budget must be taken as spent"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One release, completely enough to account for it knowing nothing else.
-
-    A Gaussian release has a noise multiplier, sampling rate and steps; a geometric one (a row count) is
-    `epsilon`-private by itself and has `value`, what was told.
-    """
-
-    part: Part
-    split: str  # which rows can be in which part: parts are disjoint only under one split
-    run: str
-    task: str
-    attempt: int
-    mechanism: Literal["gaussian", "geometric"]
-    federation: str  # fingerprint of the document
-    content: str  # fingerprint of the table
-    noise_multiplier: float | None = None
-    sampling_rate: float | None = None
-    steps: int | None = None
-    epsilon: float | None = None
-    value: int | None = None
-    time: str = ""
-
-    @property
-    def gaussian(self) -> GaussianRelease:
-        assert self.noise_multiplier is not None and self.sampling_rate is not None and self.steps is not None
-        return GaussianRelease(
-            noise_multiplier=self.noise_multiplier, sampling_rate=self.sampling_rate, steps=self.steps
-        )
-
-
-def spent(
-    entries: Iterable[Entry], delta: float, *, more: Iterable[Entry] = (), accountant: Accountant | None = None
-) -> float:
-    """Epsilon, at `delta`, of all entries and of `more` that are only planned.
-
-    A row is in one part, so it pays the larger of the two parts' costs (parallel composition; McSherry 2009).
-    Where the table was split in more than one way, a row may have been in both parts, and pays for all.
-
-    Within a run the parameters of its Gaussian releases are fixed beforehand, and PLD's figure holds. A later run is
-    chosen in the light of earlier ones; several runs cost what RDP's filter says. An `accountant` by name gives its
-    figure for all runs as if they had been fixed beforehand: to compare, not to rely on.
-    """
-    everything = [*entries, *more]
-    if len({e.split for e in everything}) > 1:
-        return _sequential(everything, delta, accountant)
-    parts = {e.part for e in everything}
-    costs = (_sequential([e for e in everything if e.part == part], delta, accountant) for part in parts)
-    return max(costs, default=0.0)
-
-
-def _sequential(entries: list[Entry], delta: float, accountant: Accountant | None) -> float:
-    pure = sum(e.epsilon or 0.0 for e in entries if e.mechanism == "geometric")
-    gaussian = [e for e in entries if e.mechanism == "gaussian"]
-    releases = [e.gaussian for e in gaussian]
-    if accountant is None and len({e.run for e in gaussian}) > 1:
-        return pure + epsilon_of_adaptive(releases, delta)
-    return pure + epsilon(releases, delta, accountant=accountant or "pld")
 
 
 @dataclass(frozen=True)

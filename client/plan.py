@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 
 from client.data import Dataset
-from client.ledger import Entry, Ledger, Part, spent
+from client.entries import Entry, Part, spent
+from client.ledger import Ledger
 from client.policy import Policy
 from common.errors import BudgetExhausted, Refusal
 from common.federation import Federation

@@ -19,7 +19,7 @@ room that defends:
     a delta above 1 / rows                          client/test_budget
     a clock that is set back                        client/test_ledger; client/test_policy
     NaN and infinite gradients                      here; client/test_training: counts as 0
-    a ledger cut off, rewritten, restored, shared   client/test_ledger
+    a ledger cut off, rewritten, restored, shared   here; client/test_ledger
     a full disk                                     client/test_ledger
     a reply larger than the clip                    server/test_central
     unequal weights, a lying weight                 server/test_central
@@ -29,6 +29,7 @@ room that defends:
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,11 +44,12 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from client import training
 from client.app import client_app
-from client.ledger import Entry, Ledger, spent
+from client.entries import Entry, spent
+from client.ledger import Ledger
 from client.policy import Policy
 from client.site import ClientFile, DataFile, Site, open_site
 from common import model as models
-from common.errors import Refusal
+from common.errors import LedgerError, Refusal
 from common.federation import Federation
 from common.model import State
 from common.wire import records
@@ -58,7 +60,9 @@ from tests.support import PRIVATE, ROOT, federation, table
 FED = federation(**PRIVATE)
 
 
-def site(folder: Path, fed: Federation = FED, *, file: str = "ada.csv", epsilon: float = 8.0) -> Site:
+def site(
+    folder: Path, fed: Federation = FED, *, file: str = "ada.csv", epsilon: float = 8.0, head: Path | None = None
+) -> Site:
     """A real participant, with its ledger on disk."""
     if not (folder / file).exists():
         table().write_csv(folder / file)
@@ -69,6 +73,7 @@ def site(folder: Path, fed: Federation = FED, *, file: str = "ada.csv", epsilon:
         data=DataFile(path=str(folder / file), name="ada"),
         device="cpu",
         state=str(folder / "state"),
+        head=str(head) if head else None,
         policy=Policy(epsilon=epsilon, delta=1e-3),
     )
     return open_site(settings, fed, name="ada")
@@ -189,6 +194,21 @@ def test_a_model_of_another_shape_is_refused_before_anything_is_charged(tmp_path
     assert reply.error.code == REFUSED
     at.ledger.close()
     assert updates(tmp_path) == []
+
+
+def test_a_state_folder_that_was_restored_whole_is_found_by_a_head_kept_elsewhere(tmp_path):
+    far = tmp_path / "other disk" / "ada.head"
+    at = site(tmp_path, head=far)
+    train(at, 1)
+    at.ledger.close()
+    shutil.copytree(tmp_path / "state", tmp_path / "backup")
+    at = site(tmp_path, head=far)
+    train(at, 2)
+    at.ledger.close()
+    shutil.rmtree(tmp_path / "state")
+    (tmp_path / "backup").rename(tmp_path / "state")
+    with pytest.raises(LedgerError, match="has 2 entries, but has had 3, says .*other disk/ada.head: its end was cut"):
+        site(tmp_path, head=far)
 
 
 def test_a_file_that_was_renamed_or_has_grown_is_the_same_account(tmp_path):

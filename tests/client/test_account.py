@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from client.account import lines, read_account
-from client.ledger import Ledger, spent
+from client.entries import spent
+from client.ledger import Ledger
 from common.errors import LedgerError
 from common.privacy import epsilon
 from tests.client.test_ledger import counted, entry

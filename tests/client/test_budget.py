@@ -19,7 +19,8 @@ from client import budget as budgets
 from client import data
 from client.budget import Budget, open_budget
 from client.data import Dataset
-from client.ledger import Entry, Ledger, Part, spent
+from client.entries import Entry, Part, spent
+from client.ledger import Ledger
 from client.policy import Policy
 from common import noise
 from common.errors import BudgetExhausted, LedgerError, PrivacyError, Refusal

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from client import ledger as ledgers
-from client.ledger import Entry, Head, Ledger, spent
+from client.entries import Entry, spent
+from client.ledger import Head, Ledger
 from common.errors import LedgerError
 from common.privacy import GaussianRelease, epsilon
 from tests.support import ROOT

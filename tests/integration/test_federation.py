@@ -22,7 +22,8 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from safetensors.numpy import load_file
 
-from client.ledger import Entry, Ledger, spent
+from client.entries import Entry, spent
+from client.ledger import Ledger
 from common.wire import tls
 from tests.support import PRIVATE, document, table
 
