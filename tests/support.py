@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from dp_accounting import DpEvent, GaussianDpEvent, PoissonSampledDpEvent
+from dp_accounting.pld import PLDAccountant
 
 from common import documents
 from common.federation import Federation
@@ -79,3 +81,22 @@ def table(rows: int = 200, *, seed: int = 0) -> pl.DataFrame:
             "y": (a + b + 0.2 * rng.normal(size=rows) > 0).astype(int),
         }
     )
+
+
+def recomputed(unit: dict[str, Any]) -> float:
+    """The epsilon of one client, or of the whole-client unit, by dp-accounting, from privacy.json alone.
+
+    A row is in one part, so it pays the larger of the parts' costs; what has no part is paid by all.
+    """
+    pure: dict[str, float] = {}
+    accountants: dict[str, PLDAccountant] = {}
+    for release in unit["released"]:
+        part = release.get("part", "")
+        if release["mechanism"] != "Gaussian":
+            pure[part] = pure.get(part, 0.0) + release["epsilon"]
+            continue
+        event: DpEvent = GaussianDpEvent(release["noise_multiplier"])
+        if release["sampling_rate"] < 1:
+            event = PoissonSampledDpEvent(release["sampling_rate"], event)
+        accountants.setdefault(part, PLDAccountant()).compose(event, int(release["steps"]))
+    return max(pure.get(part, 0.0) + float(a.get_epsilon(unit["delta"])) for part, a in accountants.items())

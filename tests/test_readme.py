@@ -12,7 +12,7 @@ import pytest
 
 from client.policy import Policy
 from common.federation import AdaptiveClip, ClientPrivacy, RowPrivacy
-from tests.support import ROOT
+from tests.support import ROOT, recomputed
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(1200)]
 
@@ -65,6 +65,10 @@ def test_make_demo_trains_the_four_hospitals(clone):
     assert set(result["clients"]) == hospitals
     assert set(result["held_out"]["per_client"]) == hospitals
     assert 3.9 < result["privacy"]["row"]["epsilon"] <= 4.0
+    statement = json.loads((run / "privacy.json").read_text())["row"]
+    assert set(statement["per_client"]) == hospitals
+    for client in statement["per_client"].values():
+        assert client["epsilon"] == pytest.approx(recomputed(client), rel=0.01)
     # 16 seeds gave 0.80 with a standard deviation of 0.03; the majority class is 0.55.
     assert result["held_out"]["accuracy"] > 0.65
     for shown in ("accuracy", "precision", "recall", "F1", "epsilon of va", str(run)):

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
-from dp_accounting.pld import PLDAccountant
 from flwr.app import Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
@@ -31,7 +29,7 @@ from server.rundir import RunFolder
 from simulations.engine import simulate, sites_from_table
 from simulations.inline import InlineGrid
 from tests.server.fakes import Answer, Clients, outcome, says, train
-from tests.support import WHOLE, federation, table
+from tests.support import WHOLE, federation, recomputed, table
 
 
 class Silent(NoiseSource):
@@ -268,17 +266,6 @@ def test_the_model_and_what_it_cost_are_one_file(tmp_path):
 
 
 # The account
-
-
-def recomputed(unit: dict[str, Any]) -> float:
-    """Epsilon by dp-accounting, from the statement alone."""
-    accountant = PLDAccountant()
-    for release in unit["released"]:
-        event = GaussianDpEvent(release["noise_multiplier"])
-        if release["sampling_rate"] < 1:
-            event = PoissonSampledDpEvent(release["sampling_rate"], event)
-        accountant.compose(event, release["steps"])
-    return float(accountant.get_epsilon(unit["delta"]))
 
 
 def run(tmp_path: Path, document: Federation, clients: int) -> tuple[dict[str, Any], dict[str, Any]]:

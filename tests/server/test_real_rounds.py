@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
-from dp_accounting.pld import PLDAccountant
 from flwr.app import Message
 
 from common.federation import Federation
@@ -21,7 +19,7 @@ from server.scoring import held_out_scorer
 from simulations import engine
 from simulations.engine import simulate, sites_from_table
 from simulations.inline import InlineGrid
-from tests.support import PRIVATE, federation, table
+from tests.support import PRIVATE, federation, recomputed, table
 
 CPU = torch.device("cpu")
 
@@ -150,16 +148,8 @@ def test_epsilon_can_be_recomputed_from_the_privacy_statement_alone(private):
     row = json.loads((folder.path / "privacy.json").read_text())["row"]
     assert sorted(row["per_client"]) == result["clients"]
     for client in row["per_client"].values():
-        size, updates, counts = client["released"]
-        costs = {}
-        for release in (updates, counts):
-            accountant = PLDAccountant(value_discretization_interval=1e-3)
-            event = GaussianDpEvent(release["noise_multiplier"])
-            accountant.compose(PoissonSampledDpEvent(release["sampling_rate"], event), release["steps"])
-            costs[release["part"]] = accountant.get_epsilon(client["delta"])
-        # A row is in one part: training rows pay for the count and the updates, validation rows for the counts.
-        expected = max(costs["train"] + size["epsilon"], costs["validation"])
-        assert client["epsilon"] == pytest.approx(expected, rel=0.01)
+        assert client["epsilon"] == pytest.approx(recomputed(client), rel=0.01)
+        _, updates, counts = client["released"]
     assert (updates["steps"], counts["steps"]) == (3 * 2, 1)  # 3 rounds of 2 steps, one evaluation
 
 
