@@ -149,6 +149,7 @@ class CentralDP:
             "released": self._released(),
             "not_covered": [
                 "that a client is enrolled, when it is connected, and that it refuses",
+                "how long a round takes, which can tell roughly how many clients it asked",
                 "whoever can read the server's memory, its network or a client's messages",
             ],
         }

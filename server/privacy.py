@@ -87,5 +87,9 @@ def _client(stated: Statement, row: RowPrivacy) -> dict[str, Any]:
         "epsilon": stated.get("epsilon"),
         "delta": stated.get("delta"),
         "noise": (FROM_SYSTEM if stated.get("secure_noise") else FROM_SEED) + ", drawn by the client",
-        "released": [*([size] if stated.get("count_epsilon") else []), updates, counts],
+        "released": [
+            *([size] if stated.get("count_epsilon") else []),
+            updates,
+            *([counts] if stated.get("evaluation_noise") else []),
+        ],
     }

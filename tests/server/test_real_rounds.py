@@ -153,6 +153,16 @@ def test_epsilon_can_be_recomputed_from_the_privacy_statement_alone(private):
     assert (updates["steps"], counts["steps"]) == (3 * 2, 1)  # 3 rounds of 2 steps, one evaluation
 
 
+def test_only_what_was_released_stands_in_the_statement(tmp_path):
+    row = {"epsilon": 4.0, "delta": 1e-3, "clip": 1.0, "count_epsilon": None, "sampling_rate": 0.1}
+    quiet = federation(privacy={"row": row, "evaluation": {"every": 0}})
+    _, folder = run(quiet, tmp_path)
+    for client in json.loads((folder.path / "privacy.json").read_text())["row"]["per_client"].values():
+        (updates,) = client["released"]  # no row count, no evaluations
+        assert updates["sampling_rate"] == 0.1
+        assert client["epsilon"] == pytest.approx(recomputed(client), rel=0.01)
+
+
 def test_the_saved_model_is_in_the_order_of_the_layers(private):
     _, folder = private
     names = ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]
