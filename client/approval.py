@@ -48,11 +48,14 @@ def is_remembered(federation: Federation, state: Path) -> bool:
 
 
 def remember(federation: Federation, state: Path) -> None:
-    """Notes that the owner said yes."""
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Notes that the owner said yes. Raises `LedgerError` if it cannot be written."""
     entry = {"fingerprint": federation.fingerprint, "time": datetime.now(UTC).isoformat(timespec="seconds")}
-    with (state / FILE).open("a") as file:
-        file.write(json.dumps(entry) + "\n")
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (state / FILE).open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+    except OSError as error:
+        raise LedgerError(f"{state / FILE}: your yes cannot be written down: {error.strerror}") from error
 
 
 def question(federation: Federation) -> str:

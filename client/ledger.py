@@ -204,6 +204,8 @@ class Ledger:
                 f"{self._head_path}: is missing, so nothing says whether the ledger's {entries} entries are all. "
                 f"{_WAY_FORWARD}"
             ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise LedgerError(f"{self._head_path}: the ledger's head cannot be read: {error}") from error
 
     def _write_head(self) -> None:
         if self._head_path is None:

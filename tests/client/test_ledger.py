@@ -265,6 +265,20 @@ def test_what_is_no_head_is_refused(path, text):
         Ledger(path)
 
 
+@pytest.mark.parametrize("spoil", [lambda p: p.mkdir(), lambda p: p.write_bytes(b"\xff\xfe")])
+def test_a_head_that_cannot_be_read_is_one_clear_error(path, spoil):
+    charged(path, 1)
+    head = path.with_suffix(".head")
+    head.unlink()
+    spoil(head)
+    with pytest.raises(LedgerError, match=r"table\.head: the ledger's head cannot be read"):
+        Ledger(path)
+    reader = Ledger.reading(path)
+    with pytest.raises(LedgerError, match=r"table\.head: the ledger's head cannot be read"):
+        reader.verify()
+    reader.close()
+
+
 def test_a_process_that_died_between_a_charge_and_its_head_goes_on(path):
     first = charged(path, 2)
     charged(path, 1)

@@ -148,6 +148,12 @@ def test_a_damaged_record_of_approvals_approves_nothing(tmp_path, text):
         check_approval(policy(approved="ask"), federation(**PRIVATE), tmp_path)
 
 
+def test_a_yes_that_cannot_be_written_down_is_one_clear_error(tmp_path):
+    (tmp_path / "state").write_text("a file")
+    with pytest.raises(LedgerError, match=r"approved\.jsonl: your yes cannot be written down: "):
+        remember(federation(**PRIVATE), tmp_path / "state")
+
+
 def test_the_question_shows_the_whole_document():
     shown = question(federation(**PRIVATE))
     assert documents.validate(yaml.safe_load(shown.rsplit("fingerprint:")[0]), Federation) == federation(**PRIVATE)
