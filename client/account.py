@@ -37,6 +37,7 @@ class Account:
             "spent": bound,
             "left": max(0.0, policy.epsilon - bound),
             "by": {accountant: spent(self.entries, delta, accountant=accountant) for accountant in ("pld", "rdp")},
+            "exact": sum(e.mechanism == "none" for e in self.entries),
             "runs": [self._run(run) for run in dict.fromkeys(e.run for e in self.entries)],
             "entries": len(self.entries),
             "head": str(self.head),
@@ -61,6 +62,14 @@ def _released(entries: Iterable[Entry], delta: float) -> Iterable[dict[str, Any]
     for e in entries:
         times[e.part, e.mechanism, e.noise_multiplier, e.sampling_rate, e.steps, e.epsilon] += 1
     for (part, mechanism, multiplier, rate, steps, pure), number in times.items():
+        if mechanism == "none":
+            yield {
+                "what": "exact update" if part == "train" else "exact counts",
+                "part": part,
+                "times": number,
+                "epsilon": None,
+            }
+            continue
         if mechanism == "geometric":
             yield {"what": "row count", "part": part, "times": number, "epsilon": number * pure}
             continue
@@ -116,6 +125,8 @@ def lines(account: dict[str, Any]) -> list[str]:
         return [*out, "nothing was ever released"]
     by = account["by"]
     out.append(f"        (PLD {by['pld']:.2f}, RDP {by['rdp']:.2f}{_why_more(account)})")
+    if account["exact"]:
+        out.append(f"and {account['exact']} exact releases without privacy, which no epsilon bounds")
     for run in account["runs"]:
         out += ["", f"run {run['run']}, federation {run['federation'][:16]}...: epsilon {run['epsilon']:.2f}"]
         out.append(f"  {run['first']} to {run['last']}")
@@ -125,10 +136,8 @@ def lines(account: dict[str, Any]) -> list[str]:
                 detail = f", noise multiplier {release['noise_multiplier']:.3g}"
                 if release["part"] == "train":
                     detail += f", {release['steps']} steps at sampling rate {release['sampling_rate']:.3g}"
-            out.append(
-                f"  {release['times']:>5} x {release['what']:<13} epsilon {release['epsilon']:<6.2f} "
-                f"({release['part']} rows{detail})"
-            )
+            cost = "no privacy    " if release["epsilon"] is None else f"epsilon {release['epsilon']:<6.2f}"
+            out.append(f"  {release['times']:>5} x {release['what']:<13} {cost} ({release['part']} rows{detail})")
     chain = "; chain and head verified" if account["verified"] else "; --verify checks them"
     return [*out, "", f"{account['entries']} entries{chain}", f"head {account['head']}"]
 

@@ -77,6 +77,8 @@ def _train(site: Site, message: Message, run: str) -> RecordDict:
     if budget is None:
         batches = -(-len(dataset.y) // federation.training.batch_size)
         steps = federation.training.local_steps or (federation.training.local_epochs or 1) * batches
+        site.policy.check_steps(steps)
+        site.charge_exact("train", run, _task(message, run))
         loss = training.fit(
             model,
             dataset.x,
@@ -105,11 +107,16 @@ def _train(site: Site, message: Message, run: str) -> RecordDict:
 
 
 def _evaluate(site: Site, message: Message, run: str) -> RecordDict:
+    site.policy.check_release("evaluation")
     federation, dataset = site.federation, site.dataset
     schema = federation.data_schema
     model = _model(site, message)
     budget = site.budget(run)
-    multiplier = budget.charge_evaluation(_task(message, run)) if budget else 0.0
+    multiplier = 0.0
+    if budget is not None:
+        multiplier = budget.charge_evaluation(_task(message, run))
+    else:
+        site.charge_exact("validation", run, _task(message, run))
     counts = objective.score(
         model, dataset.validation_x, dataset.validation_y, schema=schema, loss=federation.training.loss
     )
@@ -154,12 +161,13 @@ def _with_statement(content: RecordDict, budget: Budget | None) -> RecordDict:
 def _configured_site(context: Context) -> Iterator[Site]:
     """The site that the run's configuration (or CLOISTER_* in the environment, where a runtime passes none) names.
 
-    `federation` is the document. A SuperNode names its `client-file`; Flower's simulation numbers its nodes,
-    and each takes one file of `data-dir`.
+    `federation` is the document. A SuperNode names its `client-file`, which no run's configuration can change: whoever
+    submits a run must not choose the owner's policy. Flower's simulation numbers its nodes, and each takes one file of
+    `data-dir`.
     """
     federation = federations.load(Path(_setting(context, "federation")))
     if "partition-id" not in context.node_config:
-        settings = load_client_file(Path(_setting(context, "client-file")))
+        settings = load_client_file(Path(_setting(context, "client-file", by_run=False)))
         site = open_site(settings, federation, name=settings.name or settings.data.name)
     else:
         site = _simulated_site(context, federation)
@@ -201,14 +209,15 @@ def table_files(folder: Path) -> list[Path]:
     return found
 
 
-def _setting(context: Context, name: str) -> str:
-    for place in (context.run_config, context.node_config):
+def _setting(context: Context, name: str, *, by_run: bool = True) -> str:
+    for place in (context.run_config, context.node_config) if by_run else (context.node_config,):
         if name in place:
             return str(place[name])
     variable = f"CLOISTER_{name.upper().replace('-', '_')}"
     if variable in os.environ:
         return os.environ[variable]
-    raise ConfigError([f"{name}: not in the run's configuration, nor in {variable}"])
+    where = "the run's" if by_run else "the node's"
+    raise ConfigError([f"{name}: not in {where} configuration, nor in {variable}"])
 
 
 app = client_app(_configured_site)

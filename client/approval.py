@@ -1,6 +1,6 @@
 """Whether the owner has said yes to a federation: by its fingerprint in the policy, or when asked.
 
-A yes is remembered in the state folder, so that a restart does not ask again; it covers that one document.
+A yes is remembered in the state folder, so that a restart does not ask again; it covers that one document and dataset.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from client.policy import Policy
 from common.errors import LedgerError, Refusal
 from common.federation import Federation
 
-FILE = "approved.jsonl"
 
-
-def check_approval(policy: Policy, federation: Federation, state: Path) -> None:
+def check_approval(policy: Policy, federation: Federation, record: Path) -> None:
     """Raises `Refusal` unless the policy, or the owner at some earlier time, approves this very document."""
     if policy.approved == "any-within-policy":
         return
     if policy.approved == "ask":
-        if not is_remembered(federation, state):
+        if not is_remembered(federation, record):
             raise Refusal(
                 f"policy.approved is ask, and the owner has not said yes to federation {federation.fingerprint}"
             )
@@ -34,28 +32,28 @@ def check_approval(policy: Policy, federation: Federation, state: Path) -> None:
         )
 
 
-def is_remembered(federation: Federation, state: Path) -> bool:
+def is_remembered(federation: Federation, record: Path) -> bool:
     """Did the owner say yes to this document before? Raises `LedgerError` if the record cannot be read."""
     try:
-        lines = (state / FILE).read_text().splitlines()
+        lines = record.read_text().splitlines()
         return federation.fingerprint in {json.loads(line)["fingerprint"] for line in lines}
     except FileNotFoundError:
         return False
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise LedgerError(
-            f"{state / FILE}: cannot be read; remove it, and you are asked again ({type(error).__name__})"
+            f"{record}: cannot be read; remove it, and you are asked again ({type(error).__name__})"
         ) from error
 
 
-def remember(federation: Federation, state: Path) -> None:
+def remember(federation: Federation, record: Path) -> None:
     """Notes that the owner said yes. Raises `LedgerError` if it cannot be written."""
     entry = {"fingerprint": federation.fingerprint, "time": datetime.now(UTC).isoformat(timespec="seconds")}
     try:
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (state / FILE).open("a") as file:
+        record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with record.open("a") as file:
             file.write(json.dumps(entry) + "\n")
     except OSError as error:
-        raise LedgerError(f"{state / FILE}: your yes cannot be written down: {error.strerror}") from error
+        raise LedgerError(f"{record}: your yes cannot be written down: {error.strerror}") from error
 
 
 def question(federation: Federation) -> str:

@@ -12,7 +12,7 @@ from client.ledger import Ledger
 from client.plan import check_account, check_size, entry_for, make_plan
 from client.policy import Policy
 from client.training import DPSGD
-from common.errors import BudgetExhausted, Refusal
+from common.errors import BudgetExhausted, LedgerError, Refusal
 from common.federation import Federation
 from common.noise import NoiseSource
 from common.planning import Plan, row_privacy
@@ -39,12 +39,7 @@ class Budget:
         self._federation, self._dataset, self._policy = federation, dataset, policy
         self._ledger, self._run = ledger, run
         self._checked = ledger.count()  # so many entries were there when the account last covered the plan
-        entries = [e for e in ledger.entries() if e.run == run and e.mechanism == "gaussian"]
-        self.rounds_charged = sum(e.part == "train" for e in entries)
-        self.evaluations_charged = sum(e.part == "validation" for e in entries)
-        self._attempts: dict[str, int] = {}
-        for entry in entries:
-            self._attempts[entry.task] = entry.attempt
+        self._recount()
 
     @property
     def epsilon(self) -> float:
@@ -61,8 +56,8 @@ class Budget:
         plan = self.plan
         return (
             f"privacy plan: {plan.rounds} rounds of {plan.steps} steps, sampling rate {plan.sampling_rate:.3f}, noise "
-            f"multiplier {plan.noise_multiplier:.2f}; all of it costs a row at most epsilon "
-            f"{plan.epsilon(rounds=plan.rounds, evaluations=plan.evaluations):.2f} at delta {plan.delta:g}"
+            f"multiplier {plan.noise_multiplier:.2f}; all of it costs a row at most epsilon {plan.total:.2f} at delta "
+            f"{plan.delta:g}"
         )
 
     def charge_update(self, task: str) -> DPSGD:
@@ -103,6 +98,7 @@ class Budget:
         plan = self.plan
         return {
             "epsilon": self.epsilon,
+            "planned_epsilon": plan.total,
             "delta": plan.delta,
             "noise_multiplier": plan.noise_multiplier,
             "sampling_rate": plan.sampling_rate,
@@ -114,14 +110,26 @@ class Budget:
             "secure_noise": int(self._secure),
         }
 
+    def _recount(self) -> None:
+        """Reads from the ledger what this run has been charged."""
+        entries = [e for e in self._ledger.entries() if e.run == self._run and e.mechanism == "gaussian"]
+        self.rounds_charged = sum(e.part == "train" for e in entries)
+        self.evaluations_charged = sum(e.part == "validation" for e in entries)
+        self._attempts = {e.task: e.attempt for e in entries}
+
     def _charge(self, task: str, part: Part, release: GaussianRelease) -> None:
-        if self._ledger.count() != self._checked:  # another run has spent from the same account
+        count = self._ledger.count()
+        if count != self._checked:  # another run has spent from the same account
             check_account(self._federation, self._dataset, self._policy, self._ledger, self._run, self.plan)
         attempt = self._attempts.get(task, 0) + 1
         entry = entry_for(self._federation, self._dataset, self._run, task, part, release)
-        self._ledger.charge(replace(entry, attempt=attempt))
+        try:
+            self._ledger.charge(replace(entry, attempt=attempt), after=count)
+        except LedgerError:
+            self._recount()  # it may be charged, though nothing is released
+            raise
         self._attempts[task] = attempt
-        self._checked = self._ledger.count()
+        self._checked = count + 1
 
 
 def open_budget(

@@ -16,7 +16,8 @@ class Entry:
     """One release, completely enough to account for it knowing nothing else.
 
     A Gaussian release has a noise multiplier, sampling rate and steps; a geometric one (a row count) is
-    `epsilon`-private by itself and has `value`, what was told.
+    `epsilon`-private by itself and has `value`, what was told. "none" is an exact release, where the policy allows one:
+    no epsilon bounds it, and none is counted for it.
     """
 
     part: Part
@@ -24,7 +25,7 @@ class Entry:
     run: str
     task: str
     attempt: int
-    mechanism: Literal["gaussian", "geometric"]
+    mechanism: Literal["gaussian", "geometric", "none"]
     federation: str  # fingerprint of the document
     content: str  # fingerprint of the table
     noise_multiplier: float | None = None
@@ -50,11 +51,12 @@ def spent(
     A row is in one part, so it pays the larger of the two parts' costs (parallel composition; McSherry 2009).
     Where the table was split in more than one way, a row may have been in both parts, and pays for all.
 
-    Within a run the parameters of its Gaussian releases are fixed beforehand, and PLD's figure holds. A later run is
+    Within a run the parameters of its Gaussian releases are fixed beforehand, and PLD's figure holds (of a run that was
+    stopped in the light of its results, only together with the `more` that it had planned). A later run is
     chosen in the light of earlier ones; several runs cost what RDP's filter says. An `accountant` by name gives its
     figure for all runs as if they had been fixed beforehand: to compare, not to rely on.
     """
-    everything = [*entries, *more]
+    everything = [e for e in (*entries, *more) if e.mechanism != "none"]
     if len({e.split for e in everything}) > 1:
         return _sequential(everything, delta, accountant)
     parts = {e.part for e in everything}

@@ -53,6 +53,9 @@ async def _until_interrupted(node: Node, say: Say) -> int:
     if work.done():
         say(f"the run is over: {work.result()}")
         return 0
+    for number in (signal.SIGINT, signal.SIGTERM):  # a second one does not wait for the task in hand
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)
     await node.leave("interrupted by its owner")
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)  # whatever it met on the way out, we have left

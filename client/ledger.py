@@ -61,7 +61,7 @@ class Head:
     def parse(cls, text: str) -> Head:
         """Raises `LedgerError` if `text` is no head."""
         entries, colon, digest = text.strip().partition(":")
-        if not (colon and entries.isdecimal() and len(digest) == (64 if int(entries) else 0)):
+        if not (colon and entries.isdecimal() and len(entries) < 19 and len(digest) == (64 if int(entries) else 0)):
             raise LedgerError(f"{text.strip()[:80]!r} is not the head of a ledger; it looks like 33:5f3c...")
         return cls(int(entries), digest)
 
@@ -75,9 +75,11 @@ class Ledger:
         Raises:
             LedgerError: another process has it, it cannot be opened, or it cannot be trusted.
         """
-        self._turn = threading.Lock()
+        self._turn, self._head_turn = threading.Lock(), threading.Lock()
+        path = path and path.resolve()  # one file, one lock, by whatever name
         self._path = path
-        self._head_path = head or (path.with_suffix(".head") if path else None)
+        head = head or (path.with_suffix(".head") if path else None)
+        self._head_path = head and head.resolve()
         with ExitStack() as opened:
             try:
                 if path is not None:
@@ -101,8 +103,9 @@ class Ledger:
     def reading(cls, path: Path, *, head: Path | None = None) -> Ledger:
         """An existing ledger, to look at; also while a client is spending from it. Nothing is written or verified."""
         ledger = cls.__new__(cls)
-        ledger._turn = threading.Lock()
-        ledger._path, ledger._head_path = path, head or path.with_suffix(".head")
+        ledger._turn, ledger._head_turn = threading.Lock(), threading.Lock()
+        path = path.resolve()
+        ledger._path, ledger._head_path = path, (head or path.with_suffix(".head")).resolve()
         with ExitStack() as opened:
             try:
                 ledger._connect(opened, f"{path.resolve().as_uri()}?mode=rw", uri=True)  # rw does not make a file
@@ -127,36 +130,38 @@ class Ledger:
 
     def entries(self) -> list[Entry]:
         """All of them, oldest first."""
-        return [Entry(**json.loads(body)) for (body,) in self._db.execute("SELECT body FROM entries ORDER BY id")]
+        return [Entry(**json.loads(body)) for (body,) in self._read("SELECT body FROM entries ORDER BY id")]
 
     def count(self) -> int:
         """How many entries there are."""
-        return int(self._db.execute("SELECT COUNT(*) FROM entries").fetchone()[0])
+        return int(self._read("SELECT COUNT(*) FROM entries")[0][0])
 
     def head(self) -> Head:
         """How many entries there are, and the last one's hash."""
-        last = self._db.execute("SELECT id, hash FROM entries ORDER BY id DESC LIMIT 1").fetchone()
-        return Head(*last) if last else Head(0, "")
+        last = self._read("SELECT id, hash FROM entries ORDER BY id DESC LIMIT 1")
+        return Head(*last[0]) if last else Head(0, "")
 
     def last_round(self) -> str:
         """When a round of training was last charged, as ISO 8601; "" if never."""
-        rounds = [e.time for e in self.entries() if e.part == "train" and e.mechanism == "gaussian"]
+        rounds = [e.time for e in self.entries() if e.part == "train" and e.mechanism != "geometric"]
         return rounds[-1] if rounds else ""
 
-    def charge(self, entry: Entry) -> None:
+    def charge(self, entry: Entry, *, after: int | None = None) -> None:
         """Writes the entry, durably, before it returns. Raises `LedgerError` if what it pays for may not be released.
 
-        Times never go back: an entry made while the clock is behind has the time of the one before.
+        Times never go back: an entry made while the clock is behind has the time of the one before. `after` is how many
+        entries there were when the account was found to cover this one; if there are others now, nothing is written.
         """
-        now = datetime.now(UTC).isoformat(timespec="seconds")
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
         with self._transaction():
+            if after is not None and self._db.execute("SELECT COUNT(*) FROM entries").fetchone()[0] != after:
+                raise LedgerError(f"{self._path}: another process writes to it; stop one of them. Nothing is released")
             last = self._db.execute("SELECT body, hash FROM entries ORDER BY id DESC LIMIT 1").fetchone()
             before, previous = (json.loads(last[0])["time"], last[1]) if last else ("", "")
             body = json.dumps({**asdict(entry), "time": max(now, before)}, sort_keys=True)
             self._db.execute("INSERT INTO entries (body, hash) VALUES (?, ?)", (body, _link(previous, body)))
         try:
-            with self._turn:
-                self._write_head()
+            self._write_head()
         except OSError as error:
             raise LedgerError(
                 f"{self._head_path}: the ledger's head cannot be written, so nothing is released: {error.strerror}"
@@ -169,8 +174,9 @@ class Ledger:
             LedgerError: the chain is broken, or behind; the message says what to do.
         """
         hashes = [""]
+        kept = self._kept_head()  # first, since a running client may add entries meanwhile
         for number, (place, body, digest) in enumerate(
-            self._db.execute("SELECT id, body, hash FROM entries ORDER BY id"), start=1
+            self._read("SELECT id, body, hash FROM entries ORDER BY id"), start=1
         ):
             if place != number or digest != _link(hashes[-1], body):
                 raise LedgerError(
@@ -178,7 +184,12 @@ class Ledger:
                     f"is missing. {_WAY_FORWARD}"
                 )
             hashes.append(digest)
-        for head, source in ((self._kept_head(len(hashes) - 1), f"{self._head_path}"), (known, "the head you gave")):
+        if kept is None and self._head_path is not None and len(hashes) > 1:
+            raise LedgerError(
+                f"{self._head_path}: is missing, so nothing says whether the ledger's {len(hashes) - 1} entries are "
+                f"all. {_WAY_FORWARD}"
+            )
+        for head, source in ((kept, f"{self._head_path}"), (known, "the head you gave")):
             if head is None:
                 continue
             if head.entries >= len(hashes):
@@ -192,18 +203,13 @@ class Ledger:
                     f"rewritten, or belongs to another dataset. {_WAY_FORWARD}"
                 )
 
-    def _kept_head(self, entries: int) -> Head | None:
+    def _kept_head(self) -> Head | None:
         if self._head_path is None:
             return None
         try:
             return Head.parse(self._head_path.read_text())
         except FileNotFoundError:
-            if not entries:
-                return None  # a new ledger
-            raise LedgerError(
-                f"{self._head_path}: is missing, so nothing says whether the ledger's {entries} entries are all. "
-                f"{_WAY_FORWARD}"
-            ) from None
+            return None
         except (OSError, UnicodeDecodeError) as error:
             raise LedgerError(f"{self._head_path}: the ledger's head cannot be read: {error}") from error
 
@@ -212,16 +218,17 @@ class Ledger:
             return
         self._head_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fresh = self._head_path.with_name(self._head_path.name + ".new")
-        with fresh.open("w") as file:
-            file.write(f"{self.head()}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.rename(self._head_path)
+        with self._head_turn:
+            with fresh.open("w") as file:
+                file.write(f"{self.head()}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.rename(self._head_path)
 
     def plan(self, run: str) -> dict[str, Any] | None:
         """The plan that was stored for a run."""
-        row = self._db.execute("SELECT body FROM plans WHERE run = ?", (run,)).fetchone()
-        return json.loads(row[0]) if row else None
+        rows = self._read("SELECT body FROM plans WHERE run = ?", run)
+        return json.loads(rows[0][0]) if rows else None
 
     def store_plan(self, run: str, plan: dict[str, Any]) -> None:
         with self._transaction():
@@ -229,8 +236,8 @@ class Ledger:
 
     def reply(self, task: str) -> bytes | None:
         """A finished reply that was not acknowledged."""
-        row = self._db.execute("SELECT payload FROM replies WHERE task = ?", (task,)).fetchone()
-        return bytes(row[0]) if row else None
+        rows = self._read("SELECT payload FROM replies WHERE task = ?", task)
+        return bytes(rows[0][0]) if rows else None
 
     def store_reply(self, task: str, payload: bytes) -> None:
         with self._transaction():
@@ -240,6 +247,18 @@ class Ledger:
         """The server has the reply; it need not be kept."""
         with self._transaction():
             self._db.execute("DELETE FROM replies WHERE task = ?", (task,))
+
+    def forget_replies(self, but: str) -> None:
+        """Deletes the replies whose names do not begin so: no server that may still ask for them is served now."""
+        with self._transaction():
+            self._db.execute("DELETE FROM replies WHERE substr(task, 1, ?) != ?", (len(but), but))
+
+    def _read(self, query: str, *values: str) -> list[Any]:
+        try:
+            with self._turn:
+                return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise LedgerError(f"{self._path}: the ledger cannot be read: {error}") from error
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

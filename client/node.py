@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from importlib.metadata import version
-from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 import grpc
@@ -116,7 +115,7 @@ class Node:
         finally:
             for work in self._working.values():
                 work.cancel()
-            self._worker.shutdown()  # a task that is being done still writes to the ledger
+            await asyncio.to_thread(self._worker.shutdown)  # a task that is being done still writes to the ledger
             if self._site is not None:
                 self._site.ledger.close()
 
@@ -155,7 +154,7 @@ class Node:
                     incoming = None
             elif kind == "ack":
                 assert self._site is not None
-                self._site.ledger.acknowledge(frame.ack.id)
+                self._site.ledger.acknowledge(self._key(frame.ack.id))
             elif kind == "goodbye":
                 if frame.goodbye.finished:
                     return str(frame.goodbye.reason)
@@ -194,13 +193,13 @@ class Node:
 
     async def _ask_owner(self, welcome: pb.Welcome) -> None:
         """With `policy.approved: ask`, shows a federation that the policy allows, and remembers a yes."""
-        policy, state = self._settings.policy, Path(self._settings.state)
+        policy, record = self._settings.policy, self._settings.approvals
         federation = federations.from_canonical(welcome.federation)
         policy.check(federation)  # nobody need be asked about what the policy rules out
-        if policy.approved == "ask" and self._ask is not None and not approval.is_remembered(federation, state):
+        if policy.approved == "ask" and self._ask is not None and not approval.is_remembered(federation, record):
             if not await self._ask(approval.question(federation)):
                 raise Refusal("the owner said no")
-            approval.remember(federation, state)
+            approval.remember(federation, record)
 
     def _open(self, welcome: pb.Welcome) -> None:
         federation = federations.from_canonical(welcome.federation)
@@ -213,6 +212,7 @@ class Node:
             budget = site.budget(welcome.run)
             if budget is not None:
                 self._say(budget.describe())
+            site.ledger.forget_replies(f"{federation.fingerprint}/{welcome.run}/")
         except BaseException:
             site.ledger.close()
             raise
@@ -238,7 +238,7 @@ class Node:
         async with self._one_at_a_time:
             answer: bytes | pb.Failure | None
             try:
-                answer = ledger.reply(task.id)
+                answer = ledger.reply(self._key(task.id))
                 if answer is None:
                     await self._rest(task)
                     answer = await self._in_thread(self._work, task, content)
@@ -247,6 +247,10 @@ class Node:
                 answer = pb.Failure(id=task.id, code=FAILED, reason="the client failed; its own log says more")
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await self._reply(task.id, answer)
+
+    def _key(self, task_id: str) -> str:
+        """A reply's name in the ledger: another federation or run that asks for the same task does not get it."""
+        return f"{self._fingerprint}/{self._run}/{task_id}"
 
     async def _rest(self, task: pb.Task) -> None:
         """Waits until the policy allows the next round, if the task's time does: otherwise it will be refused."""
@@ -264,7 +268,7 @@ class Node:
             self._say(f"round {task.group}: {task.type}: {reply.error.reason}")
             return pb.Failure(id=task.id, code=reply.error.code, reason=reply.error.reason or "")
         payload = codec.encode(reply.content)
-        self._site.ledger.store_reply(task.id, payload)
+        self._site.ledger.store_reply(self._key(task.id), payload)
         budget = self._site.budget(self._run)
         cost = f", epsilon {budget.epsilon:.2f} of {budget.limit:g} spent" if budget else ""
         self._say(f"round {task.group}: {task.type} done{cost}")

@@ -13,6 +13,7 @@ after seeing the first (Rogers et al. 2016, arXiv:1605.08294, on adaptively chos
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from client.data import Dataset
 from client.entries import Entry, Part, spent
@@ -59,7 +60,7 @@ def make_plan(
         evaluation_release(federation)  # refuses what cannot be planned, before anything is told
     told = 0
     if row.sampling_rate is None:
-        told = _released_rows(federation, dataset, ledger, noise, run, count_epsilon)
+        told = _released_rows(federation, dataset, ledger, noise, run, count_epsilon, policy)
     target = min(row.epsilon, left)
     while True:
         plan = plan_for(federation, rows=told, epsilon=target, evaluate=evaluate)
@@ -74,7 +75,13 @@ def make_plan(
 
 
 def _released_rows(
-    federation: Federation, dataset: Dataset, ledger: Ledger, noise: NoiseSource, run: str, count_epsilon: float
+    federation: Federation,
+    dataset: Dataset,
+    ledger: Ledger,
+    noise: NoiseSource,
+    run: str,
+    count_epsilon: float,
+    policy: Policy,
 ) -> int:
     """The training part's size with noise, to two significant digits.
 
@@ -87,21 +94,21 @@ def _released_rows(
             told = entry.value
             break
     else:
-        told = len(dataset.y) + noise.two_sided_geometric(count_epsilon)
-        ledger.charge(
-            Entry(
-                part="train",
-                split=dataset.split,
-                run=run,
-                task=f"{run}/rows",
-                attempt=1,
-                mechanism="geometric",
-                federation=federation.fingerprint,
-                content=dataset.content,
-                epsilon=count_epsilon,
-                value=told,
-            )
+        count = Entry(
+            part="train",
+            split=dataset.split,
+            run=run,
+            task=f"{run}/rows",
+            attempt=1,
+            mechanism="geometric",
+            federation=federation.fingerprint,
+            content=dataset.content,
+            epsilon=count_epsilon,
         )
+        known = ledger.entries()
+        _check_limits(federation, policy, known, [count])
+        told = len(dataset.y) + noise.two_sided_geometric(count_epsilon)
+        ledger.charge(replace(count, value=told), after=len(known))
     least = federation.training.batch_size
     told = max(told, least)
     digits: int = 10 ** max(0, int(math.log10(told)) - 1)
@@ -127,9 +134,15 @@ def check_account(
     if evaluations > 0:
         release = GaussianRelease(noise_multiplier=plan.evaluation_noise, steps=evaluations)
         planned.append(entry_for(federation, dataset, run, "planned", "validation", release))
+    _check_limits(federation, policy, entries, planned)
+
+
+def _check_limits(federation: Federation, policy: Policy, entries: list[Entry], planned: list[Entry]) -> None:
+    """Raises `BudgetExhausted` if `planned` would pass what the owner allows, in all or to this federation."""
     limits = [("epsilon", policy.epsilon, policy.delta, entries)]
     if policy.federation_epsilon is not None:
-        own = [e for e in entries if e.federation == federation.fingerprint]
+        # A count that another federation has paid for is used by this one too.
+        own = [e for e in entries if e.federation == federation.fingerprint or e.mechanism == "geometric"]
         delta = policy.federation_delta or policy.delta
         limits.append(("federation_epsilon", policy.federation_epsilon, delta, own))
     for rule, limit, delta, before in limits:

@@ -32,7 +32,7 @@ class Policy(Document):
     max_clip: Positive | None = None
     max_rounds: Count | None = None
     max_local_steps: Count | None = None  # in a round
-    min_seconds_between_rounds: Annotated[float, Field(ge=0)] = 0.0  # of private rounds, also of several federations
+    min_seconds_between_rounds: Annotated[float, Field(ge=0)] = 0.0  # also of several federations
     releases: tuple[Release, ...] = ("model", "evaluation", "row_count")
     without_privacy: bool = False  # may a federation train on this table with no differential privacy?
     approved: Literal["any-within-policy", "ask"] | tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = (
@@ -54,7 +54,7 @@ class Policy(Document):
             _at_most("max_clip", row.clip, self.max_clip)
             if federation.evaluation_rounds and "evaluation" in self.releases:
                 self.check_noise(federation.privacy.evaluation.noise)
-        _at_most("max_rounds", training.rounds, self.max_rounds)
+        self.check_rounds(training.rounds)
         if training.local_steps is not None:
             self.check_steps(training.local_steps)
         self.check_release("model")
@@ -65,6 +65,10 @@ class Policy(Document):
         """Raises `Refusal` if that is too little noise for a release."""
         if multiplier < self.min_noise_multiplier:
             raise _refusal("min_noise_multiplier", f"{multiplier:.3g}", f"at least {self.min_noise_multiplier:g}")
+
+    def check_rounds(self, rounds: int) -> None:
+        """Raises `Refusal` if those are too many rounds for a run."""
+        _at_most("max_rounds", rounds, self.max_rounds)
 
     def check_steps(self, steps: int) -> None:
         """Raises `Refusal` if those are too many steps for a round."""

@@ -16,6 +16,7 @@ from client import data
 from client.approval import check_approval
 from client.budget import Budget, open_budget
 from client.data import Dataset
+from client.entries import Entry, Part
 from client.ledger import Ledger
 from client.plan import check_size
 from client.policy import Policy
@@ -51,6 +52,11 @@ class ClientFile(Document):
     state: Name
     head: Name | None = None  # where the ledger's head is kept; by default in `state`, safer on another disk
     policy: Policy
+
+    @property
+    def approvals(self) -> Path:
+        """Where the owner's word on federations for this dataset is kept."""
+        return Path(self.state) / f"{self.data.name}.approved.jsonl"
 
     @property
     def ledger(self) -> Path:
@@ -102,8 +108,32 @@ class Site:
             )
         return self._budgets[run]
 
+    def charge_exact(self, part: Part, run: str, task: str) -> None:
+        """Notes, durably, a release without privacy: nothing bounds what it tells, but it is not forgotten.
+
+        Raises:
+            Refusal: the run has had all the rounds that the policy allows.
+            LedgerError: it could not be written.
+        """
+        if part == "train":
+            earlier = sum(e.run == run and e.part == part and e.mechanism == "none" for e in self.ledger.entries())
+            self.policy.check_rounds(earlier + 1)
+            self.policy.check_time(self.ledger.last_round(), datetime.now(UTC))
+        self.ledger.charge(
+            Entry(
+                part=part,
+                split=self.dataset.split,
+                run=run,
+                task=task,
+                attempt=1,
+                mechanism="none",
+                federation=self.federation.fingerprint,
+                content=self.dataset.content,
+            )
+        )
+
     def pause(self) -> float:
-        """Seconds until the policy allows the next private round."""
+        """Seconds until the policy allows the next round."""
         return self.policy.pause(self.ledger.last_round(), datetime.now(UTC))
 
     def describe(self) -> list[str]:
@@ -125,7 +155,7 @@ def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Sit
         LedgerError: the ledger is in use, or cannot be trusted.
     """
     state = Path(settings.state)
-    check_approval(settings.policy, federation, state)
+    check_approval(settings.policy, federation, settings.approvals)
     device = resolve_device(settings.device)
     key = split_key(state)
     rows = data.read(Path(settings.data.path), federation.data_schema, key=key)

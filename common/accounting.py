@@ -34,7 +34,7 @@ MESH = 1 / 32  # of a step's standard deviation; the bound is then loose by less
 MOST_CELLS = 2**21
 MOST_STEP_CELLS = 2**17
 SMALLEST_DELTA = 1e-9  # below it, FFT's rounding could show
-ROUNDING = 1e-11  # probability, set aside for that rounding
+ROUNDING = 1e-11, 1e-15  # probability set aside for that rounding: at least, and a step
 REACH = 9.5  # standard deviations of a step that get cells; beyond lies less than 10^-20
 
 
@@ -65,11 +65,15 @@ def _rdp_of_step(sigma: float, rate: float) -> Floats:
 def pld_epsilon(history: History, delta: float) -> float:
     """The least epsilon for which all steps together are (epsilon, delta)-private.
 
-    Below a delta of `SMALLEST_DELTA` it is RDP's, since sums of rounding errors could show.
+    Below a delta of `SMALLEST_DELTA`, or after very many steps, it is RDP's, since rounding errors could show.
     """
-    if delta < SMALLEST_DELTA:
+    if delta < SMALLEST_DELTA or delta < 10 * _rounding(history):
         return rdp_epsilon(history, delta)
     return max(_epsilon_one_way(history, delta, removed) for removed in (True, False))
+
+
+def _rounding(history: History) -> float:
+    return max(ROUNDING[0], ROUNDING[1] * sum(n for *_, n in history))
 
 
 def _epsilon_one_way(history: History, delta: float, removed: bool) -> float:
@@ -93,7 +97,7 @@ def _epsilon_one_way(history: History, delta: float, removed: bool) -> float:
     composed = np.maximum(np.fft.irfft(spectrum, cells), 0.0)
     composed = np.roll(composed, (first - low) % cells)  # cell 0 is now `low`
     losses: Floats = mesh * np.arange(low, low + cells, dtype=np.float64)
-    return _solve(losses, composed, delta - tail - ROUNDING - (1 - finite))
+    return _solve(losses, composed, delta - tail - _rounding(history) - (1 - finite))
 
 
 def _solve(loss: Floats, mass: Floats, delta: float) -> float:

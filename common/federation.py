@@ -24,7 +24,10 @@ from common.schema import Classes, Schema
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Rounds = Annotated[int, Field(ge=1, le=1_000_000)]
+# Far outside, float32 rounds a clipped gradient up by more than the noise covers.
+Clip = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
 class Model(Document):
@@ -38,7 +41,7 @@ class Model(Document):
 class Training(Document):
     """What a client does in one round, and how many rounds there are."""
 
-    rounds: Count
+    rounds: Rounds
     local_steps: Count | None = None
     local_epochs: Count | None = None
     batch_size: Count
@@ -169,7 +172,7 @@ class RowPrivacy(Document):
 
     epsilon: Positive
     delta: Annotated[float, Field(gt=0, lt=1)]
-    clip: Positive  # L2 bound on one row's gradient
+    clip: Clip  # L2 bound on one row's gradient
     count_epsilon: Positive | None = 0.1  # the part of epsilon that pays for telling roughly how many rows there are
     sampling_rate: Annotated[float, Field(gt=0, le=1)] | None = None  # with it no count is told; all weigh the same
 
@@ -204,7 +207,7 @@ class ClientPrivacy(Document):
 
     epsilon: Positive
     delta: Annotated[float, Field(gt=0, lt=1)]
-    clip: Positive  # L2 bound on one client's update; with `adaptive`, that of the first round
+    clip: Clip  # L2 bound on one client's update; with `adaptive`, that of the first round
     clients: Count  # how many there are in all, a public number
     weight_cap: Positive | None = None  # rows with which a client counts in full; null: all count the same
     adaptive: AdaptiveClip | None = None
@@ -304,6 +307,12 @@ class Federation(Document):
             yield ("strategy", "name"), f"privacy.client needs a strategy of a mean: {', '.join(OF_A_MEAN)}"
         if self.privacy.client is not None and clients > self.privacy.client.clients:
             yield ("strategy", "min_clients"), f"must be at most privacy.client.clients, {self.privacy.client.clients}"
+        whole, row = self.privacy.client, self.privacy.row
+        if whole is not None and whole.weight_cap is not None and row is not None and row.sampling_rate is not None:
+            yield (
+                ("privacy", "client", "weight_cap"),
+                "needs row counts, and with privacy.row.sampling_rate none are told; set it to null",
+            )
         if isinstance(strategy, QFedAvg) and self.privacy.row is not None:
             yield (
                 ("strategy", "name"),

@@ -46,6 +46,11 @@ class Plan:
         counts = GaussianRelease(noise_multiplier=self.evaluation_noise, steps=evaluations) if evaluations else None
         return max(self.count_epsilon + updates, epsilon([counts], self.delta) if counts else 0.0)
 
+    @property
+    def total(self) -> float:
+        """What all of it costs a row, at most, whenever it stops."""
+        return self.epsilon(rounds=self.rounds, evaluations=self.evaluations)
+
 
 def row_privacy(federation: Federation) -> RowPrivacy:
     """The federation's promise about a row; only a private federation is planned."""
@@ -126,7 +131,7 @@ def forecast(federation: Federation, rows: int) -> dict[str, Any]:
         "steps": plan.steps,
         "sampling_rate": plan.sampling_rate,
         "noise_multiplier": plan.noise_multiplier,
-        "epsilon": plan.epsilon(rounds=plan.rounds, evaluations=plan.evaluations),
+        "epsilon": plan.total,
         "of_which": {"row_count": plan.count_epsilon, "updates": updates - plan.count_epsilon},
         "evaluations": {
             "times": plan.evaluations,

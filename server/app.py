@@ -25,7 +25,7 @@ from common.objective import Metrics
 from common.privacy import evaluation_release
 from server import strategies
 from server.central import CentralDP
-from server.privacy import statement
+from server.privacy import row_epsilon, statement
 from server.rounds import Event, Run, run_rounds
 from server.rundir import RunFolder
 
@@ -109,11 +109,10 @@ def _finish(run: Run, folder: RunFolder, *, seconds: float) -> dict[str, Any]:
     row = run.federation.privacy.row
     private = None
     if row is not None:
-        per_client = {name: s["epsilon"] for name, s in sorted(run.statements.items()) if "epsilon" in s}
-        private = {"epsilon": run.epsilon, "delta": row.delta, "per_client": per_client}
+        private = {"epsilon": row_epsilon(run), "delta": row.delta, "per_client": run.epsilon_per_client}
     client = None
     if run.central is not None:
-        client = {"epsilon": run.central.epsilon, "delta": run.central.settings.delta}
+        client = {"epsilon": run.central.planned_epsilon, "delta": run.central.settings.delta}
     result = {
         "status": run.status,
         "reason": run.reason,

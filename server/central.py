@@ -3,10 +3,10 @@
 DP-FedAvg (McMahan, Ramage, Talwar, Zhang 2018, arXiv:1710.06963, algorithm 1, with the fixed denominator of its
 equation for f_f) on top of any Flower strategy that moves by a mean of updates.
 
-Unit: one client. Neighbours: federations in which one client's updates count, or count as nothing; that it is enrolled
-and connected is public. Adversary: sees every model and every metric that leaves the server; the server is trusted,
-and with it whoever can see which clients a round asks. Sampler: Poisson, each connected client independently with
-probability `strategy.fraction`, drawn from the server's noise source, which no seed of the document reaches.
+Unit: one client. Neighbours: federations in which what one client sends counts, or counts as nothing; that it is
+enrolled and connected is public. Adversary: sees every model and every metric that leaves the server; the server is
+trusted, and with it whoever can see which clients a round asks. Sampler: Poisson, each connected client independently
+with probability `strategy.fraction`, drawn from the server's noise source, which no seed of the document reaches.
 
     sum of w_k clip(update_k) + N(0, (noise_multiplier x clip)^2 I), divided by fraction x clients
 
@@ -54,6 +54,7 @@ class CentralDP:
         self.clip = self.settings.clip
         self.charged = Charged()
         self._federation, self._noise = federation, noise
+        self._present = self.settings.clients
         self.updates, self.evaluations = client_releases(federation)
         share = self.settings.adaptive.share if self.settings.adaptive else 0.0
         # Two Gaussian releases of one round cost what a single one does whose 1 / noise_multiplier^2 is their sum
@@ -68,6 +69,7 @@ class CentralDP:
 
     def sample(self, present: list[int]) -> list[int]:
         """The nodes that a round asks. None at all is a sample like any other."""
+        self._present = len(present)
         return [present[i] for i in self._noise.poisson_sample(len(present), self._federation.strategy.fraction)]
 
     def mean(self, state: State, replies: list[Message]) -> State:
@@ -93,12 +95,13 @@ class CentralDP:
     def _follow(self, within: float) -> None:
         """Moves the clip towards its quantile (Andrew et al. 2021, algorithm 1).
 
-        `within` sums 1/2 for each update within the clip and -1/2 for each other, so a client moves it by 1/2.
+        `within` sums 1/2 for each update within the clip and -1/2 for each other, so a client moves it by 1/2. It is
+        a share of those that were connected, which is public: else absent clients would pull the clip to one side.
         """
         if (adaptive := self.settings.adaptive) is None:
             return
         noisy = within + float(self._noise.normal(1)[0]) * self._count_noise / 2
-        share = min(max(noisy / self.denominator + 0.5, 0.0), 1.0)
+        share = min(max(noisy / (self._federation.strategy.fraction * self._present) + 0.5, 0.0), 1.0)
         self.clip *= math.exp(-adaptive.learning_rate * (share - adaptive.quantile))
 
     def counts(self, replies: list[Message]) -> Counts:
@@ -120,8 +123,13 @@ class CentralDP:
 
     @property
     def epsilon(self) -> float:
-        """What has been released costs one client so much, at `privacy.client.delta`."""
+        """What has been released costs one client so much, if its amount was fixed beforehand."""
         return self._cost(self.charged.updates, self.charged.evaluations)
+
+    @property
+    def planned_epsilon(self) -> float:
+        """What the whole run costs one client at most, whenever it stops and whyever."""
+        return self._cost(self.updates.steps, self.evaluations.steps if self.evaluations is not None else 0)
 
     def _cost(self, updates: int, evaluations: int) -> float:
         releases = [replace(self.updates, steps=updates)]
@@ -132,13 +140,11 @@ class CentralDP:
     def statement(self) -> dict[str, Any]:
         """What privacy.json says of this unit."""
         return {
-            "epsilon": self.epsilon,
+            "epsilon": self.planned_epsilon,
+            "epsilon_so_far": self.epsilon,  # that of `released`; holds if the run's end did not depend on its results
             "delta": self.settings.delta,
-            "planned_epsilon": self._cost(
-                self.updates.steps, self.evaluations.steps if self.evaluations is not None else 0
-            ),
             "unit": "one client",
-            "neighbours": "federations in which one client's updates count, or count as nothing",
+            "neighbours": "federations in which what one client sends counts, or counts as nothing",
             "adversary": (
                 "sees every model and metric that leaves the server; the server, and whoever sees which clients it "
                 "asks, is trusted"
@@ -149,7 +155,9 @@ class CentralDP:
             "released": self._released(),
             "not_covered": [
                 "that a client is enrolled, when it is connected, and that it refuses",
-                "how long a round takes, which can tell roughly how many clients it asked",
+                "how long a round takes, which can tell how many clients it asked, and whether one that is "
+                "recognisably slow was among them",
+                "other runs with the same clients, also after a restart: their costs add up",
                 "whoever can read the server's memory, its network or a client's messages",
             ],
         }

@@ -38,7 +38,11 @@ def lines(statement: dict[str, Any]) -> list[str]:
         out += _wrapped(f"The whole model: {row['whole_model']}.")
         for name, one in row["per_client"].items():
             out += ["", f"  {name}: epsilon {_figure(one['epsilon'])} at delta {one['delta']:g}"]
+            if one["planned_epsilon"] is not None and one["planned_epsilon"] > one["epsilon"] + 0.005:
+                out.append(f"    - {one['planned_epsilon']:.2f} if it was stopped in the light of its results")
             out += [*_released(one), f"    - noise: {one['noise']}"]
+        if "withheld" in row:
+            out += _wrapped(f"Each client's figures are withheld: {row['withheld']}.")
         out.append("")
     else:
         out += ["Each row: no protection of its own; clients send exact updates to the server.", ""]
@@ -57,7 +61,7 @@ def _unit(title: str, unit: dict[str, Any]) -> list[str]:
     if unit["epsilon"] is not None:
         out += _wrapped(
             f"Whether {unit['unit']} was used or not changes the probability of anything that the adversary sees by at "
-            f"most a factor e^{unit['epsilon']:.2f} = {math.exp(unit['epsilon']):.3g}, but for a probability of "
+            f"most a factor e^{unit['epsilon']:.2f} = {_power(unit['epsilon'])}, but for a probability of "
             f"{unit['delta']:g}."
         )
     for key in ("unit", "neighbours", "adversary", "accountant", "composition"):
@@ -83,6 +87,10 @@ def _release(release: dict[str, Any]) -> str:
         f"{what}: {release['steps']:g} times, Gaussian noise with multiplier {release['noise_multiplier']:.3f}; "
         f"{release['sampler']} sampling at rate {release['sampling_rate']:.3g}"
     )
+
+
+def _power(epsilon: float) -> str:
+    return f"{math.exp(epsilon):.3g}" if epsilon < 700 else "more than 10^304"
 
 
 def _figure(epsilon: float | None) -> str:

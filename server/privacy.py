@@ -29,9 +29,17 @@ def statement(run: Run) -> dict[str, Any]:
     }
 
 
+def row_epsilon(run: Run) -> float | None:
+    """What a run has cost a row, at most. That of the whole plan if it stopped early: when it stopped may have
+    depended on its results, and the figure of the steps that were taken holds for a number fixed beforehand."""
+    if run.status == "completed" or run.hides_cohorts:
+        return run.epsilon
+    return max((s.get("planned_epsilon", s.get("epsilon", 0.0)) for s in run.statements.values()), default=None)
+
+
 def _row(run: Run, row: RowPrivacy) -> dict[str, Any]:
     return {
-        "epsilon": run.epsilon,
+        "epsilon": row_epsilon(run),
         "delta": row.delta,
         "unit": "one row of one client's table",
         "neighbours": "tables that differ by adding or removing that row",
@@ -50,10 +58,24 @@ def _row(run: Run, row: RowPrivacy) -> dict[str, Any]:
         "not_covered": [
             "that a client takes part, when, and how long it takes",
             "what a row's owner has told elsewhere, and rows that are copies of it at other clients",
-            "a refusal: that a table is smaller than a batch, or that a budget is spent",
+            "a refusal: that a table does not fit the schema, has fewer rows than a batch or more than 1 / delta, or "
+            "that a budget is spent",
+            "other runs: each client's own ledger adds them up",
         ],
-        "per_client": {name: _client(s, row) for name, s in sorted(run.statements.items())},
+        **_per_client(run, row),
     }
+
+
+def _per_client(run: Run, row: RowPrivacy) -> dict[str, Any]:
+    if run.hides_cohorts:
+        return {
+            "per_client": {},
+            "withheld": (
+                "how often a client was asked is what privacy.client's sampling keeps secret; the epsilon above is "
+                "that of a whole plan, and each client's own ledger has its figures"
+            ),
+        }
+    return {"per_client": {name: _client(s, row) for name, s in sorted(run.statements.items())}}
 
 
 def _client(stated: Statement, row: RowPrivacy) -> dict[str, Any]:
@@ -85,6 +107,7 @@ def _client(stated: Statement, row: RowPrivacy) -> dict[str, Any]:
     }
     return {
         "epsilon": stated.get("epsilon"),
+        "planned_epsilon": stated.get("planned_epsilon"),
         "delta": stated.get("delta"),
         "noise": (FROM_SYSTEM if stated.get("secure_noise") else FROM_SEED) + ", drawn by the client",
         "released": [

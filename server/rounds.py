@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -59,9 +59,24 @@ class Run:
     gone: dict[int, int] = field(default_factory=dict)  # node -> the code with which it said no
 
     @property
+    def hides_cohorts(self) -> bool:
+        """Must nobody learn who was asked? Then no figure of a single client is told: it grows when it is asked."""
+        return self.central is not None and self.federation.strategy.fraction < 1
+
+    @property
     def epsilon(self) -> float | None:
-        """The largest that any client has stated."""
+        """What a row has paid, at most: the largest that any client has stated, or all that is planned."""
+        row = self.federation.privacy.row
+        if self.hides_cohorts and row is not None:
+            return row.epsilon
         return max((s["epsilon"] for s in self.statements.values() if "epsilon" in s), default=None)
+
+    @property
+    def epsilon_per_client(self) -> dict[str, float]:
+        """What each client has stated, where that may be told."""
+        if self.hides_cohorts:
+            return {}
+        return {name: s["epsilon"] for name, s in sorted(self.statements.items()) if "epsilon" in s}
 
 
 def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None = None) -> None:
@@ -109,7 +124,7 @@ def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None
             event["failed"] = problem
         event["rejected"] = [_named(run, r) for r in rejected]
         if run.epsilon is not None:
-            event["privacy"] = {"row": {"epsilon": run.epsilon, "per_client": _epsilons(run)}}
+            event["privacy"] = {"row": {"epsilon": run.epsilon, "per_client": run.epsilon_per_client}}
         if run.central:
             event.setdefault("privacy", {})["client"] = {"epsilon": run.central.epsilon}
         event["waiting"] = waited - started
@@ -250,6 +265,7 @@ def _evaluate(run: Run, grid: Grid, strategy: Strategy, server_round: int) -> tu
     if run.central:
         noisy = run.central.counts(admission.admitted)
         run.charge()
+        run.save(run.state, server_round)  # the model's file says what was charged
         return objective.metrics(noisy, schema), admission.rejected
     if not admission.admitted:
         return None, admission.rejected
@@ -292,11 +308,9 @@ def _like(arrays: ArrayRecord | None, state: State) -> State | None:
 
 def _named(run: Run, rejection: Rejection) -> dict[str, str]:
     kind = {REFUSED: "refused", BUDGET_EXHAUSTED: "budget_exhausted", LOST: "lost"}.get(rejection.code, "rejected")
-    return {"client": run.name_of(rejection.node_id), "kind": kind, "reason": rejection.reason}
-
-
-def _epsilons(run: Run) -> Mapping[str, float]:
-    return {name: s["epsilon"] for name, s in sorted(run.statements.items()) if "epsilon" in s}
+    # A reason may tell what was spent, or when the last round was, and so when the client was asked.
+    reason = "its reason is not told, since it could tell when it was asked" if run.hides_cohorts else rejection.reason
+    return {"client": run.name_of(rejection.node_id), "kind": kind, "reason": reason}
 
 
 class CohortGrid(Grid):

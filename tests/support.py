@@ -95,6 +95,8 @@ def recomputed(unit: dict[str, Any]) -> float:
         if release["mechanism"] != "Gaussian":
             pure[part] = pure.get(part, 0.0) + release["epsilon"]
             continue
+        if not release["steps"]:
+            continue
         event: DpEvent = GaussianDpEvent(release["noise_multiplier"])
         if release["sampling_rate"] < 1:
             event = PoissonSampledDpEvent(release["sampling_rate"], event)

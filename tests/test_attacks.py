@@ -40,8 +40,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 
+from client import app as client_apps
 from client import training
 from client.app import client_app
 from client.entries import Entry, spent
@@ -49,7 +50,7 @@ from client.ledger import Ledger
 from client.policy import Policy
 from client.site import ClientFile, DataFile, Site, open_site
 from common import model as models
-from common.errors import LedgerError, Refusal
+from common.errors import ConfigError, LedgerError, Refusal
 from common.federation import Federation
 from common.model import State
 from common.wire import records
@@ -61,7 +62,13 @@ FED = federation(**PRIVATE)
 
 
 def site(
-    folder: Path, fed: Federation = FED, *, file: str = "ada.csv", epsilon: float = 8.0, head: Path | None = None
+    folder: Path,
+    fed: Federation = FED,
+    *,
+    file: str = "ada.csv",
+    epsilon: float = 8.0,
+    head: Path | None = None,
+    policy: Policy | None = None,
 ) -> Site:
     """A real participant, with its ledger on disk."""
     if not (folder / file).exists():
@@ -74,20 +81,26 @@ def site(
         device="cpu",
         state=str(folder / "state"),
         head=str(head) if head else None,
-        policy=Policy(epsilon=epsilon, delta=1e-3),
+        policy=policy or Policy(epsilon=epsilon, delta=1e-3),
     )
     return open_site(settings, fed, name="ada")
 
 
 def train(
-    at: Site, server_round: int, *, fed: Federation | None = None, state: State | None = None, run: str = "run"
+    at: Site,
+    server_round: int,
+    *,
+    fed: Federation | None = None,
+    state: State | None = None,
+    run: str = "run",
+    kind: str = "train",
 ) -> Message:
-    """One round of training as a server would ask for it."""
+    """One round of training, or another kind of task, as a server would ask for it."""
     document = fed or at.federation
     grid = InlineGrid(client_app(lambda context: nullcontext(at)), [1], run=run)
     arrays = records.from_state(state or models.state_of(models.build(document)))
     content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({RUN: run})})
-    (reply,) = grid.send_and_receive([grid.create_message(content, "train", 1, f"{server_round}")])
+    (reply,) = grid.send_and_receive([grid.create_message(content, kind, 1, f"{server_round}")])
     return reply
 
 
@@ -186,6 +199,54 @@ def test_a_run_that_was_begun_with_one_document_does_not_go_on_with_another(tmp_
         finally:
             changed.ledger.close()
     assert len(updates(tmp_path)) == 1
+
+
+PLAIN = federation(training__rounds=9)
+
+
+@pytest.mark.parametrize(
+    "rules, fed, rounds, said",
+    [
+        ({"max_rounds": 9}, PLAIN, 10, "policy.max_rounds: asked 10, allowed 9"),
+        (
+            {"max_local_steps": 18},
+            federation(training__local_steps=..., training__local_epochs=1),
+            1,
+            "policy.max_local_steps: asked 19, allowed 18",
+        ),
+        ({"min_seconds_between_rounds": 3600}, PLAIN, 2, "policy.min_seconds_between_rounds: asked a round at"),
+    ],
+)
+def test_the_owners_rules_hold_without_privacy_too_and_exact_releases_are_not_forgotten(
+    tmp_path, rules, fed, rounds, said
+):
+    policy = Policy(epsilon=8.0, delta=1e-3, without_privacy=True, **rules)
+    at = site(tmp_path, fed, policy=policy)
+    for server_round in range(1, rounds):
+        assert not train(at, server_round).has_error()
+    reply = train(at, rounds)
+    assert reply.error.code == REFUSED
+    assert reply.error.reason.startswith(said)
+    assert [e.mechanism for e in at.ledger.entries()] == ["none"] * (rounds - 1)
+    at.ledger.close()
+
+
+def test_exact_counts_do_not_leave_where_evaluations_may_not(tmp_path):
+    policy = Policy(epsilon=8.0, delta=1e-3, without_privacy=True, releases=("model", "row_count"))
+    at = site(tmp_path, PLAIN, policy=policy)
+    reply = train(at, 1, kind="evaluate")
+    assert reply.error.reason == "policy.releases: asked evaluation, allowed model, row_count"
+    assert at.ledger.count() == 0
+    at.ledger.close()
+
+
+def test_whoever_submits_a_run_does_not_choose_the_owners_client_file(monkeypatch):
+    monkeypatch.delenv("CLOISTER_CLIENT_FILE", raising=False)
+    chosen = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={"client-file": "theirs.yaml"})
+    with pytest.raises(ConfigError, match="client-file: not in the node's configuration"):
+        client_apps._setting(chosen, "client-file", by_run=False)
+    own = Context(run_id=1, node_id=1, node_config={"client-file": "o.yaml"}, state=RecordDict(), run_config={})
+    assert client_apps._setting(own, "client-file", by_run=False) == "o.yaml"
 
 
 def test_a_model_of_another_shape_is_refused_before_anything_is_charged(tmp_path):

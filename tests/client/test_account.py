@@ -88,6 +88,16 @@ def test_more_than_the_policy_leaves_nothing_and_not_less_than_nothing(client_fi
     assert account["left"] == 0.0
 
 
+def test_exact_releases_are_shown_and_have_no_epsilon(client_file):
+    exact = {"mechanism": "none", "noise_multiplier": None, "sampling_rate": None, "steps": None}
+    charge(client_file, entry(**exact), entry(part="validation", **exact))
+    account = read_account(client_file).describe()
+    assert (account["spent"], account["exact"]) == (0.0, 2)
+    shown = "\n".join(lines(account))
+    assert "and 2 exact releases without privacy, which no epsilon bounds" in shown
+    assert "1 x exact update  no privacy" in shown
+
+
 def test_verify_finds_an_old_copy_and_looking_does_not_mind(client_file):
     charge(client_file, entry(task="1"))
     path = client_file.parent / "state" / "hearts.ledger"

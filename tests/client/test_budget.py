@@ -525,6 +525,44 @@ def test_what_one_federation_may_cost_is_told_at_a_delta_of_its_own():
     assert spent(ledger.entries(), DELTA) <= 4.0 < spent(ledger.entries(), 1e-5)
 
 
+def test_a_run_that_is_refused_has_not_been_charged_its_row_count():
+    ledger, policy = Ledger.in_memory(), Policy(epsilon=100.0, delta=DELTA, federation_epsilon=4.0)
+    spend(opened(ledger, policy=policy))
+    before = ledger.count()
+    for i in range(3):  # a table that changes would be counted anew each time
+        with pytest.raises(BudgetExhausted, match=r"^policy\.federation_epsilon: 4 at delta"):
+            opened(ledger, run=f"more-{i}", policy=policy, dataset=dataset_of(table(200, seed=i + 5)))
+    assert ledger.count() == before
+
+
+def test_a_count_that_another_federation_paid_for_is_not_free():
+    ledger, policy = Ledger.in_memory(), Policy(epsilon=100.0, delta=DELTA, federation_epsilon=4.0)
+    opened(ledger)
+    second = opened(ledger, run="second", federation=private(name="second"), policy=policy)
+    assert counts_of(ledger)[0].federation != private(name="second").fingerprint
+    assert len(counts_of(ledger)) == 1
+    assert second.plan.total <= 4.0
+
+
+def test_a_charge_that_was_written_but_whose_head_was_not_is_counted(monkeypatch):
+    ledger = Ledger.in_memory()
+    budget = opened(ledger)
+    charge = ledger.charge
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        charge(*args, **kwargs)
+        raise LedgerError("the ledger's head cannot be written")
+
+    monkeypatch.setattr(ledger, "charge", fails)
+    with pytest.raises(LedgerError):
+        budget.charge_update("train/1")
+    monkeypatch.undo()
+    assert budget.rounds_charged == 1
+    spend(budget, rounds=ROUNDS - 1)
+    with pytest.raises(BudgetExhausted):
+        budget.charge_update("train/last")
+
+
 def test_an_evaluation_that_may_not_leave_is_refused_and_costs_nothing():
     ledger = Ledger.in_memory()
     budget = opened(ledger, policy=Policy(epsilon=9.0, delta=DELTA, releases=("model", "row_count")))

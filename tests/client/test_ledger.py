@@ -337,6 +337,71 @@ def test_a_ledger_can_be_read_while_it_is_in_use_and_reading_makes_no_file(path)
     assert not path.with_name("nothing.ledger").exists()
 
 
+def test_a_charge_that_another_process_has_overtaken_is_not_written(path):
+    ledger = Ledger(path)
+    ledger.charge(entry(), after=0)
+    with pytest.raises(LedgerError, match=r"another process writes to it; stop one of them\. Nothing is released"):
+        ledger.charge(entry(), after=0)
+    assert ledger.count() == 1
+    ledger.close()
+
+
+def test_a_ledger_has_one_lock_and_one_head_by_whatever_name(path, tmp_path):
+    ledger = Ledger(path)
+    ledger.charge(entry())
+    (tmp_path / "other").mkdir()
+    link = tmp_path / "other" / "linked.ledger"
+    link.symlink_to(path)
+    with pytest.raises(LedgerError, match="in use by another client"):
+        Ledger(link)
+    ledger.close()
+
+
+def test_a_linked_head_stays_where_its_owner_put_it(path, tmp_path):
+    far = tmp_path / "far.head"
+    far.write_text("0:")
+    path.parent.mkdir()
+    path.with_suffix(".head").symlink_to(far)
+    charged(path, 1, head=path.with_suffix(".head"))
+    charged(path, 1)
+    assert far.read_text().startswith("2:")
+    assert path.with_suffix(".head").is_symlink()
+
+
+def test_verifying_beside_a_client_that_charges_meanwhile_finds_no_fault(path, monkeypatch):
+    ledger = Ledger(path)
+    ledger.charge(entry())
+    reader = Ledger.reading(path)
+    read = reader._read
+
+    def meanwhile(query: str, *values: str) -> Any:
+        found = read(query, *values)
+        ledger.charge(entry())
+        return found
+
+    monkeypatch.setattr(reader, "_read", meanwhile)
+    reader.verify()
+    reader.close()
+    ledger.close()
+
+
+def test_a_ledger_that_cannot_be_read_is_one_clear_error(path):
+    ledger = Ledger(path)
+    ledger.close()
+    for ask in (ledger.entries, ledger.count, ledger.head, lambda: ledger.reply("t"), lambda: ledger.plan("r")):
+        with pytest.raises(LedgerError, match="the ledger cannot be read"):
+            ask()
+
+
+def test_replies_of_another_federation_or_run_are_forgotten():
+    ledger = Ledger.in_memory()
+    for name in ("f/run/t", "f/other/t", "g/run/t"):
+        ledger.store_reply(name, b"x")
+    ledger.forget_replies("f/run/")
+    assert [ledger.reply(name) for name in ("f/run/t", "f/other/t", "g/run/t")] == [b"x", None, None]
+    ledger.close()
+
+
 def test_a_clock_that_is_set_back_does_not_set_back_the_entries(path, monkeypatch):
     class Clock(datetime):
         hour_now = 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -427,7 +428,7 @@ def test_a_task_in_hand_is_finished_and_kept_when_its_owner_leaves(tmp_path, mon
     assert result == "left"
     assert any("round 1: train done" in line for line in said)
     ledger = Ledger(tmp_path / "state" / "ada.ledger")
-    assert ledger.reply("run/train/1/ada") is not None
+    assert ledger.reply(f"{fed.fingerprint}/run/run/train/1/ada") is not None
     ledger.close()
 
 
@@ -446,6 +447,21 @@ def test_a_server_that_stays_away_is_given_up(tmp_path):
     result, said = play(tmp_path, server, *[broken] * 20, wait_s=0.5)
     assert isinstance(result, ConnectionFailed)
     assert any("waiting up to 0.5 s" in line for line in said)
+
+
+def test_a_stored_reply_is_not_for_another_federation_that_asks_for_the_same_task(tmp_path):
+    first, second = federation(), federation(name="second")
+
+    async def server(link: Link, fed: Federation) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        await link.ask(fed)
+        await link.answer()  # never acknowledged
+        await link.finish()
+
+    for fed in (first, first, second):
+        play(tmp_path, functools.partial(server, fed=fed))
+    assert [e.federation for e in entries(tmp_path)] == [first.fingerprint, second.fingerprint]  # trained twice
 
 
 # The owner is asked

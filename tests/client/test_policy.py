@@ -119,7 +119,7 @@ def test_the_first_round_need_not_wait_and_without_the_rule_none():
 def test_only_approved_fingerprints_are_permitted(tmp_path):
     known, other = federation(**PRIVATE), federation(name="other", **PRIVATE)
     approving = policy(approved=["0" * 64, known.fingerprint])
-    check_approval(approving, known, tmp_path)
+    check_approval(approving, known, tmp_path / "x")
     said = rf"^policy\.approved: federation {other.fingerprint} is not among the 2 approved fingerprints"
     with pytest.raises(Refusal, match=said):
         check_approval(approving, other, tmp_path)
@@ -131,27 +131,27 @@ def test_only_approved_fingerprints_are_permitted(tmp_path):
 def test_with_ask_a_yes_is_remembered_for_that_document_alone(tmp_path):
     asking, known, other = policy(approved="ask"), federation(**PRIVATE), federation(name="other", **PRIVATE)
     with pytest.raises(Refusal, match=rf"approved is ask, and the owner has not said yes to .* {known.fingerprint}$"):
-        check_approval(asking, known, tmp_path / "state")
-    remember(known, tmp_path / "state")
-    check_approval(asking, known, tmp_path / "state")
+        check_approval(asking, known, tmp_path / "state" / "ada.approved.jsonl")
+    remember(known, tmp_path / "state" / "ada.approved.jsonl")
+    check_approval(asking, known, tmp_path / "state" / "ada.approved.jsonl")
     with pytest.raises(Refusal, match="has not said yes"):
-        check_approval(asking, other, tmp_path / "state")
-    remember(other, tmp_path / "state")
-    check_approval(asking, known, tmp_path / "state")
-    check_approval(asking, other, tmp_path / "state")
+        check_approval(asking, other, tmp_path / "state" / "ada.approved.jsonl")
+    remember(other, tmp_path / "state" / "ada.approved.jsonl")
+    check_approval(asking, known, tmp_path / "state" / "ada.approved.jsonl")
+    check_approval(asking, other, tmp_path / "state" / "ada.approved.jsonl")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"x": 1}', "1"])
 def test_a_damaged_record_of_approvals_approves_nothing(tmp_path, text):
-    (tmp_path / "approved.jsonl").write_text(text)
+    (tmp_path / "ada.approved.jsonl").write_text(text)
     with pytest.raises(LedgerError, match=r"approved\.jsonl: cannot be read; remove it, and you are asked again"):
-        check_approval(policy(approved="ask"), federation(**PRIVATE), tmp_path)
+        check_approval(policy(approved="ask"), federation(**PRIVATE), tmp_path / "ada.approved.jsonl")
 
 
 def test_a_yes_that_cannot_be_written_down_is_one_clear_error(tmp_path):
-    (tmp_path / "state").write_text("a file")
+    (tmp_path / "state" / "ada.approved.jsonl").mkdir(parents=True)
     with pytest.raises(LedgerError, match=r"approved\.jsonl: your yes cannot be written down: "):
-        remember(federation(**PRIVATE), tmp_path / "state")
+        remember(federation(**PRIVATE), tmp_path / "state" / "ada.approved.jsonl")
 
 
 def test_the_question_shows_the_whole_document():

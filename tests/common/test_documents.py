@@ -131,7 +131,7 @@ privacy:
         "11: training.rounds must be at least 1 (got 0)",
         '13: training.learning_rate must be a number (got "1")',
         "14: training.batchsize is an unknown key; did you mean batch_size?",
-        "18: privacy.row.clip must be greater than 0 (got -1)",
+        "18: privacy.row.clip must be at least 1e-06 (got -1)",
         "18: privacy.row.delta must be less than 1 (got 1)",
         "18: privacy.row.epsilon must be greater than 0 (got 0)",
     ]

@@ -64,7 +64,7 @@ def test_every_shipped_document_loads(path):
         ),
         ({"privacy__row": {"epsilon": 0, "delta": 0.1, "clip": 1}}, "privacy.row.epsilon must be greater than 0 (got"),
         ({"privacy__row": {"epsilon": 1, "delta": 0, "clip": 1}}, "privacy.row.delta must be greater than 0 (got 0)"),
-        ({"privacy__row": {"epsilon": 1, "delta": 0.1, "clip": 0}}, "privacy.row.clip must be greater than 0 (got 0)"),
+        ({"privacy__row": {"epsilon": 1, "delta": 0.1, "clip": 0}}, "privacy.row.clip must be at least 1e-06 (got 0)"),
         (
             {"privacy": {"row": {"epsilon": 0.1, "delta": 0.1, "clip": 1}, "evaluation": {"noise": 1}}},
             "privacy.row.count_epsilon must be at most half of epsilon, 0.05 (got 0.1)",
@@ -92,6 +92,14 @@ def test_every_shipped_document_loads(path):
         ),
         ({**WHOLE, "privacy__client__delta": 0.2}, "privacy.client.delta must be at most 1 / clients, 0.111111"),
         ({**WHOLE, "strategy__name": "krum", "strategy__min_clients": 3}, "strategy.name privacy.client needs a strat"),
+        (
+            {
+                **WHOLE,
+                "privacy__client__weight_cap": 9,
+                "privacy__row": {"epsilon": 1, "delta": 0.1, "clip": 1, "count_epsilon": None, "sampling_rate": 0.1},
+            },
+            "privacy.client.weight_cap needs row counts, and with privacy.row.sampling_rate none are told",
+        ),
         ({**WHOLE, "strategy__min_clients": 10}, "strategy.min_clients must be at most privacy.client.clients, 9"),
         ({**PRIVATE, "strategy": {"name": "qfedavg"}}, "strategy.name qfedavg needs each client's exact loss"),
         ({"strategy": {"name": "fedtrimmedavg", "beta": 0.5}}, "strategy.beta must be less than 0.5 (got 0.5)"),

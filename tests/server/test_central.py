@@ -251,7 +251,7 @@ def test_the_charge_is_written_before_the_model_and_the_metrics(tmp_path):
     folder = Watched.create(document, path=tmp_path / "run")
     execute(document, InlineGrid(Clients(), (1, 2, 3), run="t"), folder, name="t", wait_s=0.0)  # type: ignore[arg-type]
     each = ["privacy.json", "model.safetensors", "round"]
-    last = ["privacy.json", "model.safetensors", "privacy.json", "metrics"]
+    last = ["privacy.json", "model.safetensors", "privacy.json", "model.safetensors", "metrics"]
     assert order == ["federation.yaml", "start", *each, *each, *last, "privacy.json", "result.json", "end"]
 
 
@@ -262,7 +262,7 @@ def test_the_model_and_what_it_cost_are_one_file(tmp_path):
     data = (folder.path / "model.safetensors").read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     about = json.loads(header["__metadata__"]["cloister"])
-    assert (about["round"], about["charged"]) == (3, {"updates": 3, "evaluations": 0})
+    assert (about["round"], about["charged"]) == (3, {"updates": 3, "evaluations": 1})
 
 
 # The account
@@ -290,12 +290,60 @@ def test_both_units_stand_side_by_side_and_each_can_be_recomputed(tmp_path):
     unit = statement["client"]
     assert unit["epsilon"] == pytest.approx(recomputed(unit), rel=0.01)
     assert unit["epsilon"] == result["privacy"]["client"]["epsilon"] <= 3.0
-    assert 0.98 * 3.0 < unit["epsilon"] == pytest.approx(unit["planned_epsilon"])
+    assert 0.98 * 3.0 < unit["epsilon"] == pytest.approx(unit["epsilon_so_far"])
     assert (unit["unit"], statement["row"]["unit"]) == ("one client", "one row of one client's table")
-    assert result["privacy"]["row"]["epsilon"] <= 6.0
+    assert result["privacy"]["row"]["epsilon"] == statement["row"]["epsilon"] == 6.0
     for key in ("neighbours", "adversary", "accountant", "not_covered"):
         assert unit[key] and statement["row"][key]
     assert unit["noise"] == "a seeded stream: for simulations only"
+
+
+def test_with_both_units_no_figure_of_a_client_tells_when_it_was_asked(tmp_path):
+    """A client's own epsilon grows when it is asked, and one that never was asked has none."""
+    both = whole(privacy__row={"epsilon": 6.0, "delta": 1e-3, "clip": 1.0}, strategy__fraction=0.5, training__rounds=4)
+    result, statement = run(tmp_path, both, 9)
+    events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
+    rows = [e["privacy"]["row"] for e in events if e["event"] == "round"]
+    assert rows == [{"epsilon": 6.0, "per_client": {}}] * 4
+    assert result["privacy"]["row"] == {"epsilon": 6.0, "delta": 1e-3, "per_client": {}}
+    assert statement["row"]["per_client"] == {}
+    assert "sampling keeps secret" in statement["row"]["withheld"]
+    assert result["clients"] == [f"client-{i}" for i in range(9)]
+
+
+def test_where_all_are_asked_their_figures_are_told(tmp_path):
+    both = whole(privacy__row={"epsilon": 6.0, "delta": 1e-3, "clip": 1.0})
+    result, statement = run(tmp_path, both, 3)
+    assert len(result["privacy"]["row"]["per_client"]) == len(statement["row"]["per_client"]) == 3
+
+
+def test_a_reason_could_tell_when_a_client_was_asked_so_it_is_not_told():
+    odd = {2: says(BUDGET_EXHAUSTED, "policy.epsilon: 8, of which 7.5 is spent")}
+    for fraction, told in ((0.9, False), (1.0, True)):
+        result = outcome(whole(strategy__fraction=fraction), Clients(odd), noise=Silent(1))
+        reasons = [r["reason"] for event in result.rounds() for r in event["rejected"]]
+        assert [("7.5" in reason) for reason in reasons] == [told]
+
+
+def test_a_run_that_was_stopped_states_what_it_had_planned(tmp_path):
+    """When it stops may depend on its results, and the figure of so many steps holds for a number fixed beforehand."""
+    document = whole(training__rounds=6, privacy__row={"epsilon": 6.0, "delta": 1e-3, "clip": 1.0})
+    table(400).write_csv(tmp_path / "table.csv")
+    sites = sites_from_table(document, tmp_path / "table.csv", clients=3, how="iid", seed=0, device=torch.device("cpu"))
+
+    def stop(event: dict[str, Any]) -> None:
+        if event.get("round") == 2:
+            raise KeyboardInterrupt
+
+    folder = RunFolder.create(document, path=tmp_path / "run")
+    result = simulate(document, sites, folder, run="test", observe=stop)
+    statement = json.loads((folder.path / "privacy.json").read_text())
+    assert (result["status"], result["rounds"]) == ("stopped", 2)
+    assert statement["client"]["epsilon_so_far"] < 3.5 < statement["client"]["epsilon"] <= 4.0
+    assert result["privacy"]["client"]["epsilon"] == statement["client"]["epsilon"]
+    assert statement["client"]["epsilon_so_far"] == pytest.approx(recomputed(statement["client"]), rel=0.01)
+    assert max(result["privacy"]["row"]["per_client"].values()) < 5.5
+    assert 5.9 < result["privacy"]["row"]["epsilon"] == statement["row"]["epsilon"] <= 6.0
 
 
 def test_only_client_privacy_tells_no_loss_and_noisy_metrics(tmp_path):
@@ -368,6 +416,16 @@ def test_one_client_moves_the_count_by_half_and_its_noise_is_that_of_the_plan(st
     steps = [-math.log(clip) / 0.3 * 9 for clip in same]
     assert steps[1] - steps[0] == pytest.approx(0.5)
     assert steps[2] - steps[0] == pytest.approx(-0.5)
+
+
+def test_clients_that_are_away_do_not_pull_the_clip(state):
+    central = CentralDP(whole(**ADAPTIVE), Silent())
+    central.sample([1, 2, 3, 4])  # of 9
+    replies = [reply(moved(state, in_direction(length))) for length in (0.5, 0.5, 2.0, 2.0)]
+    central.mean(state, replies)
+    assert central.clip == pytest.approx(1.0)  # half of those that are here are within it
+    central.mean(state, replies[:2] * 2)
+    assert central.clip == pytest.approx(math.exp(-0.3 * 0.5))  # all of them
 
 
 def test_without_adaptive_the_clip_stays(state):
