@@ -143,8 +143,11 @@ class Ledger:
 
     def last_round(self) -> str:
         """When a round of training was last charged, as ISO 8601; "" if never."""
-        rounds = [e.time for e in self.entries() if e.part == "train" and e.mechanism != "geometric"]
-        return rounds[-1] if rounds else ""
+        found = self._read(
+            "SELECT json_extract(body, '$.time') FROM entries WHERE json_extract(body, '$.part') = 'train' "
+            "AND json_extract(body, '$.mechanism') != 'geometric' ORDER BY id DESC LIMIT 1"
+        )
+        return str(found[0][0]) if found else ""
 
     def charge(self, entry: Entry, *, after: int | None = None) -> None:
         """Writes the entry, durably, before it returns. Raises `LedgerError` if what it pays for may not be released.

@@ -112,12 +112,13 @@ class Site:
         """Notes, durably, a release without privacy: nothing bounds what it tells, but it is not forgotten.
 
         Raises:
-            Refusal: the run has had all the rounds that the policy allows.
+            Refusal: the run has had all the rounds that the policy allows, or it is too early for one.
             LedgerError: it could not be written.
         """
-        if part == "train":
+        if part == "train" and self.policy.max_rounds is not None:
             earlier = sum(e.run == run and e.part == part and e.mechanism == "none" for e in self.ledger.entries())
             self.policy.check_rounds(earlier + 1)
+        if part == "train":
             self.policy.check_time(self.ledger.last_round(), datetime.now(UTC))
         self.ledger.charge(
             Entry(
