@@ -211,7 +211,7 @@ def privacy(
     """
     from server import explain
 
-    for line in explain.lines(explain.read(folder)):
+    for line in explain.lines(folder):
         print(line)
 
 

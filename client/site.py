@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -196,12 +197,14 @@ def split_key(state: Path) -> bytes:
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not path.exists():
-            fresh = path.with_suffix(".new")
-            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            fresh = path.with_suffix(f".{secrets.token_hex(4)}")
+            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(secrets.token_bytes(32))
                 file.flush()
                 os.fsync(file.fileno())
-            fresh.rename(path)
+            with suppress(FileExistsError):  # another client in this folder was first, and its key is the one
+                os.link(fresh, path)
+            fresh.unlink()
         key = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: the state folder cannot be used: {error}") from error

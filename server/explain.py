@@ -27,8 +27,20 @@ def read(folder: Path) -> dict[str, Any]:
     return value
 
 
-def lines(statement: dict[str, Any]) -> list[str]:
-    """The statement for a reader. Every figure is in privacy.json, from which it can be recomputed."""
+def lines(folder: Path) -> list[str]:
+    """A run's statement for a reader. Every figure is in privacy.json, from which it can be recomputed.
+
+    Raises:
+        RunFolderError: there is no statement, or it is damaged.
+    """
+    statement = read(folder)
+    try:
+        return _explained(statement)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise RunFolderError(f"{folder / 'privacy.json'}: not a privacy statement, or damaged") from error
+
+
+def _explained(statement: dict[str, Any]) -> list[str]:
     out = [f"Run {statement['run']} of federation {statement['federation']}", ""]
     row, client = statement["row"], statement["client"]
     if row is None and client is None:

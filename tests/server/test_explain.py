@@ -24,9 +24,14 @@ def statement(folder: Path, **changes: Any) -> dict[str, Any]:
     return read(run.path)
 
 
+def shown(folder: Path, **changes: Any) -> list[str]:
+    statement(folder, **changes)
+    return lines(folder / "run")
+
+
 def test_a_reader_finds_every_part_of_the_promise(tmp_path):
     told = statement(tmp_path, **PRIVATE)
-    text = "\n".join(lines(told))
+    text = "\n".join(lines(tmp_path / "run"))
     for name, one in told["row"]["per_client"].items():
         assert f"{name}: epsilon {one['epsilon']:.2f} at delta 0.001" in text
     for wanted in (
@@ -47,26 +52,25 @@ def test_a_reader_finds_every_part_of_the_promise(tmp_path):
 
 def test_both_units_stand_side_by_side(tmp_path):
     changes = {**WHOLE, "privacy__row": {"epsilon": 4.0, "delta": 1e-3, "clip": 1.0}, "strategy__fraction": 0.5}
-    text = "\n".join(lines(statement(tmp_path, **changes)))
+    text = "\n".join(shown(tmp_path, **changes))
     assert text.index("Each row: epsilon") < text.index("Each client as a whole: epsilon")
 
 
 def test_only_whole_clients_is_said_to_leave_rows_to_the_servers_care(tmp_path):
-    text = "\n".join(lines(statement(tmp_path, **WHOLE)))
+    text = "\n".join(shown(tmp_path, **WHOLE))
     assert "Each row: no protection of its own; clients send exact updates to the server." in text
     assert "Each client as a whole: epsilon" in text
 
 
 def test_no_privacy_is_called_none(tmp_path):
-    assert lines(statement(tmp_path))[-1] == (
-        "No differential privacy: the updates that left are exact, and can reveal rows."
-    )
+    assert shown(tmp_path)[-1] == ("No differential privacy: the updates that left are exact, and can reveal rows.")
 
 
 def test_a_run_that_released_nothing_says_so(tmp_path):
     told = statement(tmp_path, **PRIVATE)
     told["row"] |= {"epsilon": None, "per_client": {}}
-    assert any("epsilon 0 (nothing was released)" in line for line in lines(told))
+    (tmp_path / "run" / "privacy.json").write_text(json.dumps(told))
+    assert any("epsilon 0 (nothing was released)" in line for line in lines(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"row": null}'])
@@ -74,7 +78,17 @@ def test_what_is_no_run_folder_is_refused(tmp_path, text):
     if text is not None:
         (tmp_path / "privacy.json").write_text(text)
     with pytest.raises(RunFolderError, match=r"privacy\.json: (cannot be read|not a privacy statement)"):
-        read(tmp_path)
+        lines(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"row": {}}, {"row": 3}, {"client": {"epsilon": 1}}, {"software": []}, {"row": {"epsilon": "x"}}]
+)
+def test_a_statement_that_is_damaged_inside_is_refused(tmp_path, damage):
+    told = statement(tmp_path, **PRIVATE) | damage
+    (tmp_path / "run" / "privacy.json").write_text(json.dumps(told))
+    with pytest.raises(RunFolderError, match=r"privacy\.json: not a privacy statement, or damaged"):
+        lines(tmp_path / "run")
 
 
 def test_the_statement_names_the_clients_own_noise_and_the_software(tmp_path):
