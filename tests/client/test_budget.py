@@ -536,12 +536,16 @@ def test_a_run_that_is_refused_has_not_been_charged_its_row_count():
 
 
 def test_a_count_that_another_federation_paid_for_is_not_free():
-    ledger, policy = Ledger.in_memory(), Policy(epsilon=100.0, delta=DELTA, federation_epsilon=4.0)
+    ledger, policy = Ledger.in_memory(), Policy(epsilon=100.0, delta=DELTA, federation_epsilon=9.0)
     opened(ledger)
-    second = opened(ledger, run="second", federation=private(name="second"), policy=policy)
-    assert counts_of(ledger)[0].federation != private(name="second").fingerprint
-    assert len(counts_of(ledger)) == 1
-    assert second.plan.total <= 4.0
+    (count,) = counts_of(ledger)
+    second = private(name="second")
+    with pytest.raises(BudgetExhausted):
+        for i in range(9):
+            spend(opened(ledger, run=f"{i}", federation=second, policy=policy))
+    assert counts_of(ledger) == [count]
+    used = [e for e in ledger.entries() if e.federation == second.fingerprint or e == count]
+    assert 8.9 < spent(used, DELTA) <= 9.0
 
 
 def test_a_charge_that_was_written_but_whose_head_was_not_is_counted(monkeypatch):
