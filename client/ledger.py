@@ -108,7 +108,7 @@ class Ledger:
         ledger._path, ledger._head_path = path, (head or path.with_suffix(".head")).resolve()
         with ExitStack() as opened:
             try:
-                ledger._connect(opened, f"{path.resolve().as_uri()}?mode=rw", uri=True)  # rw does not make a file
+                ledger._connect(opened, f"{path.as_uri()}?mode=rw", uri=True)  # rw does not make a file
                 ledger.entries()
             except (sqlite3.Error, ValueError, TypeError) as error:
                 raise LedgerError(f"{path}: cannot be read as a ledger: {error}") from error

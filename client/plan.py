@@ -60,7 +60,7 @@ def make_plan(
         evaluation_release(federation)  # refuses what cannot be planned, before anything is told
     told = 0
     if row.sampling_rate is None:
-        told = _released_rows(federation, dataset, ledger, noise, run, count_epsilon, policy)
+        told = _released_rows(federation, dataset, policy, ledger, noise, run)
     target = min(row.epsilon, left)
     while True:
         plan = plan_for(federation, rows=told, epsilon=target, evaluate=evaluate)
@@ -75,20 +75,17 @@ def make_plan(
 
 
 def _released_rows(
-    federation: Federation,
-    dataset: Dataset,
-    ledger: Ledger,
-    noise: NoiseSource,
-    run: str,
-    count_epsilon: float,
-    policy: Policy,
+    federation: Federation, dataset: Dataset, policy: Policy, ledger: Ledger, noise: NoiseSource, run: str
 ) -> int:
     """The training part's size with noise, to two significant digits.
 
     Told once for a table and its split, unless a later federation pays less for it than was paid: then the
     number that was told says more about a row than that federation's plan may.
     """
-    for entry in ledger.entries():
+    count_epsilon = row_privacy(federation).count_epsilon
+    assert count_epsilon is not None, "only asked where the federation pays for a count"
+    known = ledger.entries()
+    for entry in known:
         same_table = (entry.content, entry.split) == (dataset.content, dataset.split)
         if same_table and entry.value is not None and (entry.epsilon or 0.0) <= count_epsilon:
             told = entry.value
@@ -105,7 +102,6 @@ def _released_rows(
             content=dataset.content,
             epsilon=count_epsilon,
         )
-        known = ledger.entries()
         _check_limits(federation, policy, known, [count])
         told = len(dataset.y) + noise.two_sided_geometric(count_epsilon)
         ledger.charge(replace(count, value=told), after=len(known))

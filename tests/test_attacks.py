@@ -29,6 +29,7 @@ room that defends:
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -209,10 +210,10 @@ PLAIN = federation(training__rounds=9)
     [
         ({"max_rounds": 9}, PLAIN, 10, "policy.max_rounds: asked 10, allowed 9"),
         (
-            {"max_local_steps": 18},
+            {"max_local_steps": 5},
             federation(training__local_steps=..., training__local_epochs=1),
             1,
-            "policy.max_local_steps: asked 19, allowed 18",
+            r"policy\.max_local_steps: asked \d+, allowed 5$",
         ),
         ({"min_seconds_between_rounds": 3600}, PLAIN, 2, "policy.min_seconds_between_rounds: asked a round at"),
     ],
@@ -226,7 +227,7 @@ def test_the_owners_rules_hold_without_privacy_too_and_exact_releases_are_not_fo
         assert not train(at, server_round).has_error()
     reply = train(at, rounds)
     assert reply.error.code == REFUSED
-    assert reply.error.reason.startswith(said)
+    assert re.match(said, reply.error.reason or "")
     assert [e.mechanism for e in at.ledger.entries()] == ["none"] * (rounds - 1)
     at.ledger.close()
 
