@@ -27,6 +27,7 @@ from common import model as models
 from common import noise, objective
 from common.errors import BudgetExhausted, ConfigError, DataError, Refusal
 from common.federation import Federation, FedProx
+from common.metrics import count_sensitivity
 from common.wire import records
 from common.wire.records import ARRAYS, CONFIG, COUNTS, LOSS, METRICS, PRIVACY, RUN, WEIGHT
 
@@ -90,8 +91,10 @@ def _train(site: Site, message: Message, run: str) -> RecordDict:
         )
         metrics = MetricRecord({WEIGHT: float(len(dataset.y)), LOSS: loss})
     else:
+        from client.dpsgd import fit_privately
+
         dpsgd = budget.charge_update(_task(message, run))
-        training.fit_privately(
+        fit_privately(
             model,
             dataset.x,
             dataset.y,
@@ -121,7 +124,7 @@ def _evaluate(site: Site, message: Message, run: str) -> RecordDict:
         model, dataset.validation_x, dataset.validation_y, schema=schema, loss=federation.training.loss
     )
     if multiplier:
-        counts = counts + site.noise.normal(len(counts)) * multiplier * objective.count_sensitivity(schema)
+        counts = counts + site.noise.normal(len(counts)) * multiplier * count_sensitivity(schema)
     content = RecordDict({METRICS: MetricRecord({WEIGHT: 1.0, COUNTS: counts.tolist()})})
     return _with_statement(content, budget)
 

@@ -211,6 +211,8 @@ class Node:
                 self._say(line)
             budget = site.budget(welcome.run)
             if budget is not None:
+                import client.dpsgd  # noqa: F401  it takes seconds: now, before we say ready, and not in a round
+
                 self._say(budget.describe())
             site.ledger.forget_replies(f"{federation.fingerprint}/{welcome.run}/")
         except BaseException:

@@ -1,8 +1,4 @@
-"""The multilayer perceptron, and its state as named arrays.
-
-State travels and is stored as `dict[str, ndarray]` in the order of the layers: `layers.0.weight`
-[out, in], `layers.0.bias` [out], and so on.
-"""
+"""The multilayer perceptron in torch, and its state (common/state.py)."""
 
 from __future__ import annotations
 
@@ -15,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.federation import Federation
-
-State = dict[str, NDArray[np.float32]]
+from common.state import State, initial_state
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 
@@ -51,16 +46,16 @@ def build(federation: Federation, *, seed: int | None = None) -> MLP:
     torch's global generator is left as it was.
     """
     inputs, *hidden, outputs = federation.layer_sizes
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would seed the GPUs' generators too.
-        torch.default_generator.manual_seed(federation.training.seed if seed is None else seed)
-        return MLP(
+    with torch.random.fork_rng(devices=[]):  # torch draws weights of its own, which are overwritten
+        model = MLP(
             inputs,
             hidden,
             outputs,
             activation=federation.model.activation,
             dropout=federation.model.dropout,
         )
+    load_state(model, initial_state(federation, seed=seed))
+    return model
 
 
 def state_of(model: nn.Module) -> State:

@@ -11,12 +11,14 @@ import hashlib
 import math
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCK = 16_384  # normals made at a time: their intermediate arrays stay in the cache
 
@@ -55,6 +57,8 @@ class NoiseSource:
 
     def gaussian(self, like: Tensor, std: float) -> Tensor:
         """N(0, std^2) in the shape, type and place of `like`."""
+        import torch  # here, because a server without it starts in a third of the time
+
         flat = torch.from_numpy(self.normal(like.numel()) * std)
         return flat.to(dtype=like.dtype, device=like.device).view(like.shape)
 
@@ -75,6 +79,8 @@ class NoiseSource:
 
     def _box_muller(self, block: NDArray[np.float64]) -> None:
         """Fills a block of even size with normals. Torch's vectorised functions are five times as fast as numpy's."""
+        import torch
+
         half = len(block) // 2
         uniform, out = torch.from_numpy(self.uniform(len(block))), torch.from_numpy(block)
         radius, angle = uniform[:half].log_().mul_(-2.0).sqrt_(), uniform[half:].mul_(2.0 * math.pi)

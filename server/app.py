@@ -16,13 +16,12 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common import federation as federations
-from common import model as models
 from common.errors import ConfigError, RunFailed
 from common.federation import Federation
-from common.model import State
+from common.metrics import Metrics
 from common.noise import NoiseSource, secure
-from common.objective import Metrics
 from common.privacy import evaluation_release
+from common.state import State, initial_state
 from server import strategies
 from server.central import CentralDP
 from server.privacy import row_epsilon, statement
@@ -67,7 +66,7 @@ def execute(
     run = Run(
         federation=federation,
         name=name,
-        state=models.state_of(models.build(federation)),
+        state=initial_state(federation),
         observe=record,
         save=lambda state, server_round: folder.save_model(
             state, server_round=server_round, charged=asdict(central.charged) if central else None

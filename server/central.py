@@ -24,12 +24,11 @@ import numpy as np
 from flwr.app import Message
 from numpy.typing import NDArray
 
-from common import objective
 from common.federation import ClientPrivacy, Federation
-from common.model import State
+from common.metrics import Counts, count_sensitivity, count_size, rows_of
 from common.noise import NoiseSource
-from common.objective import Counts
 from common.privacy import client_releases, epsilon
+from common.state import State
 from common.wire import records
 from common.wire.records import ARRAYS, COUNTS, METRICS, WEIGHT
 
@@ -107,16 +106,16 @@ class CentralDP:
     def counts(self, replies: list[Message]) -> Counts:
         """The noisy sum of the clients' counts, each scaled to one row, so that all clients weigh the same.
 
-        Charged before it is computed. A client's counts have an L2 norm of at most `objective.count_sensitivity`.
+        Charged before it is computed. A client's counts have an L2 norm of at most `count_sensitivity`.
         """
         assert self.evaluations is not None
         self.charged = replace(self.charged, evaluations=self.charged.evaluations + 1)
         schema = self._federation.data_schema
-        most = objective.count_sensitivity(schema)
-        total = np.zeros(objective.count_size(schema))
+        most = count_sensitivity(schema)
+        total = np.zeros(count_size(schema))
         for reply in replies:
             counts = np.asarray(reply.content.metric_records[METRICS][COUNTS], np.float64)
-            scaled = counts / max(objective.rows_of(counts, schema), 1.0)
+            scaled = counts / max(rows_of(counts, schema), 1.0)
             norm = float(np.linalg.norm(scaled))
             total += scaled * min(1.0, most / norm if norm else 1.0)
         return total + self._noise.normal(len(total)) * self.evaluations.noise_multiplier * most

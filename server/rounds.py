@@ -19,11 +19,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError, InconsistentMessageReplies
 from flwr.serverapp.strategy import Strategy
 
-from common import objective
 from common.errors import RunFailed
 from common.federation import Federation
-from common.model import State
-from common.objective import Metrics
+from common.metrics import Metrics, count_size, metrics_of
+from common.state import State
 from common.wire import records
 from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, COUNTS, LOSS, LOST, METRICS, REFUSED, RUN, WEIGHT
 from server.admission import Admission, Rejection, Statement, admit
@@ -259,19 +258,19 @@ def _evaluate(run: Run, grid: Grid, strategy: Strategy, server_round: int) -> tu
         server_round=server_round,
         metrics={WEIGHT, COUNTS},
         private=run.federation.privacy.row is not None,
-        counts=objective.count_size(schema),
+        counts=count_size(schema),
     )
     _remember(run, admission)
     if run.central:
         noisy = run.central.counts(admission.admitted)
         run.charge()
         run.save(run.state, server_round)  # the model's file says what was charged
-        return objective.metrics(noisy, schema), admission.rejected
+        return metrics_of(noisy, schema), admission.rejected
     if not admission.admitted:
         return None, admission.rejected
     total = strategy.aggregate_evaluate(server_round, admission.admitted)
     assert total is not None, "strategies sum the counts of at least one reply"
-    return objective.metrics(np.asarray(total[COUNTS]), schema), admission.rejected
+    return metrics_of(np.asarray(total[COUNTS]), schema), admission.rejected
 
 
 def _exchange(grid: Grid, messages: Iterable[Message], server_round: int, federation: Federation) -> Iterable[Message]:

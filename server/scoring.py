@@ -11,8 +11,8 @@ from common import model as models
 from common import objective, tables
 from common.encoding import encode
 from common.federation import Federation
-from common.model import State
-from common.objective import Metrics
+from common.metrics import Metrics, metrics_of
+from common.state import State
 
 
 def held_out_scorer(federation: Federation, path: Path) -> Callable[[State], Metrics]:
@@ -25,6 +25,6 @@ def held_out_scorer(federation: Federation, path: Path) -> Callable[[State], Met
 
     def score(state: State) -> Metrics:
         models.load_state(model, state)
-        return objective.metrics(objective.score(model, x, y, schema=schema, loss=loss), schema)
+        return metrics_of(objective.score(model, x, y, schema=schema, loss=loss), schema)
 
     return score

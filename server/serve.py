@@ -21,7 +21,6 @@ from server.app import execute
 from server.grid import GrpcGrid
 from server.progress import ProgressDisplay
 from server.rundir import RunFolder
-from server.scoring import held_out_scorer
 
 
 def serve(
@@ -39,7 +38,11 @@ def serve(
     federation = federations.load(document)
     evaluation_release(federation)
     material = _tls(certificates, insecure)
-    scorer = held_out_scorer(federation, held_out) if held_out else None
+    scorer = None
+    if held_out:
+        from server.scoring import held_out_scorer  # torch, which only this server needs
+
+        scorer = held_out_scorer(federation, held_out)
     _interrupt_on_sigterm()
     log_to(_ConsoleHandler(console))
     quiet_flower()

@@ -28,6 +28,7 @@ from common import model as models
 from common import objective
 from common.errors import RunFailed
 from common.federation import Federation
+from common.metrics import metrics_of
 from common.wire import tls
 from server.progress import ProgressDisplay, print_result
 from server.rundir import RunFolder, load_model
@@ -93,8 +94,8 @@ def score_held_out(federation: Federation, folder: Path, run: Path) -> dict[str,
         own = data.split(rows, schema, key=key, device=torch.device("cpu"))
         loss = federation.training.loss
         counts[name] = objective.score(model, own.validation_x, own.validation_y, schema=schema, loss=loss)
-    together = objective.metrics(sum(counts.values()), schema)  # type: ignore[arg-type]
-    return {**together, "per_client": {name: objective.metrics(c, schema) for name, c in counts.items()}}
+    together = metrics_of(sum(counts.values()), schema)  # type: ignore[arg-type]
+    return {**together, "per_client": {name: metrics_of(c, schema) for name, c in counts.items()}}
 
 
 def _lay_out(folder: Path) -> Federation:

@@ -25,9 +25,9 @@ from client.site import Site
 from common import noise, tables
 from common.errors import ConfigError, DataError, Refusal
 from common.federation import Federation
-from common.model import State
-from common.objective import Metrics
+from common.metrics import Metrics
 from common.schema import Classes
+from common.state import State
 from common.wire.identity import number
 from server.app import execute
 from server.rounds import Event

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.support import ROOT
 
@@ -35,7 +39,7 @@ EDGES = {
     },
     "grpc": {"client/node.py", "server/grid.py", "server/sessions.py"},
     "sqlite3": {"client/ledger.py"},
-    "opacus": {"client/training.py"},
+    "opacus": {"client/dpsgd.py"},
 }
 
 
@@ -79,3 +83,14 @@ def test_flower_and_grpc_stay_at_the_edges():
 def test_the_command_line_imports_only_inside_its_verbs():
     top_level = [n for n in ast.parse((ROOT / "cloister.py").read_text()).body if isinstance(n, ast.ImportFrom)]
     assert {n.module.split(".")[0] for n in top_level} & (set(MAY_IMPORT) | {"torch", "flwr", "rich"}) == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [("server.serve", {"torch", "opacus", "polars"}), ("client.join", {"opacus"})],
+)
+def test_a_process_starts_without_what_it_may_never_need(module, unwanted):
+    # Torch is two thirds of a server's memory; Opacus takes most of a client's time to start.
+    code = f"import sys, {module}; print(sorted({unwanted!r} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"

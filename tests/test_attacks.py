@@ -44,6 +44,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client import app as client_apps
+from client import dpsgd as private_training
 from client import training
 from client.app import client_app
 from client.entries import Entry, spent
@@ -53,7 +54,7 @@ from client.site import ClientFile, DataFile, Site, open_site
 from common import model as models
 from common.errors import ConfigError, LedgerError, Refusal
 from common.federation import Federation
-from common.model import State
+from common.state import State
 from common.wire import records
 from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, CONFIG, REFUSED, RUN
 from simulations.inline import InlineGrid
@@ -121,7 +122,7 @@ def dying(folder: Path, where: str) -> None:
     at = site(folder)
     assert not train(at, 1).has_error()
     if where == "after the charge":
-        training.fit_privately = die  # type: ignore[assignment]
+        private_training.fit_privately = die  # type: ignore[assignment]
     else:
         Ledger.charge = die  # type: ignore[assignment, method-assign]
     train(at, 2)
@@ -162,13 +163,13 @@ def test_a_client_that_is_restarted_after_each_round_pays_as_one_that_never_was(
 
 def test_what_is_sent_is_trained_with_the_noise_that_was_charged(tmp_path, monkeypatch):
     ran: list[training.DPSGD] = []
-    fit = training.fit_privately
+    fit = private_training.fit_privately
 
     def listening(*args: Any, dpsgd: training.DPSGD, **kwargs: Any) -> None:
         ran.append(dpsgd)
         fit(*args, dpsgd=dpsgd, **kwargs)
 
-    monkeypatch.setattr(training, "fit_privately", listening)
+    monkeypatch.setattr(private_training, "fit_privately", listening)
     at = site(tmp_path)
     for server_round in (1, 2):
         train(at, server_round)

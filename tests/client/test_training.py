@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.training import DPSGD, fit, fit_privately
+from client.dpsgd import fit_privately
+from client.training import DPSGD, fit
 from common import noise
 from common.federation import Training
 from common.model import MLP

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from common import objective
+from common.metrics import count_sensitivity, count_size, metrics_of
 from common.schema import Schema
 from tests.support import federation
 
@@ -109,7 +110,7 @@ def test_a_prediction_that_is_no_number_is_the_largest_error_there_is():
 @pytest.mark.parametrize("place", [THREE, NUMBER])
 def test_an_empty_table_counts_nothing(place):
     empty = torch.zeros(0, dtype=torch.int64)
-    assert_array_equal(objective.counts(empty, empty, place), np.zeros(objective.count_size(place)))
+    assert_array_equal(objective.counts(empty, empty, place), np.zeros(count_size(place)))
 
 
 CONFUSION = np.array([[5, 1, 0], [2, 3, 1], [0, 4, 4]], float)  # [true, predicted]
@@ -119,7 +120,7 @@ def test_metrics_of_a_confusion_matrix_worked_out_by_hand():
     # 20 rows, 12 on the diagonal. Columns sum to 7, 8, 5; rows to 6, 6, 8.
     precision, recall = [5 / 7, 3 / 8, 4 / 5], [5 / 6, 3 / 6, 4 / 8]
     f1 = [10 / 13, 6 / 14, 8 / 13]  # 2 hits / (row + column): 13, 14 and 13
-    metrics = objective.metrics(CONFUSION.ravel(), THREE)
+    metrics = metrics_of(CONFUSION.ravel(), THREE)
     per_class = metrics.pop("per_class")
     assert metrics == pytest.approx(
         {"accuracy": 0.6, "precision": sum(precision) / 3, "recall": sum(recall) / 3, "f1": sum(f1) / 3}
@@ -131,14 +132,14 @@ def test_metrics_of_a_confusion_matrix_worked_out_by_hand():
 
 def test_a_ratio_without_a_denominator_is_zero():
     # Class 2 never occurs and is never predicted; class 1 occurs but is never predicted.
-    metrics = objective.metrics(np.array([4, 0, 0, 2, 0, 0, 0, 0, 0], float), THREE)
+    metrics = metrics_of(np.array([4, 0, 0, 2, 0, 0, 0, 0, 0], float), THREE)
     assert metrics["per_class"]["c1"] == metrics["per_class"]["c2"] == {"precision": 0, "recall": 0, "f1": 0}
     assert metrics["accuracy"] == pytest.approx(4 / 6)
 
 
 @pytest.mark.parametrize("place", [THREE, NUMBER])
 def test_metrics_of_nothing_are_zero(place):
-    metrics = objective.metrics(np.zeros(objective.count_size(place)), place)
+    metrics = metrics_of(np.zeros(count_size(place)), place)
     metrics.pop("per_class", None)
     assert set(metrics.values()) == {0.0}
 
@@ -146,30 +147,30 @@ def test_metrics_of_nothing_are_zero(place):
 def test_negative_noisy_counts_are_read_as_none():
     noisy, clean = CONFUSION.copy(), CONFUSION.copy()
     noisy[0, 2], noisy[2, 0], clean[0, 2], clean[2, 0] = -3.5, -0.1, 0, 0
-    assert objective.metrics(noisy.ravel(), THREE) == objective.metrics(clean.ravel(), THREE)
+    assert metrics_of(noisy.ravel(), THREE) == metrics_of(clean.ravel(), THREE)
 
 
 @given(noisy=st.lists(st.floats(-1e6, 1e6), min_size=9, max_size=9))
 def test_metrics_of_any_noisy_counts_are_between_zero_and_one(noisy):
-    metrics = objective.metrics(np.array(noisy), THREE)
+    metrics = metrics_of(np.array(noisy), THREE)
     values = [v for c in metrics.pop("per_class").values() for v in c.values()] + list(metrics.values())
     assert all(0 <= value <= 1 + 1e-9 for value in values)
 
 
 def test_metrics_do_not_change_the_counts():
     counts = np.array([-1.0, 2, 3])
-    objective.metrics(counts, NUMBER)
+    metrics_of(counts, NUMBER)
     assert_array_equal(counts, [-1, 2, 3])
 
 
 def test_errors_of_a_numeric_target_are_in_its_own_unit():
     # The target runs over 200 units: predicted 150 for 100, 250 for 300 and 300 for 300.
     scaled = objective.counts(torch.tensor([0.25, 0.75, 1.0]), torch.tensor([0.0, 1.0, 1.0]), NUMBER)
-    assert objective.metrics(scaled, NUMBER) == pytest.approx({"mae": 100 / 3, "mse": 5000 / 3})
+    assert metrics_of(scaled, NUMBER) == pytest.approx({"mae": 100 / 3, "mse": 5000 / 3})
 
 
 def test_a_noisy_row_count_below_one_does_not_blow_up_the_errors():
-    assert objective.metrics(np.array([-4.0, 0.5, 0.25]), NUMBER) == pytest.approx({"mae": 100, "mse": 10_000})
+    assert metrics_of(np.array([-4.0, 0.5, 0.25]), NUMBER) == pytest.approx({"mae": 100, "mse": 10_000})
 
 
 ROWS = st.integers(1, 30)
@@ -189,15 +190,15 @@ def test_one_row_moves_the_counts_by_at_most_their_sensitivity(place, loss, outp
     y = torch.tensor(data.draw(st.lists(labels, min_size=rows, max_size=rows)))
     predicted = objective.predictions(logits, loss)
     less, more = objective.counts(predicted[1:], y[1:], place), objective.counts(predicted, y, place)
-    assert more.shape == (objective.count_size(place),)
-    assert np.linalg.norm(more - less) <= objective.count_sensitivity(place) * (1 + 1e-6)
+    assert more.shape == (count_size(place),)
+    assert np.linalg.norm(more - less) <= count_sensitivity(place) * (1 + 1e-6)
 
 
 def test_the_sensitivity_is_reached_and_so_cannot_be_lower():
     worst = objective.counts(torch.tensor([1.0]), torch.tensor([0.0]), NUMBER)
-    assert np.linalg.norm(worst) == pytest.approx(objective.count_sensitivity(NUMBER)) == math.sqrt(3)
+    assert np.linalg.norm(worst) == pytest.approx(count_sensitivity(NUMBER)) == math.sqrt(3)
     one = objective.counts(torch.tensor([1]), torch.tensor([0]), THREE)
-    assert np.linalg.norm(one) == objective.count_sensitivity(THREE) == 1
+    assert np.linalg.norm(one) == count_sensitivity(THREE) == 1
 
 
 @pytest.mark.parametrize("place, loss, outputs", [(THREE, "cross_entropy", 3), (NUMBER, "mse", 1)])

@@ -14,8 +14,8 @@ from flwr.serverapp import Grid
 from common import model as models
 from common.errors import RunFailed
 from common.federation import Federation
-from common.model import State
 from common.noise import NoiseSource, seeded
+from common.state import State
 from common.wire import records
 from common.wire.records import ARRAYS, COUNTS, LOSS, LOST, METRICS, WEIGHT
 from server import strategies

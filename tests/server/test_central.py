@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from common import model as models
 from common.errors import PrivacyError
 from common.federation import Federation
-from common.model import State
 from common.noise import NoiseSource, seeded
 from common.privacy import client_releases, epsilon
+from common.state import State
 from common.wire import records
 from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, COUNTS, LOSS, METRICS, WEIGHT
 from server.app import execute

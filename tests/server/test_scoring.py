@@ -9,6 +9,7 @@ from common import model as models
 from common import objective
 from common.encoding import encode
 from common.errors import DataError
+from common.metrics import metrics_of
 from server.scoring import held_out_scorer
 from tests.support import federation, table
 
@@ -38,7 +39,7 @@ def test_a_score_is_objectives_own_on_the_same_table(tmp_path):
     x, y = torch.from_numpy(encoded.x), torch.from_numpy(encoded.y)
     counts = objective.score(model, x, y, schema=document.data_schema, loss="cross_entropy")
     score = held_out_scorer(document, tmp_path / "held_out.parquet")
-    assert score(models.state_of(model)) == objective.metrics(counts, document.data_schema)
+    assert score(models.state_of(model)) == metrics_of(counts, document.data_schema)
 
 
 def test_each_model_is_scored_by_itself_and_the_table_is_read_once(tmp_path):
