@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: setup demo test lint stubs clean
+.PHONY: setup demo test lint bench-wire stubs clean
 
 setup: $(VENV)/.installed
 
@@ -25,6 +25,10 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest
+
+# What the wire costs, beside Flower's own processes; some ten minutes.
+bench-wire: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.wire
 
 # The wire protocol's Python, from its one source; commit what it writes.
 stubs: setup

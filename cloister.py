@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from click import Choice
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 schema_app = typer.Typer(help="Work on the schema of a federation.", no_args_is_help=True)
-certs_app = typer.Typer(help="Make the certificates of a federation.", no_args_is_help=True)
+certs_app = typer.Typer(help="Make, list and revoke the certificates of a federation.", no_args_is_help=True)
 app.add_typer(schema_app, name="schema")
 app.add_typer(certs_app, name="certs")
 
@@ -29,8 +30,10 @@ FederationFile = Annotated[Path, typer.Argument(metavar="FEDERATION.YAML", help=
 OutOption = Annotated[Path | None, typer.Option("--out", help="Run folder to make [default: a new one under runs/].")]
 HeldOutOption = Annotated[Path | None, typer.Option(help="Table to score every round's model on, exactly.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
+LogFormatOption = Annotated[str, typer.Option(click_type=Choice(["text", "json"]), help="What stderr carries.")]
 JSONOption = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 CertsFolder = Annotated[Path, typer.Option("--folder", help="Where the authority and its certificates lie.")]
+CertsDays = Annotated[int, typer.Option("--days", help="How long it is valid: 1 to 825 days.")]
 
 
 def _verb(function: Callable[..., None]) -> Callable[..., None]:
@@ -67,29 +70,51 @@ def demo(
 @app.command()
 @_verb
 def serve(
-    federation: FederationFile,
+    federation: Annotated[Path | None, typer.Argument(metavar="FEDERATION.YAML", help="The document.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="Go on with this run instead.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="With --resume: this many rounds in all.")] = None,
     address: Annotated[str, typer.Option(help="HOST:PORT to listen on; port 0 takes a free one.")] = "127.0.0.1:8443",
     certificates: Annotated[Path | None, typer.Option(help="Folder with ca.pem, server.pem and server.key.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Plain text, on loopback only.")] = False,
     out: OutOption = None,
     held_out: HeldOutOption = None,
     wait: Annotated[float | None, typer.Option(help="Seconds to wait for enough clients [default: for ever].")] = None,
+    max_clients: Annotated[int, typer.Option(min=1, help="Sessions at a time; more are told to wait.")] = 10_000,
+    metrics: Annotated[int | None, typer.Option(metavar="PORT", help="Prometheus metrics on 127.0.0.1.")] = None,
+    log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
 ) -> None:
     """Coordinate a federation: the server process.
 
     Example: `cloister serve simulations/heart/federation.yaml --certificates simulations/heart/certs`
-    """
-    from server.serve import serve as run
 
-    result, folder = run(
-        federation,
+    After a crash or an upgrade: `cloister serve --resume runs/... --certificates simulations/heart/certs`
+    """
+    from common.logs import LogFormat
+    from server import serve as server
+    from server.gate import Limits
+
+    if (federation is None) == (resume is None):
+        raise typer.BadParameter("give either FEDERATION.YAML or --resume RUN_DIR")
+    if resume is not None and out is not None:
+        raise typer.BadParameter("--out is for a new run; with --resume the run stays in its folder")
+    if federation is not None:
+        if rounds is not None:
+            raise typer.BadParameter("--rounds belongs to --resume; a new run has the rounds of its document")
+        begun = server.new_run(federation, out=out)
+    else:
+        assert resume is not None
+        begun = server.resumed_run(resume, rounds=rounds)
+    result, folder = server.serve(
+        begun,
         address=address,
         certificates=certificates,
         insecure=insecure,
-        out=out,
         held_out=held_out,
         wait_s=wait,
+        limits=Limits(sessions=max_clients),
+        metrics_port=metrics,
+        log_format=LogFormat(log_format),
         console=_console(quiet),
     )
     _finish(result, folder)
@@ -97,9 +122,35 @@ def serve(
 
 @app.command()
 @_verb
+def status(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the server listens.")],
+    certificates: Annotated[Path | None, typer.Option(help="Folder with ca.pem and a certificate.")] = None,
+    name: Annotated[str, typer.Option(help="Whose certificate in that folder.")] = "operator",
+    as_json: JSONOption = False,
+) -> None:
+    """How a run goes: its round, its clients, and what each is doing. A client's certificate shows that client alone.
+
+    Example: `cloister status 127.0.0.1:8443 --certificates simulations/heart/certs`
+    """
+    import json
+
+    from rich.console import Console
+
+    from server import status as statuses
+
+    told = statuses.ask(address, certificates=certificates, name=name)
+    if as_json:
+        print(json.dumps(told, indent=2))
+    else:
+        statuses.show(told, Console())
+
+
+@app.command()
+@_verb
 def join(
     client: Annotated[Path, typer.Argument(metavar="CLIENT.YAML", help="The client file.")],
     wait: Annotated[float, typer.Option(help="Seconds the server may be away before giving up.")] = 300.0,
+    log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
 ) -> None:
     """Take part in a federation with one table: a client process.
@@ -107,9 +158,9 @@ def join(
     Example: `cloister join simulations/heart/cleveland.yaml`
     """
     from client.join import join as run
+    from common.logs import LogFormat
 
-    console = _console(quiet)
-    raise typer.Exit(run(client, wait_s=wait, say=lambda text: console.print(text, markup=False, soft_wrap=True)))
+    raise typer.Exit(run(client, wait_s=wait, log_format=LogFormat(log_format), console=_console(quiet)))
 
 
 @app.command()
@@ -239,9 +290,9 @@ def certs_init(folder: CertsFolder = Path("certs")) -> None:
 
     Example: `cloister certs init`
     """
-    from common.wire import tls
+    from common.wire import authority
 
-    tls.create_authority(folder)
+    authority.create_authority(folder)
     print(f"{folder / 'ca.pem'} is for everyone; {folder / 'ca.key'} signs certificates and stays with you")
 
 
@@ -250,30 +301,92 @@ def certs_init(folder: CertsFolder = Path("certs")) -> None:
 def certs_server(
     hosts: Annotated[list[str], typer.Argument(metavar="HOST...", help="Names or addresses clients will use.")],
     folder: CertsFolder = Path("certs"),
+    days: CertsDays = 397,
 ) -> None:
     """Make the server's certificate, valid for the given hosts.
 
     Example: `cloister certs server 127.0.0.1 localhost`
     """
-    from common.wire import tls
+    from common.wire import authority
 
-    tls.create_server(folder, hosts)
+    authority.create_server(folder, hosts, days=days)
     print(f"{folder / 'server.pem'} and {folder / 'server.key'}, for {', '.join(hosts)}")
 
 
 @certs_app.command("client")
 @_verb
 def certs_client(
-    name: Annotated[str, typer.Argument(help="The client's name.")], folder: CertsFolder = Path("certs")
+    name: Annotated[str, typer.Argument(help="The client's name.")],
+    folder: CertsFolder = Path("certs"),
+    days: CertsDays = 397,
 ) -> None:
     """Make a client's certificate. Send it its NAME.pem, NAME.key and ca.pem, nothing else.
 
     Example: `cloister certs client cleveland`
     """
-    from common.wire import tls
+    from common.wire import authority
 
-    tls.create_client(folder, name)
+    authority.create_client(folder, name, days=days)
     print(f"{folder / f'{name}.pem'} and {folder / f'{name}.key'}, for {name}")
+    print(f"keep a copy of {name}.pem here: it is what `cloister certs revoke {name}` needs")
+
+
+@certs_app.command("operator")
+@_verb
+def certs_operator(
+    name: Annotated[str, typer.Argument(help="What to call it.")] = "operator",
+    folder: CertsFolder = Path("certs"),
+    days: CertsDays = 397,
+) -> None:
+    """Make a certificate for whoever runs the federation: it may see all clients, so it is for no client.
+
+    Example: `cloister certs operator`
+    """
+    from common.wire import authority
+
+    authority.create_operator(folder, name, days=days)
+    print(f"{folder / f'{name}.pem'} and {folder / f'{name}.key'}, for whoever runs the federation")
+    print("`cloister status` shows every client to those who have them; send them to none of the clients")
+
+
+@certs_app.command("revoke")
+@_verb
+def certs_revoke(
+    name: Annotated[str, typer.Argument(help="Which certificate: NAME for NAME.pem.")],
+    folder: CertsFolder = Path("certs"),
+) -> None:
+    """Revoke a certificate, for good: the server lets nobody in with it any more. Its files are moved aside.
+
+    Example: `cloister certs revoke cleveland`
+    """
+    from common.wire import authority
+
+    aside, again = authority.revoke(folder, name)
+    print(f"{name} is revoked, and its certificate is now {aside}; `{again}` makes a new one")
+    print(
+        "a running server rereads revoked.pem by itself; "
+        f"copy {folder / 'revoked.pem'} to where `cloister serve` finds its certificates, if that is elsewhere"
+    )
+    if name == "server":
+        print("warning: clients read no such list, and trust who has the old server.key until it expires")
+
+
+@certs_app.command("list")
+@_verb
+def certs_list(folder: CertsFolder = Path("certs"), as_json: JSONOption = False) -> None:
+    """Show every certificate of a folder: for whom, until when, and whether it still holds.
+
+    Example: `cloister certs list`
+    """
+    from rich.console import Console
+
+    from common.wire import listing
+
+    found = listing.certificates_in(folder)
+    if as_json:
+        _print({"certificates": [one.describe() for one in found]}, [], as_json)
+    else:
+        listing.show(found, Console())
 
 
 def _print(value: dict[str, Any], lines: list[str], as_json: bool) -> None:
@@ -295,7 +408,7 @@ def _finish(result: dict[str, Any], folder: Path) -> None:
 
     print_result(result, folder)
     if result["status"] == "stopped":
-        raise typer.Exit(130)
+        raise typer.Exit(143 if result["reason"].startswith("terminated") else 130)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from common import noise, objective
 from common.errors import BudgetExhausted, ConfigError, DataError, Refusal
 from common.federation import Federation, FedProx
 from common.metrics import count_sensitivity
-from common.wire import records
+from common.wire import compression, records
 from common.wire.records import ARRAYS, CONFIG, COUNTS, LOSS, METRICS, PRIVACY, RUN, WEIGHT
 
 SiteOf = Callable[[Context], AbstractContextManager[Site]]
@@ -104,7 +104,9 @@ def _train(site: Site, message: Message, run: str) -> RecordDict:
             proximal_mu=mu,
         )
         metrics = MetricRecord({WEIGHT: float(budget.plan.rows or 1)})  # equal weights where no count is told
-    content[ARRAYS] = records.from_state(models.state_of(model))
+    start = records.to_state(message.content.array_records[ARRAYS])
+    dtype = federation.wire.dtype
+    content[ARRAYS] = records.from_state(compression.pack(models.state_of(model), start, dtype, site.noise.uniform))
     content[METRICS] = metrics
     return _with_statement(content, budget)
 

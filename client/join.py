@@ -3,42 +3,58 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
 
+from rich.console import Console
+
 from client.node import Node, Say
 from client.site import load_client_file, resolve_device
 from common.errors import CertificateError, ConfigError
-from common.logs import log_to, quiet_flower
+from common.logs import LogFormat, json_handler, log_to, quiet_flower
 from common.wire import tls
 
+log = logging.getLogger("cloister.client")
+
 INTERRUPTED = 130
+LONGEST_FAREWELL_S = 4.0  # for the task in hand, so that all is over within 10
 
 
-def join(document: Path, *, wait_s: float, say: Say) -> int:
+def join(document: Path, *, wait_s: float, log_format: LogFormat, console: Console) -> int:
     """Takes part until the run is over. Returns the exit code: 0, or 130 after Ctrl-C.
 
     Raises:
         CloisterError: what `Node.run` raises, and mistakes in the file, its certificates or its device.
     """
     settings = load_client_file(document)
-    material = None
-    if settings.tls is not None:
-        files = settings.tls
-        material = tls.load(Path(files.ca), Path(files.certificate), Path(files.key))
-    else:
+    say = _say(log_format, console)
+    if (files := settings.tls) is None:
         host = settings.server.rpartition(":")[0]
         if not tls.is_loopback(host):
             raise CertificateError(f"{document}: tls is null, and plain text is for loopback only, not {host}")
         if settings.name is None:
             raise ConfigError([f"{document}: name is missing; without TLS no certificate says who you are"])
+        material = None
+    else:
+        material = functools.partial(tls.load, Path(files.ca), Path(files.certificate), Path(files.key))
+        if (warning := tls.expiry_warning(material().certificate, Path(files.certificate))) is not None:
+            say(f"warning: {warning}")
     resolve_device(settings.device)
     quiet_flower()
-    log_to(logging.StreamHandler())
+    log_to(json_handler() if log_format == LogFormat.JSON else logging.StreamHandler())
     node = Node(settings, tls=material, wait_s=wait_s, say=say, ask=_ask if sys.stdin.isatty() else None)
     return asyncio.run(_until_interrupted(node, say))
+
+
+def _say(log_format: LogFormat, console: Console) -> Say:
+    """How the owner is told."""
+    if log_format == LogFormat.JSON:
+        return log.info
+    return lambda text: console.print(text, markup=False, soft_wrap=True)
 
 
 async def _until_interrupted(node: Node, say: Say) -> int:
@@ -58,8 +74,12 @@ async def _until_interrupted(node: Node, say: Say) -> int:
         signal.signal(number, signal.SIG_DFL)
     await node.leave("interrupted by its owner")
     work.cancel()
-    await asyncio.gather(work, return_exceptions=True)  # whatever it met on the way out, we have left
+    _, unfinished = await asyncio.wait([work], timeout=LONGEST_FAREWELL_S)  # whatever it meets on the way out
     say("left the federation")
+    if unfinished:
+        # A step of training cannot be interrupted. What it may release is charged, and has not left.
+        say("the task in hand was given up")
+        os._exit(INTERRUPTED)
     return INTERRUPTED
 
 

@@ -7,9 +7,7 @@ are and the last one's hash, is kept in a file of its own, written after each ch
 was cut off, rewritten or brought back from an old copy, and is refused. Who can write both files can still forge them;
 keep the head on another disk, or write it down (`cloister budget --head`), to be safe from that too.
 
-Beside the entries stand the plans (so that a restart goes on with the noise that was calibrated) and the finished
-replies that no server has acknowledged yet (so that a reply that must be sent again is the same bytes, without a new
-charge).
+Beside the entries stand the plans, so that a restart goes on with the noise that was calibrated.
 """
 
 from __future__ import annotations
@@ -33,7 +31,6 @@ from common.errors import LedgerError
 _TABLES = """
 CREATE TABLE IF NOT EXISTS entries (id INTEGER PRIMARY KEY, body TEXT NOT NULL, hash TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS plans (run TEXT PRIMARY KEY, body TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS replies (task TEXT PRIMARY KEY, payload BLOB NOT NULL);
 CREATE TRIGGER IF NOT EXISTS entries_stay BEFORE DELETE ON entries
     BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER IF NOT EXISTS entries_keep BEFORE UPDATE ON entries
@@ -236,25 +233,6 @@ class Ledger:
     def store_plan(self, run: str, plan: dict[str, Any]) -> None:
         with self._transaction():
             self._db.execute("INSERT INTO plans (run, body) VALUES (?, ?)", (run, json.dumps(plan)))
-
-    def reply(self, task: str) -> bytes | None:
-        """A finished reply that was not acknowledged."""
-        rows = self._read("SELECT payload FROM replies WHERE task = ?", task)
-        return bytes(rows[0][0]) if rows else None
-
-    def store_reply(self, task: str, payload: bytes) -> None:
-        with self._transaction():
-            self._db.execute("INSERT OR REPLACE INTO replies (task, payload) VALUES (?, ?)", (task, payload))
-
-    def acknowledge(self, task: str) -> None:
-        """The server has the reply; it need not be kept."""
-        with self._transaction():
-            self._db.execute("DELETE FROM replies WHERE task = ?", (task,))
-
-    def forget_replies(self, but: str) -> None:
-        """Deletes the replies whose names do not begin so: no server that may still ask for them is served now."""
-        with self._transaction():
-            self._db.execute("DELETE FROM replies WHERE substr(task, 1, ?) != ?", (len(but), but))
 
     def _read(self, query: str, *values: str) -> list[Any]:
         try:

@@ -22,6 +22,7 @@ from flwr.app import Context, Message, RecordDict
 
 from client import approval
 from client.app import client_app
+from client.outbox import Outbox
 from client.site import ClientFile, Site, open_site
 from common import federation as federations
 from common.errors import (
@@ -58,12 +59,20 @@ class Node:
     """One participant's process. `run` returns when the federation has finished or the owner's side says no."""
 
     def __init__(
-        self, settings: ClientFile, *, tls: TLSMaterial | None, wait_s: float, say: Say, ask: Ask | None = None
+        self,
+        settings: ClientFile,
+        *,
+        tls: Callable[[], TLSMaterial] | None,
+        wait_s: float,
+        say: Say,
+        ask: Ask | None = None,
     ) -> None:
-        """`wait_s` is how long the server may be away before the node gives up. `say` tells the owner; `ask` puts
-        a question that is answered by yes or no, None where nobody can be asked."""
+        """`tls` is asked before each connection, so that a renewed certificate needs no restart; None is plain text on
+        loopback. `wait_s` is how long the server may be away before the node gives up. `say` tells the owner; `ask`
+        puts a question that is answered by yes or no, None where nobody can be asked."""
         self._settings, self._tls, self._wait_s, self._say, self._ask = settings, tls, wait_s, say, ask
         self._site: Site | None = None
+        self._outbox: Outbox | None = None
         self._fingerprint = ""
         self._run = ""
         self._name = ""
@@ -132,7 +141,8 @@ class Node:
     def _channel(self) -> grpc.aio.Channel:
         if self._tls is None:
             return grpc.aio.insecure_channel(self._settings.server, options=OPTIONS)
-        credentials = grpc.ssl_channel_credentials(self._tls.ca, self._tls.key, self._tls.certificate)
+        material = self._tls()
+        credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.certificate)
         return grpc.aio.secure_channel(self._settings.server, credentials, options=OPTIONS)
 
     async def _session(self, call: Call) -> str | None:
@@ -146,18 +156,22 @@ class Node:
                 await self._welcomed(frame.welcome)
             elif kind == "rejected":
                 raise ProtocolError(f"the server turned us away: {frame.rejected.reason}")
-            elif kind == "task":
-                incoming = frame.task, codec.Assembly(frame.task.size)
-            elif kind == "chunk" and incoming is not None:
-                if (content := incoming[1].add(frame.chunk.data)) is not None:
-                    self._begin(incoming[0], content)
+            elif kind == "task" or (kind == "chunk" and incoming is not None):
+                if kind == "task":
+                    incoming = frame.task, codec.Assembly(frame.task.size)
+                task, assembly = incoming  # type: ignore[misc]
+                if (content := assembly.add(frame.task.data if kind == "task" else frame.chunk.data)) is not None:
+                    self._begin(task, content)
                     incoming = None
             elif kind == "ack":
-                assert self._site is not None
-                self._site.ledger.acknowledge(self._key(frame.ack.id))
+                assert self._outbox is not None
+                self._outbox.drop(frame.ack.id)
             elif kind == "goodbye":
                 if frame.goodbye.finished:
                     return str(frame.goodbye.reason)
+                if frame.goodbye.comes_back:
+                    self._say(f"the server has ended and will come back: {frame.goodbye.reason}")
+                    return None
                 raise ConnectionFailed(f"the server ended the session: {frame.goodbye.reason}")
             else:
                 raise ProtocolError(f"the server sent a frame {kind} that is not expected here")
@@ -174,7 +188,7 @@ class Node:
                 raise Refusal("the federation is not the one that was agreed to before the link broke")
             elif welcome.run != self._run:
                 await self._in_thread(self._site.budget, welcome.run)
-                self._run = welcome.run
+                self._begin_run(welcome.run)
         except BudgetExhausted as error:
             await self._refuse(BUDGET_EXHAUSTED, str(error))
             raise
@@ -214,13 +228,18 @@ class Node:
                 import client.dpsgd  # noqa: F401  it takes seconds: now, before we say ready, and not in a round
 
                 self._say(budget.describe())
-            site.ledger.forget_replies(f"{federation.fingerprint}/{welcome.run}/")
+            self._fingerprint = federation.fingerprint
+            self._begin_run(welcome.run)
         except BaseException:
             site.ledger.close()
             raise
-        self._site, self._run, self._name = site, welcome.run, welcome.name
-        self._fingerprint = federation.fingerprint
+        self._site, self._name = site, welcome.name
         self._app = client_app(lambda context: nullcontext(site))
+
+    def _begin_run(self, run: str) -> None:
+        """Another federation or run that asks for the same task does not get this one's reply."""
+        self._outbox = Outbox(self._settings.outbox, run=f"{self._fingerprint}/{run}")
+        self._run = run
 
     async def _refuse(self, code: int, reason: str) -> None:
         await self._send(pb.ClientFrame(failure=pb.Failure(code=code, reason=reason)))
@@ -235,12 +254,11 @@ class Node:
         work.add_done_callback(lambda _: self._working.pop(task.id, None))
 
     async def _do(self, task: pb.Task, content: bytes) -> None:
-        assert self._site is not None
-        ledger = self._site.ledger
+        assert self._outbox is not None
         async with self._one_at_a_time:
             answer: bytes | pb.Failure | None
             try:
-                answer = ledger.reply(self._key(task.id))
+                answer = self._outbox.find(task.id)
                 if answer is None:
                     await self._rest(task)
                     answer = await self._in_thread(self._work, task, content)
@@ -249,10 +267,6 @@ class Node:
                 answer = pb.Failure(id=task.id, code=FAILED, reason="the client failed; its own log says more")
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await self._reply(task.id, answer)
-
-    def _key(self, task_id: str) -> str:
-        """A reply's name in the ledger: another federation or run that asks for the same task does not get it."""
-        return f"{self._fingerprint}/{self._run}/{task_id}"
 
     async def _rest(self, task: pb.Task) -> None:
         """Waits until the policy allows the next round, if the task's time does: otherwise it will be refused."""
@@ -264,13 +278,13 @@ class Node:
 
     def _work(self, task: pb.Task, content: bytes) -> bytes | pb.Failure:
         """Runs the ClientApp on a task. A finished reply is stored before it is sent."""
-        assert self._site is not None
+        assert self._site is not None and self._outbox is not None
         reply = self._app(*self._message(task, codec.decode(content)))
         if reply.has_error():
             self._say(f"round {task.group}: {task.type}: {reply.error.reason}")
             return pb.Failure(id=task.id, code=reply.error.code, reason=reply.error.reason or "")
         payload = codec.encode(reply.content)
-        self._site.ledger.store_reply(self._key(task.id), payload)
+        self._outbox.keep(task.id, payload)
         budget = self._site.budget(self._run)
         cost = f", epsilon {budget.epsilon:.2f} of {budget.limit:g} spent" if budget else ""
         self._say(f"round {task.group}: {task.type} done{cost}")
@@ -289,9 +303,10 @@ class Node:
             await self._send(pb.ClientFrame(failure=answer))
             return
         async with self._sending:
-            await call.write(pb.ClientFrame(reply=pb.Reply(id=task_id, size=len(answer))))
-            for chunk in codec.chunks(answer):
-                await call.write(pb.ClientFrame(chunk=pb.Chunk(data=chunk)))
+            first, others = codec.parts(answer)
+            await call.write(pb.ClientFrame(reply=pb.Reply(id=task_id, size=len(answer), data=first)))
+            for part in others:
+                await call.write(pb.ClientFrame(chunk=pb.Chunk(data=part)))
 
     async def _send(self, frame: pb.ClientFrame) -> None:
         if (call := self._call) is None:
@@ -308,6 +323,11 @@ async def _frames(call: Call) -> AsyncIterator[pb.ServerFrame]:
 
 def _reason(error: grpc.aio.AioRpcError) -> str:
     """gRPC's account of a broken link, in short. Raises `CertificateError` where waiting would not help."""
+    if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+        raise CertificateError(
+            "the server does not accept our certificate; it may be revoked, or not a client's: whoever runs the server "
+            "finds the reason in its log"
+        ) from error
     details = error.details() or error.code().name
     for mark, what in (
         (

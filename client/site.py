@@ -64,6 +64,11 @@ class ClientFile(Document):
         """The dataset's account."""
         return Path(self.state) / f"{self.data.name}.ledger"
 
+    @property
+    def outbox(self) -> Path:
+        """Where replies wait until the server has them."""
+        return Path(self.state) / f"{self.data.name}.outbox"
+
 
 def load_client_file(path: Path) -> ClientFile:
     """Reads client.yaml, its paths made absolute. Raises `ConfigError` with every mistake."""

@@ -18,6 +18,7 @@ from pydantic import Field
 from common import documents
 from common.documents import Document
 from common.errors import ConfigError
+from common.metrics import LOWER_IS_BETTER, OF_CLASSES
 from common.mistakes import Problem
 from common.schema import Classes, Schema
 
@@ -28,6 +29,7 @@ Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Rounds = Annotated[int, Field(ge=1, le=1_000_000)]
 # Far outside, float32 rounds a clipped gradient up by more than the noise covers.
 Clip = Annotated[float, Field(ge=1e-6, le=1e6)]
+Dtype = Literal["float32", "bfloat16", "int8"]
 
 
 class Model(Document):
@@ -36,6 +38,14 @@ class Model(Document):
     hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...]
     activation: Literal["relu", "sigmoid", "tanh"] = "relu"
     dropout: Fraction = 0.0
+
+
+class EarlyStopping(Document):
+    """Ends a run when its evaluations no longer get better."""
+
+    metric: Literal["accuracy", "precision", "recall", "f1", "mae", "mse"]
+    patience: Count = 3  # evaluations in a row that are not better
+    min_change: NonNegative = 0.0  # than the best by so much; should exceed the metric's noise
 
 
 class Training(Document):
@@ -51,6 +61,7 @@ class Training(Document):
     nesterov: bool = False
     weight_decay: NonNegative = 0.0
     loss: Literal["cross_entropy", "binary_cross_entropy", "mse"] = "cross_entropy"
+    early_stopping: EarlyStopping | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # initial weights and the server's sampling; never noise
 
     def steps(self, sampling_rate: float) -> int:
@@ -76,6 +87,7 @@ class _Rounds(Document):
 
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the connected clients that a round asks
     min_clients: Count = 2  # quorum: a round starts with, and counts with, at least so many
+    over_selection: Annotated[float, Field(ge=0, le=4)] = 0.0  # asks so many more, and waits only for the first
     round_timeout: Positive = 600.0  # seconds
     max_failed_rounds: Count = 3  # so many failed rounds in a row end the run
 
@@ -255,6 +267,12 @@ class Privacy(Document):
         return {name: unit.epsilon for name, unit in units.items() if unit is not None}
 
 
+class Wire(Document):
+    """In which numbers a client's update travels to the server, rounded without bias (common/wire/compression.py)."""
+
+    dtype: Dtype = "float32"
+
+
 class Federation(Document):
     """The agreed document, checked."""
 
@@ -264,12 +282,14 @@ class Federation(Document):
     training: Training
     strategy: StrategyChoice
     privacy: Privacy
+    wire: Wire = Wire()
 
     def contradictions(self) -> Iterator[Problem]:
         for part in ("data_schema", "training", "privacy"):
             for key, sentence in getattr(self, part).contradictions():
                 yield ("schema" if part == "data_schema" else part, *key), sentence
         yield from self._loss_problems()
+        yield from self._early_stopping_problems()
         yield from self._strategy_problems()
         private = self.privacy.row is not None or self.privacy.client is not None
         if private and self.data_schema.validation_fraction == 0 and self.privacy.evaluation.every:
@@ -292,6 +312,16 @@ class Federation(Document):
         elif loss != "mse":
             yield key, f"{loss} needs a target with classes; for a numeric target use mse"
 
+    def _early_stopping_problems(self) -> Iterator[Problem]:
+        if (rule := self.training.early_stopping) is None:
+            return
+        key = ("training", "early_stopping", "metric")
+        fitting = OF_CLASSES if isinstance(self.data_schema.target, Classes) else LOWER_IS_BETTER
+        if rule.metric not in fitting:
+            yield key, f"must be one of {', '.join(fitting)} for this target (got {rule.metric})"
+        if not self.evaluation_rounds:
+            yield key, "is never evaluated; set privacy.evaluation.every and schema.validation_fraction above 0"
+
     def _strategy_problems(self) -> Iterator[Problem]:
         strategy, clients = self.strategy, self.strategy.min_clients
         # Blanchard et al. 2017 need n >= 2f + 3 for Krum, El Mhamdi et al. 2018 n >= 4f + 3 for Bulyan.
@@ -305,6 +335,11 @@ class Federation(Document):
             yield ("strategy", "num_nodes_to_select"), f"must be at most min_clients, {clients}"
         if self.privacy.client is not None and strategy.name not in OF_A_MEAN:
             yield ("strategy", "name"), f"privacy.client needs a strategy of a mean: {', '.join(OF_A_MEAN)}"
+        if self.privacy.client is not None and strategy.over_selection:
+            yield (
+                ("strategy", "over_selection"),
+                "must be 0 with privacy.client, whose guarantee rests on who is sampled; fraction can be larger",
+            )
         if self.privacy.client is not None and clients > self.privacy.client.clients:
             yield ("strategy", "min_clients"), f"must be at most privacy.client.clients, {self.privacy.client.clients}"
         whole, row = self.privacy.client, self.privacy.row
@@ -334,6 +369,15 @@ class Federation(Document):
     def fingerprint(self) -> str:
         """SHA-256 of `canonical`, in hex."""
         return hashlib.sha256(self.canonical.encode()).hexdigest()
+
+    def with_rounds(self, rounds: int) -> Federation:
+        """The same federation, for another number of rounds. Raises `ConfigError`."""
+        value = json.loads(self.canonical)
+        value["training"]["rounds"] = rounds
+        try:
+            return documents.validate(value, Federation)
+        except documents.Mistakes as error:
+            raise ConfigError([str(error)]) from error
 
     @property
     def evaluation_rounds(self) -> tuple[int, ...]:

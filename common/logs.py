@@ -1,8 +1,19 @@
-"""Our own log, and Flower's."""
+"""Our own log, for people or for programs, and Flower's."""
 
 from __future__ import annotations
 
+import json
 import logging
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+
+class LogFormat(StrEnum):
+    """How a process tells what it does, on stderr."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 def log_to(handler: logging.Handler) -> None:
@@ -13,6 +24,30 @@ def log_to(handler: logging.Handler) -> None:
     logger.setLevel(logging.INFO)
 
 
+def json_handler() -> logging.Handler:
+    """One JSON object a line, on stderr: time, level, logger, message, and what a record carries besides."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JSONFormatter())
+    return handler
+
+
 def quiet_flower() -> None:
     """Flower logs each step of each round at INFO; our own progress says it better."""
     logging.getLogger("flwr").setLevel(logging.WARNING)
+
+
+_USUAL = {*vars(logging.makeLogRecord({})), "message", "taskName"}
+
+
+class _JSONFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: value for name, value in vars(record).items() if name not in _USUAL}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)

@@ -20,6 +20,9 @@ from common.schema import Classes, Schema
 Counts = NDArray[np.float64]
 Metrics = dict[str, Any]
 
+OF_CLASSES = ("accuracy", "precision", "recall", "f1")
+LOWER_IS_BETTER = ("mae", "mse")  # those of a number
+
 
 def count_size(schema: Schema) -> int:
     """How many numbers `counts` returns."""

@@ -6,7 +6,7 @@ one is left out with a reason:
     not asked this round, or asked in another           rejected
     a second reply of one client                        rejected
     an error                                            a failure, with its code
-    array names, their order, shapes or types differ    rejected
+    array names, their order, shapes or types differ    rejected, also in the form in which updates travel
     NaN or infinity in an array, a metric or a weight   rejected
     a weight that is 0 or less, or above 10^12          rejected
     metrics other than those expected                   rejected
@@ -16,13 +16,18 @@ one is left out with a reason:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from numpy.typing import NDArray
 
+from common.errors import ProtocolError
+from common.federation import Dtype
+from common.state import State
+from common.wire import compression, records
 from common.wire.records import ARRAYS, COUNTS, FAILED, METRICS, PRIVACY, WEIGHT
 
 Statement = dict[str, float]
@@ -39,79 +44,86 @@ class Rejection:
     reason: str
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Admission:
-    """One round's replies, sorted."""
+    """One round's replies, sorted as they come."""
+
+    asked: Collection[int]  # the nodes that this round asked
+    server_round: int
+    metrics: Collection[str]  # the names that a reply's metrics must have, all and no other
+    private: bool = False  # whether each reply must say what its client has released
+    state: State | None = None  # training only: the model that was sent, which each reply's arrays must resemble
+    wire: Dtype = "float32"  # training only: the type in which updates travel
+    counts: int | None = None  # evaluation only: how many counts there are
+    keep: bool = True  # keep what is admitted? A sum needs each reply once
 
     admitted: list[Message] = field(default_factory=list)
+    nodes: set[int] = field(default_factory=set)  # whose replies were admitted
     rejected: list[Rejection] = field(default_factory=list)
     statements: dict[int, Statement] = field(default_factory=dict)  # what private clients say they released
+    _seen: set[int] = field(default_factory=set)
+
+    def take(self, reply: Message) -> bool:
+        """Admits a reply, or notes why not."""
+        node_id = reply.metadata.src_node_id
+        try:
+            if node_id not in self.asked or reply.metadata.group_id != str(self.server_round):
+                raise _Fault(f"answers a task that round {self.server_round} did not give it")
+            if node_id in self._seen:
+                raise _Fault("answered this round already")
+            self._seen.add(node_id)
+            if reply.has_error():
+                code = reply.error.code or FAILED
+                self.rejected.append(Rejection(node_id, code, reply.error.reason or "no reason given"))
+                return False
+            # What a client says it has released, it has, also in a reply that does not count.
+            if (statement := _statement(reply)) is not None:
+                self.statements[node_id] = statement
+            if self.state is not None:
+                _check_arrays(reply, self.state, self.wire)
+            _check_metrics(reply, self.metrics, self.counts)
+            if self.private and statement is None:
+                raise _Fault("a private client must state what it has released, and this reply does not")
+        except _Fault as fault:
+            self.rejected.append(Rejection(node_id, 0, str(fault)))
+            return False
+        self.nodes.add(node_id)
+        if self.keep:
+            self.admitted.append(reply)
+        return True
+
+    @property
+    def silent(self) -> list[int]:
+        """Who was asked and has not answered."""
+        return [node for node in self.asked if node not in self._seen]
 
 
 class _Fault(Exception):
     pass
 
 
-def admit(
-    replies: Iterable[Message],
-    *,
-    asked: Collection[int],
-    server_round: int,
-    metrics: Collection[str],
-    private: bool = False,
-    state: Mapping[str, NDArray[np.float32]] | None = None,
-    counts: int | None = None,
-) -> Admission:
-    """Sorts replies.
-
-    Args:
-        asked: the nodes that this round asked.
-        metrics: the names that a reply's metrics must have, all and no other.
-        private: whether each reply must say what its client has released.
-        state: training only: the arrays that each reply's arrays must resemble.
-        counts: evaluation only: how many counts there are.
-    """
-    result = Admission()
-    seen: set[int] = set()
+def admit(replies: Iterable[Message], **rules: Any) -> Admission:
+    """Sorts replies that are all there."""
+    result = Admission(**rules)
     for reply in replies:
-        node_id = reply.metadata.src_node_id
-        try:
-            if node_id not in asked or reply.metadata.group_id != str(server_round):
-                raise _Fault(f"answers a task that round {server_round} did not give it")
-            if node_id in seen:
-                raise _Fault("answered this round already")
-            seen.add(node_id)
-            if reply.has_error():
-                code = reply.error.code or FAILED
-                result.rejected.append(Rejection(node_id, code, reply.error.reason or "no reason given"))
-                continue
-            # What a client says it has released, it has, also in a reply that does not count.
-            if (statement := _statement(reply)) is not None:
-                result.statements[node_id] = statement
-            if state is not None:
-                _check_arrays(reply, state)
-            _check_metrics(reply, metrics, counts)
-            if private and statement is None:
-                raise _Fault("a private client must state what it has released, and this reply does not")
-        except _Fault as fault:
-            result.rejected.append(Rejection(node_id, 0, str(fault)))
-            continue
-        result.admitted.append(reply)
+        result.take(reply)
     return result
 
 
-def _check_arrays(reply: Message, state: Mapping[str, NDArray[np.float32]]) -> None:
-    records = reply.content.array_records
-    if list(records) != [ARRAYS]:
-        raise _Fault(f"expected one record of arrays called {ARRAYS}, got {list(records)}")
-    record = records[ARRAYS]
+def _check_arrays(reply: Message, state: State, wire: Dtype) -> None:
+    found = reply.content.array_records
+    if list(found) != [ARRAYS]:
+        raise _Fault(f"expected one record of arrays called {ARRAYS}, got {list(found)}")
+    if wire != "float32":
+        _unpack(reply, state, wire)
+    record = reply.content.array_records[ARRAYS]
     if list(record) != list(state):
         raise _Fault(f"arrays must be {', '.join(state)}; got {', '.join(record) or 'none'}")
     for name, expected in state.items():
+        array = _read(record, name)
         try:
-            array = record[name].numpy()
             shape, dtype = array.shape, array.dtype  # what numpy reads from an archive has neither
-        except Exception as error:  # numpy's reader has no exception of its own
+        except AttributeError as error:
             raise _Fault(f"array {name} cannot be read") from error
         if shape != expected.shape or dtype != expected.dtype:
             raise _Fault(f"array {name} must be {expected.dtype} {list(expected.shape)}, got {dtype} {list(shape)}")
@@ -119,11 +131,28 @@ def _check_arrays(reply: Message, state: Mapping[str, NDArray[np.float32]]) -> N
             raise _Fault(f"array {name} has NaN or infinite values")
 
 
+def _unpack(reply: Message, state: State, wire: Dtype) -> None:
+    """Replaces the packed update by the model it makes."""
+    record = reply.content.array_records[ARRAYS]
+    try:
+        unpacked = compression.unpack({name: _read(record, name) for name in record}, state, wire)
+    except ProtocolError as error:
+        raise _Fault(str(error)) from error
+    reply.content[ARRAYS] = records.from_state(unpacked)
+
+
+def _read(record: ArrayRecord, name: str) -> NDArray[Any]:
+    try:
+        return record[name].numpy()
+    except Exception as error:  # numpy's reader has no exception of its own
+        raise _Fault(f"array {name} cannot be read") from error
+
+
 def _check_metrics(reply: Message, expected: Collection[str], counts: int | None) -> None:
-    records = reply.content.metric_records
-    if list(records) != [METRICS]:
-        raise _Fault(f"expected one record of metrics called {METRICS}, got {list(records)}")
-    record: MetricRecord = records[METRICS]
+    found = reply.content.metric_records
+    if list(found) != [METRICS]:
+        raise _Fault(f"expected one record of metrics called {METRICS}, got {list(found)}")
+    record: MetricRecord = found[METRICS]
     if set(record) != set(expected):
         raise _Fault(f"metrics must be {', '.join(sorted(expected))}; got {', '.join(sorted(record)) or 'none'}")
     for name, value in record.items():

@@ -5,27 +5,33 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
 
 from common import federation as federations
-from common.errors import ConfigError, RunFailed
+from common.errors import CloisterError, ConfigError, RunFolderError
 from common.federation import Federation
 from common.metrics import Metrics
 from common.noise import NoiseSource, secure
 from common.privacy import evaluation_release
 from common.state import State, initial_state
+from server import checkpoint as checkpoints
 from server import strategies
 from server.central import CentralDP
+from server.checkpoint import Checkpoint
 from server.privacy import row_epsilon, statement
-from server.rounds import Event, Run, run_rounds
+from server.rounds import run_rounds
+from server.run import Event, Run
 from server.rundir import RunFolder
 
 
@@ -40,23 +46,30 @@ def execute(
     held_out: Callable[[State], Metrics] | None = None,
     wait_s: float | None = None,
     noise: NoiseSource | None = None,
+    settle: Callable[[], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, Any]:
-    """Runs a federation from its first round to its end, and writes the run folder.
+    """Runs a federation from its first round, or from a checkpoint, to its end, and writes the run folder.
 
     Args:
         name: the run's, known to every client; a client's ledger charges it.
         observe: is given each event as it is written.
         held_out: scores every round's model on a table of the server's own (server/scoring.py).
         noise: for `privacy.client`; by default keyed by the operating system.
+        settle: is called when a round is on disk. With it every round leaves a checkpoint; without it none does, and
+            nothing can be resumed.
+        checkpoint: of this run, to go on from.
 
     Returns:
-        What result.json holds. Ctrl-C ends the run as `stopped`, with the model of the last complete round.
+        What result.json holds. Ctrl-C and SIGTERM end the run as `stopped`, with the model of the last complete round.
 
     Raises:
         RunFailed: the run could not go on; result.json says `failed` and why.
+        RunFolderError: the run folder could not be written.
     """
     evaluation_release(federation)  # refuses an impossible document before anyone connects
     central = CentralDP(federation, noise or secure()) if federation.privacy.client else None
+    strategy = strategies.build(federation)
 
     def record(event: Event) -> None:
         event = {**event, "time": time.time()}
@@ -68,9 +81,6 @@ def execute(
         name=name,
         state=initial_state(federation),
         observe=record,
-        save=lambda state, server_round: folder.save_model(
-            state, server_round=server_round, charged=asdict(central.charged) if central else None
-        ),
         name_of=name_of,
         held_out=held_out,
         central=central,
@@ -78,33 +88,56 @@ def execute(
     if central is not None:
         run.charge = lambda: folder.write_json("privacy.json", statement(run))
     started = time.monotonic()
-    record(
-        {
-            "event": "start",
-            "run": name,
-            "federation": federation.fingerprint,
-            "rounds": federation.training.rounds,
-        }
-    )
+    about: Event = {"run": name, "federation": federation.fingerprint, "rounds": federation.training.rounds}
+    if checkpoint is None:
+        record({"event": "start", **about})
+    else:
+        checkpoint.restore(run, strategy)
+        started -= checkpoint.seconds
+        if run.event is not None and not run.pending and folder.last_round() < run.round:
+            record(run.event)  # it ended between the checkpoint and the event
+        record({"event": "resumed", "round": run.round, **about})
+    run.settle, run.save = settle or run.settle, _saving(run, strategy, folder, started, checkpoint, settle is not None)
     try:
-        run_rounds(run, grid, strategies.build(federation), wait_s=wait_s)
-    except KeyboardInterrupt:
-        run.status, run.reason = "stopped", "interrupted"
-    except RunFailed as error:
-        run.reason = str(error)
-        raise
+        run.save()
+        run_rounds(run, grid, strategy, wait_s=wait_s)
+    except KeyboardInterrupt as interrupt:
+        run.status, run.reason = "stopped", str(interrupt) or "interrupted"
     except Exception as error:
-        run.reason = f"{type(error).__name__}: {error}"
+        run.reason = str(error) if isinstance(error, CloisterError) else f"{type(error).__name__}: {error}"
+        with suppress(RunFolderError):  # what ended the run is what is told
+            _end(run, folder, record, started)
         raise
-    finally:
-        result = _finish(run, folder, seconds=time.monotonic() - started)
-        record({"event": "end", "status": run.status, "reason": run.reason})
+    return _end(run, folder, record, started)
+
+
+def _saving(
+    run: Run, strategy: Strategy, folder: RunFolder, started: float, checkpoint: Checkpoint | None, resumable: bool
+) -> Callable[[], None]:
+    """What `run.save` does: a checkpoint, and then the model for those who read it."""
+    numbers = itertools.count(checkpoint.number + 1 if checkpoint else 0)
+
+    def save() -> None:
+        if resumable:
+            checkpoints.save(folder.path, run, strategy, number=next(numbers), seconds=time.monotonic() - started)
+        _save_model(run, folder)
+
+    return save
+
+
+def _save_model(run: Run, folder: RunFolder, *, durably: bool = False) -> None:
+    charged = asdict(run.central.charged) if run.central else None
+    folder.save_model(run.state, server_round=run.round, charged=charged, durably=durably)
+
+
+def _end(run: Run, folder: RunFolder, record: Callable[[Event], None], started: float) -> dict[str, Any]:
+    _save_model(run, folder, durably=True)
+    result = _finish(run, folder, seconds=time.monotonic() - started)
+    record({"event": "end", "status": run.status, "reason": run.reason})
     return result
 
 
 def _finish(run: Run, folder: RunFolder, *, seconds: float) -> dict[str, Any]:
-    if run.round == 0:
-        folder.save_model(run.state, server_round=0)
     row = run.federation.privacy.row
     private = None
     if row is not None:

@@ -17,6 +17,7 @@ reply that is missing, rejected or late only leaves its place in the sum empty: 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,8 +72,9 @@ class CentralDP:
         self._present = len(present)
         return [present[i] for i in self._noise.poisson_sample(len(present), self._federation.strategy.fraction)]
 
-    def mean(self, state: State, replies: list[Message]) -> State:
-        """`state` moved by the noisy mean of the replies' clipped updates. Charged before it is computed."""
+    def mean(self, state: State, replies: Iterable[Message]) -> State:
+        """`state` moved by the noisy mean of the replies' clipped updates, each taken once. Charged before it is
+        computed."""
         self.charged = replace(self.charged, updates=self.charged.updates + 1)
         total = np.zeros(sum(array.size for array in state.values()))
         start = _flat(state)

@@ -9,24 +9,26 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from flwr.app import Error, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from common import state as states
 from common.errors import CertificateError, ConnectionFailed, ProtocolError
 from common.federation import Federation
+from common.state import initial_state
 from common.wire import codec
 from common.wire import session_pb2 as pb
-from common.wire import session_pb2_grpc as service
 from common.wire.grids import RunGrid
 from common.wire.records import FAILED
-from common.wire.tls import TLSMaterial, is_loopback
-from server.sessions import Sessions, Task, node_id
-
-T = TypeVar("T")
+from common.wire.tls import Peer, ServerIdentity, is_loopback
+from server.gate import Gate, Limits
+from server.sessions import Answer, Sessions, Task, handlers, node_id
 
 # A dead peer is noticed within KEEPALIVE + KEEPALIVE_TIMEOUT, also by routers that forget idle connections.
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 20_000, 20_000
@@ -36,26 +38,60 @@ OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
     ("grpc.max_receive_message_length", 2 * codec.CHUNK),
+    ("grpc.max_concurrent_streams", 4),  # of one connection, which needs one
+    ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.so_reuseport", 0),  # a port that is in use is an error
 ]
+BESIDE_THE_MODEL = 1 << 20  # bytes that a reply may have beside its model: names, metrics, statements
+
+
+@dataclass(frozen=True)
+class _Arrived:
+    """An answer that waits to be taken."""
+
+    client: str
+    task_id: str
+    answer: Answer
+    room: int
 
 
 class GrpcGrid(RunGrid):
     """Serves sessions from `start` (or `with`) to `stop`."""
 
-    def __init__(self, federation: Federation, *, run: str, address: str, tls: TLSMaterial | None) -> None:
-        """`address` is HOST:PORT; port 0 takes a free one. Without TLS only loopback is served."""
+    def __init__(
+        self,
+        federation: Federation,
+        *,
+        run: str,
+        address: str,
+        identity: ServerIdentity | None,
+        limits: Limits | None = None,
+        status: Callable[[Peer], pb.StatusReply] = lambda peer: pb.StatusReply(),
+    ) -> None:
+        """`address` is HOST:PORT; port 0 takes a free one. Without an identity only loopback is served, in plain
+        text. `status` answers `cloister status`."""
         super().__init__(run)
-        self._name, self._address, self._tls = run, address, tls
+        self._name, self._address, self._identity = run, address, identity
         self._condition = threading.Condition()
-        self._messages: dict[str, Message] = {}  # task id -> what was asked
-        self._replies: dict[str, Message] = {}  # task id -> the answer, until it is pulled
+        self._asked: dict[tuple[str, str], Message] = {}  # client and task -> the question, until its answer is taken
+        self._arrived: deque[_Arrived] = deque()
+        self._replies: dict[str, Message] = {}  # for pull_messages
         self._names: dict[int, str] = {}
-        self._nodes: list[int] = []
-        self._sessions = Sessions(federation, run, answer=self._answered, changed=self._changed)
+        self._nodes: set[int] = set()
+        self.sessions = Sessions(
+            federation,
+            run,
+            Gate(identity, limits or Limits()),
+            limits or Limits(),
+            largest_reply=2 * states.size(initial_state(federation)) + BESIDE_THE_MODEL,
+            answer=self._answered,
+            changed=self._changed,
+            status=status,
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sessions", daemon=True)
         self._server: Any = None
+        self._watch: asyncio.Task[None] | None = None
         self.port = 0
 
     # Lifetime
@@ -63,74 +99,80 @@ class GrpcGrid(RunGrid):
     def start(self) -> None:
         """Raises `ConnectionFailed` if the port is in use, `CertificateError` if plain text would leave the machine."""
         host = self._address.rpartition(":")[0]
-        if self._tls is None and not is_loopback(host):
+        if self._identity is None and not is_loopback(host):
             raise CertificateError(f"without certificates only loopback is served, not {host}; see `cloister certs`")
         self._thread.start()
         self.port = self._call(self._start())
 
-    def stop(self, reason: str) -> None:
-        """Says goodbye to all clients, and ends."""
+    def stop(self, reason: str, *, comes_back: bool = False) -> None:
+        """Says goodbye to all clients, and ends. With `comes_back` they wait for the next server."""
         if self._server is not None:
-            self._call(self._stop(reason))
+            self._call(self._stop(pb.Goodbye(reason=reason, finished=not comes_back, comes_back=comes_back)))
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
         self._loop.close()
 
     async def _start(self) -> int:
+        self._server, port = await self._open(self._address)
+        self._watch = asyncio.create_task(self.sessions.keep_watch(self._reopen))
+        return port
+
+    async def _open(self, address: str) -> tuple[Any, int]:
         server = grpc.aio.server(options=OPTIONS)
-        service.add_SessionServicer_to_server(self._sessions, server)
+        server.add_generic_rpc_handlers((handlers(self.sessions),))
         status = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
         await status.set("", health_pb2.HealthCheckResponse.SERVING)
         try:
-            if self._tls is None:
-                port = server.add_insecure_port(self._address)
+            if self._identity is None:
+                port = server.add_insecure_port(address)
             else:
+                material = self._identity.material
                 credentials = grpc.ssl_server_credentials(
-                    [(self._tls.key, self._tls.certificate)], self._tls.ca, require_client_auth=True
+                    [(material.key, material.certificate)], material.ca, require_client_auth=True
                 )
-                port = server.add_secure_port(self._address, credentials)
+                port = server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise ConnectionFailed(
-                f"{self._address}: cannot be served; the port is in use, or the address is not this machine's"
+                f"{address}: cannot be served; the port is in use, or the address is not this machine's"
             ) from error
         await server.start()
-        self._server = server
-        return int(port)
+        return server, int(port)
 
-    async def _stop(self, reason: str) -> None:
-        await self._sessions.finish(reason)
+    async def _reopen(self) -> None:
+        """Serves with the certificates as they are now; clients come back by themselves. gRPC's own way to change
+        them (dynamic_ssl_server_credentials) can crash the process: github.com/grpc/grpc/issues/36693."""
+        await self._server.stop(grace=None)
+        self._server, _ = await self._open(f"{self._address.rpartition(':')[0]}:{self.port}")
+
+    async def _stop(self, goodbye: pb.Goodbye) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        await self.sessions.finish(goodbye)
         await self._server.stop(grace=1.0)
 
     def _call(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
-        self._loop.call_soon_threadsafe(function, *args)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *args)
 
     # What the sessions tell us, on their loop
 
-    def _changed(self) -> None:
-        ready = {node_id(name): name for name in self._sessions.ready}
+    def _changed(self, client: str, ready: bool) -> None:
+        node = node_id(client)
         with self._condition:
-            self._nodes = list(ready)
-            self._names |= ready
-            self._condition.notify_all()
+            self._names[node] = client
+            if ready:
+                self._nodes.add(node)
+            else:
+                self._nodes.discard(node)
 
-    def _answered(self, task_id: str, answer: bytes | pb.Failure) -> None:
-        message = self._messages.pop(task_id, None)
-        if message is None:
-            return  # its round ended a moment ago
-        if isinstance(answer, pb.Failure):
-            reply = Message(Error(code=answer.code, reason=answer.reason), reply_to=message)
-        else:
-            try:
-                reply = Message(codec.decode(answer), reply_to=message)
-            except ProtocolError as error:
-                reply = Message(Error(code=FAILED, reason=str(error)), reply_to=message)
+    def _answered(self, client: str, task_id: str, answer: Answer, room: int) -> None:
         with self._condition:
-            self._replies[task_id] = reply
+            self._arrived.append(_Arrived(client, task_id, answer, room))
             self._condition.notify_all()
 
     # Flower's Grid
@@ -146,45 +188,99 @@ class GrpcGrid(RunGrid):
     @property
     def refusals(self) -> dict[str, str]:
         """Clients that refused the federation as a whole, and why."""
-        return dict(self._sessions.refusals)
+        return dict(self.sessions.refusals)
+
+    def settle(self) -> None:
+        """Lets clients forget the replies that were taken so far: the rounds they belong to are on disk."""
+        self._on_loop(self.sessions.settle)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Gives each message to its client. A content that several messages share is encoded once."""
-        encoded: dict[int, bytes] = {}
-        task_ids: list[str] = []
+        return [f"{client}/{task_id}" for client, task_id in self._push(messages)]
+
+    def _push(self, messages: Iterable[Message]) -> list[tuple[str, str]]:
+        shared: dict[tuple[int, str, str], tuple[Task, list[str]]] = {}
+        asked: list[tuple[str, str]] = []
         for message in messages:
             metadata = message.metadata
-            client = self.name_of(metadata.dst_node_id)
-            # The same task after a restart of the server, so that a reply that was finished can be used.
-            task_id = f"{self._name}/{metadata.message_type}/{metadata.group_id}/{client}"
-            content = encoded.get(id(message.content))
-            if content is None:
-                content = encoded[id(message.content)] = codec.encode(message.content)
-            task = Task(task_id, client, metadata.message_type, metadata.group_id, metadata.ttl, content)
-            self._messages[task_id] = message
-            self._on_loop(self._sessions.give, task)
-            task_ids.append(task_id)
-        return task_ids
+            key = (id(message.content), metadata.message_type, metadata.group_id)
+            if key not in shared:
+                # The same task after a restart of the server, so that a reply that was finished can be used.
+                task_id = f"{self._name}/{metadata.message_type}/{metadata.group_id}"
+                task = Task.of(
+                    task_id,
+                    type=metadata.message_type,
+                    group=metadata.group_id,
+                    ttl=metadata.ttl,
+                    content=codec.encode(message.content),
+                )
+                shared[key] = task, []
+            task, clients = shared[key]
+            clients.append(self.name_of(metadata.dst_node_id))
+            asked.append((clients[-1], task.id))
+            self._asked[asked[-1]] = message
+        for task, clients in shared.values():
+            self._on_loop(self.sessions.give, clients, task)
+        return asked
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The answers that are there, each once."""
-        with self._condition:
-            return [self._replies.pop(task_id) for task_id in message_ids if task_id in self._replies]
+        for one in self._arrivals(0.0):
+            if (reply := self._reply(one)) is not None:
+                self._replies[f"{one.client}/{one.task_id}"] = reply
+            self._on_loop(self.sessions.room.give_back, one.room)
+        return [self._replies.pop(i) for i in message_ids if i in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Waits until all have answered or the time is up; what comes later is dropped."""
-        task_ids = self.push_messages(messages)
+        return list(self.stream(messages, timeout=timeout))
+
+    def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """The replies as they come, until all are there, the time is up, or the caller has enough."""
+        waiting = set(self._push(messages))
         deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            while waiting:
+                left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
+                if left <= 0:
+                    return
+                arrived = self._arrivals(left)
+                try:
+                    for one in arrived:
+                        reply = self._reply(one)
+                        if reply is not None and (one.client, one.task_id) in waiting:
+                            waiting.discard((one.client, one.task_id))
+                            yield reply
+                finally:  # the caller has done with them
+                    self._on_loop(self.sessions.room.give_back, sum(one.room for one in arrived))
+        finally:
+            self._forget(waiting)
+
+    def _arrivals(self, wait_s: float) -> list[_Arrived]:
+        """What has arrived, once there is something or the time is up."""
         with self._condition:
-            while not all(task_id in self._replies for task_id in task_ids):
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    break
-                self._condition.wait(1.0 if left is None else min(left, 1.0))
-            late = [task_id for task_id in task_ids if task_id not in self._replies]
-        replies = self.pull_messages(task_ids)
-        for task_id in late:
-            self._messages.pop(task_id, None)
-        if late:
-            self._on_loop(self._sessions.forget, late)
-        return replies
+            if not self._arrived and wait_s:
+                self._condition.wait(wait_s)
+            arrived = list(self._arrived)
+            self._arrived.clear()
+        return arrived
+
+    def _reply(self, one: _Arrived) -> Message | None:
+        """The reply to what was asked; None if its round ended a moment ago."""
+        question = self._asked.pop((one.client, one.task_id), None)
+        if question is None:
+            return None
+        if isinstance(one.answer, pb.Failure):
+            return Message(Error(code=one.answer.code, reason=one.answer.reason), reply_to=question)
+        try:
+            return Message(codec.decode(one.answer), reply_to=question)
+        except ProtocolError as error:
+            return Message(Error(code=FAILED, reason=str(error)), reply_to=question)
+
+    def _forget(self, waiting: set[tuple[str, str]]) -> None:
+        by_task: dict[str, list[str]] = {}
+        for client, task_id in waiting:
+            self._asked.pop((client, task_id), None)
+            by_task.setdefault(task_id, []).append(client)
+        for task_id, clients in by_task.items():
+            self._on_loop(self.sessions.forget, clients, task_id)

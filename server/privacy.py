@@ -12,7 +12,7 @@ from typing import Any
 from common.federation import RowPrivacy
 from server.admission import Statement
 from server.central import FROM_SEED, FROM_SYSTEM
-from server.rounds import Run
+from server.run import Run
 
 PACKAGES = ("cloister", "opacus", "torch", "flwr", "numpy")
 
@@ -32,7 +32,8 @@ def statement(run: Run) -> dict[str, Any]:
 def row_epsilon(run: Run) -> float | None:
     """What a run has cost a row, at most. That of the whole plan if it stopped early: when it stopped may have
     depended on its results, and the figure of the steps that were taken holds for a number fixed beforehand."""
-    if run.status == "completed" or run.hides_cohorts:
+    whole = run.status == "completed" and run.round == run.federation.training.rounds  # and not by early stopping
+    if whole or run.hides_cohorts:
         return run.epsilon
     return max((s.get("planned_epsilon", s.get("epsilon", 0.0)) for s in run.statements.values()), default=None)
 

@@ -84,7 +84,7 @@ class ProgressDisplay:
         first, ended = self._first
         if done == first:
             return ""
-        return f"{_duration((time.monotonic() - ended) / (done - first) * (rounds - done))} left"
+        return f"{duration((time.monotonic() - ended) / (done - first) * (rounds - done))} left"
 
     def _line(self, event: Event) -> str:
         parts = [
@@ -139,7 +139,7 @@ def _summary(result: dict[str, Any]) -> Table:
         table.add_row("epsilon of a whole client", f"{unit['epsilon']:.2f}")
         table.add_row("delta of a client", f"{unit['delta']:g}")
     table.add_row("clients", str(len(result["clients"])))
-    table.add_row("time", _duration(result["seconds"]))
+    table.add_row("time", duration(result["seconds"]))
     if result["reason"]:
         table.add_row("reason", escape(result["reason"]))
     return table
@@ -157,7 +157,8 @@ def _figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name.upper(), f"{metrics[name]:.4g}") for name in ("mae", "mse") if name in metrics]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time for a person: 3.2 s, 4 min 10 s, 2 h 5 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -5,15 +5,18 @@
     model.safetensors  the model after the last complete round
     result.json        how the run ended
     privacy.json       what was released about whom, and what that costs
+    checkpoint/        what a restarted server goes on from (server/checkpoint.py)
 
 Files are replaced whole, by rename; events are appended a line at a time.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -53,14 +56,50 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"{path or root}: cannot be made: {error.strerror}") from error
         folder = cls(path)
-        document = yaml.safe_dump(json.loads(federation.canonical), sort_keys=False, allow_unicode=True)
-        folder.write("federation.yaml", document.encode())
+        folder.write_document(federation)
         return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """A run's folder, to go on with the run. Raises `RunFolderError` if it is not one."""
+        if not (path / "federation.yaml").is_file():
+            raise RunFolderError(f"{path}: not the folder of a run: it has no federation.yaml")
+        return cls(path)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other servers out. Raises `RunFolderError` if one is at work here."""
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunFolderError(f"{self.path}: another server is at work in this folder") from None
+            yield
+
+    def mend(self) -> None:
+        """Cuts off a last event that was torn."""
+        with (self.path / "events.jsonl").open("a+b") as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+    def write_document(self, federation: Federation) -> None:
+        """Replaces federation.yaml."""
+        document = yaml.safe_dump(json.loads(federation.canonical), sort_keys=False, allow_unicode=True)
+        self.write("federation.yaml", document.encode())
 
     def record(self, event: Event) -> None:
         """Appends one event."""
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        try:
+            with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event) + "\n")
+        except OSError as error:
+            raise RunFolderError(f"{self.path / 'events.jsonl'}: cannot be written: {error.strerror}") from error
+
+    def last_round(self) -> int:
+        """The last complete round that an event tells of; 0 if none does."""
+        path = self.path / "events.jsonl"
+        events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return max((e["round"] for e in events if e["event"] == "round" and "failed" not in e), default=0)
 
     def save_model(
         self,
@@ -68,6 +107,7 @@ class RunFolder:
         *,
         server_round: int,
         charged: Mapping[str, int] | None = None,
+        durably: bool = True,
     ) -> None:
         """Replaces the model. Its metadata has the order of its arrays, and with `privacy.client` what it cost so far
         (server/central.py): model and charge are one file, so neither is there without the other."""
@@ -75,20 +115,21 @@ class RunFolder:
         about = {"round": server_round, "order": list(state)} | ({"charged": dict(charged)} if charged else {})
         metadata = {"cloister": json.dumps(about)}
         arrays = {name: np.ascontiguousarray(value) for name, value in state.items()}
-        self.write("model.safetensors", safetensors.save(arrays, metadata=metadata))
+        self.write("model.safetensors", safetensors.save(arrays, metadata=metadata), durably=durably)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Replaces one JSON file."""
         self.write(name, (json.dumps(value, indent=2) + "\n").encode())
 
-    def write(self, name: str, data: bytes) -> None:
-        """Replaces one file: the old one or the new one is there, never a part."""
+    def write(self, name: str, data: bytes, *, durably: bool = True) -> None:
+        """Replaces one file: the old one or the new one is there, never a part; `durably`, also after a power cut."""
         fresh = self.path / f".{name}.new"
         try:
             with fresh.open("wb") as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                if durably:
+                    file.flush()
+                    os.fsync(file.fileno())
             fresh.rename(self.path / name)
         except OSError as error:
             raise RunFolderError(f"{self.path / name}: cannot be written: {error.strerror}") from error

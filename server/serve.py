@@ -6,81 +6,183 @@ import logging
 import secrets
 import signal
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from common import federation as federations
-from common.errors import CertificateError
-from common.logs import log_to, quiet_flower
+from common.errors import CertificateError, ConfigError, RunFailed, RunFolderError
+from common.federation import Federation
+from common.logs import LogFormat, json_handler, log_to, quiet_flower
+from common.metrics import Metrics
 from common.privacy import evaluation_release
-from common.wire import tls
-from common.wire.tls import TLSMaterial
+from common.state import State
+from common.wire.tls import ServerIdentity
+from server import checkpoint as checkpoints
 from server.app import execute
+from server.checkpoint import Checkpoint
+from server.gate import Limits
 from server.grid import GrpcGrid
 from server.progress import ProgressDisplay
+from server.run import Event
 from server.rundir import RunFolder
+from server.watch import Watch
+
+log = logging.getLogger("cloister.server")
+
+TERMINATED = "terminated; `cloister serve --resume` goes on with the run"
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that is about to start, or to go on."""
+
+    federation: Federation
+    name: str
+    folder: Callable[[], RunFolder]  # asked for once the port is ours
+    checkpoint: Checkpoint | None = None
+
+    def prepare(self, folder: RunFolder) -> None:
+        """Mends and updates the folder of a run that goes on."""
+        if self.checkpoint is not None:
+            folder.mend()
+            folder.write_document(self.federation)
+
+
+def new_run(document: Path, *, out: Path | None) -> Begun:
+    """A run of a document's federation. Raises `ConfigError`."""
+    federation = federations.load(document)
+    name = f"{federation.name}-{secrets.token_hex(8)}"
+    return Begun(federation, name, lambda: RunFolder.create(federation, path=out))
+
+
+def resumed_run(path: Path, *, rounds: int | None) -> Begun:
+    """The run of a run folder, after its last complete round.
+
+    Args:
+        rounds: how many it is to have in all, if more than its document says; without privacy only.
+
+    Raises:
+        RunFolderError: it cannot be resumed, or has nothing left to do.
+        ConfigError: more rounds would cost more privacy than its document says.
+    """
+    folder = RunFolder.open(path)
+    federation = federations.load(path / "federation.yaml")
+    checkpoint = checkpoints.load(path)
+    if federation.with_rounds(checkpoint.rounds).fingerprint != checkpoint.fingerprint:
+        raise RunFolderError(f"{path}: its federation.yaml is not the one that its checkpoint was made with")
+    if rounds is not None:
+        federation = _extended(federation, rounds, done=checkpoint.round)
+    if checkpoint.round >= federation.training.rounds and not checkpoint.pending:
+        raise RunFolderError(f"{path}: has completed its {checkpoint.round} rounds; --rounds N goes on to N of them")
+    return Begun(federation, checkpoint.run, lambda: folder, checkpoint)
+
+
+def _extended(federation: Federation, rounds: int, *, done: int) -> Federation:
+    if federation.privacy.limits:
+        raise ConfigError(
+            [
+                f"--rounds: the noise was chosen so that {federation.training.rounds} rounds cost the epsilon that the "
+                "document states, and more would cost more; begin another federation, whose document says so"
+            ]
+        )
+    if rounds <= done:
+        raise ConfigError([f"--rounds: must be more than the {done} rounds that the run has (got {rounds})"])
+    return federation.with_rounds(rounds)
 
 
 def serve(
-    document: Path,
+    begun: Begun,
     *,
     address: str,
     certificates: Path | None,
     insecure: bool,
-    out: Path | None,
     held_out: Path | None,
     wait_s: float | None,
+    limits: Limits,
+    metrics_port: int | None,
+    log_format: LogFormat,
     console: Console,
 ) -> tuple[dict[str, Any], Path]:
     """Serves one run to its end. Returns what result.json holds, and the run folder."""
-    federation = federations.load(document)
+    federation = begun.federation
     evaluation_release(federation)
-    material = _tls(certificates, insecure)
-    scorer = None
-    if held_out:
-        from server.scoring import held_out_scorer  # torch, which only this server needs
-
-        scorer = held_out_scorer(federation, held_out)
-    _interrupt_on_sigterm()
-    log_to(_ConsoleHandler(console))
+    identity = _identity(certificates, insecure)
+    scorer = _scorer(federation, held_out)
+    _terminate_on_sigterm()
     quiet_flower()
-    run = f"{federation.name}-{secrets.token_hex(8)}"
-    grid = GrpcGrid(federation, run=run, address=address, tls=material)
+    log_to(json_handler() if log_format == LogFormat.JSON else ConsoleHandler(console))
+    watch = Watch(federation, begun.name)
+    grid = GrpcGrid(federation, run=begun.name, address=address, identity=identity, limits=limits, status=watch.status)
+    watch.clients = grid.sessions.describe
+    metrics = _metrics(metrics_port, grid) if metrics_port is not None else None
     grid.start()
+    reason, comes_back = "the run failed", False
     try:
-        folder = RunFolder.create(federation, path=out)
+        folder = begun.folder()
         served = f"{address.rpartition(':')[0]}:{grid.port}"
-        folder.record({"event": "serving", "address": served, "time": time.time()})
-        console.print(
-            f"serving {federation.name} on {served}, fingerprint {federation.fingerprint}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        with ProgressDisplay(console, limits=federation.privacy.limits) as display:
+        as_json = log_format == LogFormat.JSON
+        shown = Console(quiet=True) if as_json else console
+        with folder.lock(), ProgressDisplay(shown, limits=federation.privacy.limits) as display:
+            begun.prepare(folder)
+            folder.record({"event": "serving", "address": served, "time": time.time()})
+            log.info("serving %s on %s, fingerprint %s", federation.name, served, federation.fingerprint)
+            for warning in identity.warnings() if identity else ():
+                log.warning(warning)
+            listeners: list[Callable[[Event], None]] = [display, watch]
+            listeners += [metrics] if metrics else []
+            listeners += [_log_event] if as_json else []
             result = execute(
                 federation,
                 grid,
                 folder,
-                name=run,
-                observe=display,
+                name=begun.name,
+                observe=_all_of(*listeners),
                 name_of=grid.name_of,
                 held_out=scorer,
                 wait_s=wait_s,
+                settle=grid.settle,
+                checkpoint=begun.checkpoint,
             )
         reason = result["status"].replace("_", " ")
+        if result["reason"] == TERMINATED:
+            reason, comes_back = "it was terminated", True
+    except RunFailed:
+        raise
     except BaseException:
-        reason = "the run failed"
+        reason, comes_back = "it met an error", True  # which whoever runs it can mend, and then resume
         raise
     finally:
-        grid.stop(reason)
+        grid.stop(reason, comes_back=comes_back)
     return result, folder.path
 
 
-def _tls(certificates: Path | None, insecure: bool) -> TLSMaterial | None:
+def _all_of(*listeners: Callable[[Event], None]) -> Callable[[Event], None]:
+    def tell(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return tell
+
+
+def _log_event(event: Event) -> None:
+    log.info(event["event"], extra={"event": event})
+
+
+def _metrics(port: int, grid: GrpcGrid) -> Callable[[Event], None]:
+    from server.metrics import Metrics as Prometheus  # only for who wants them
+
+    metrics = Prometheus(connected=lambda: len(grid.get_node_ids()))
+    log.info("metrics on http://127.0.0.1:%d/metrics", metrics.serve(port))
+    return metrics
+
+
+def _identity(certificates: Path | None, insecure: bool) -> ServerIdentity | None:
     if certificates is not None:
-        return tls.load(certificates / "ca.pem", certificates / "server.pem", certificates / "server.key")
+        return ServerIdentity(certificates)
     if not insecure:
         raise CertificateError(
             "give --certificates FOLDER (made by `cloister certs`), or --insecure for plain text on loopback"
@@ -88,14 +190,22 @@ def _tls(certificates: Path | None, insecure: bool) -> TLSMaterial | None:
     return None
 
 
-def _interrupt_on_sigterm() -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+def _scorer(federation: Federation, held_out: Path | None) -> Callable[[State], Metrics] | None:
+    if held_out is None:
+        return None
+    from server.scoring import held_out_scorer  # torch, which only such a server needs
 
-    signal.signal(signal.SIGTERM, interrupt)
+    return held_out_scorer(federation, held_out)
 
 
-class _ConsoleHandler(logging.Handler):
+def _terminate_on_sigterm() -> None:
+    def terminate(*_: object) -> None:
+        raise KeyboardInterrupt(TERMINATED)
+
+    signal.signal(signal.SIGTERM, terminate)
+
+
+class ConsoleHandler(logging.Handler):
     """Log lines above the live line."""
 
     def __init__(self, console: Console) -> None:

@@ -1,7 +1,8 @@
 """The gRPC service: who is connected, and which task is where.
 
 Everything in this file runs on one asyncio loop. A session is one client's stream; a task belongs to a client,
-not to its stream, so a client that comes back is given again what it has not answered. An answer is taken once.
+not to its stream, so a client that comes back is given again what it has not answered. An answer is taken once, and
+acknowledged when the round that it belongs to is on disk: until then the client keeps it, for a server that restarts.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import grpc
 
@@ -22,105 +24,170 @@ from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
 from common.wire.identity import number
 from common.wire.records import LOST
+from common.wire.tls import Peer
+from server.gate import Gate, Limits, Stream, TurnedAway, check_size
+from server.room import Room
 
-HELLO_TIMEOUT_S = 10.0
+REFRESH_S = 2.0  # between looks at certificates and the revocation list
 
 log = logging.getLogger("cloister.server")
 
-Stream: TypeAlias = grpc.aio.ServicerContext
-Answer = Callable[[str, "bytes | pb.Failure"], None]
-
-
-@dataclass
-class Session:
-    """One client's stream."""
-
-    name: str
-    outbox: asyncio.Queue[pb.ServerFrame | None] = field(default_factory=asyncio.Queue)
-    ready: bool = False
+Answer: TypeAlias = "bytes | pb.Failure"
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a client is to do. `content` is shared by all tasks that carry the same."""
+    """What clients are to do: for all of them the same frames, encoded once."""
 
     id: str
-    client: str
-    type: str
-    group: str
-    ttl: float
-    content: bytes
+    frames: tuple[bytes, ...]
 
-    def frames(self) -> list[pb.ServerFrame]:
-        head = pb.Task(id=self.id, type=self.type, group=self.group, ttl=self.ttl, size=len(self.content))
-        frames = [pb.ServerFrame(task=head)]
-        frames += [pb.ServerFrame(chunk=pb.Chunk(data=c)) for c in codec.chunks(self.content)]
-        return frames
+    @classmethod
+    def of(cls, task_id: str, *, type: str, group: str, ttl: float, content: bytes) -> Task:
+        first, others = codec.parts(content)
+        head = pb.Task(id=task_id, type=type, group=group, ttl=ttl, size=len(content), data=first)
+        frames = [pb.ServerFrame(task=head), *(pb.ServerFrame(chunk=pb.Chunk(data=part)) for part in others)]
+        return cls(task_id, tuple(frame.SerializeToString() for frame in frames))
+
+
+@dataclass
+class Session:
+    """One client's stream. What is to be sent waits in `outbox` as encoded frames; None ends the stream."""
+
+    peer: Peer
+    outbox: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
+    ready: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.peer.name
+
+    def send(self, frame: pb.ServerFrame) -> None:
+        self.outbox.put_nowait(frame.SerializeToString())
+
+    def end(self, frame: pb.ServerFrame) -> None:
+        self.send(frame)
+        self.outbox.put_nowait(None)
 
 
 class Sessions(service.SessionServicer):
     """All sessions of one run."""
 
-    def __init__(self, federation: Federation, run: str, *, answer: Answer, changed: Callable[[], None]) -> None:
-        """`answer` is called once a task with its reply's content, or with a failure; `changed` when clients
-        come or go. Both are called on the loop and must not block."""
-        self._federation, self._run = federation, run
-        self._answer, self._changed = answer, changed
+    def __init__(
+        self,
+        federation: Federation,
+        run: str,
+        gate: Gate,
+        limits: Limits,
+        *,
+        largest_reply: int,
+        answer: Callable[[str, str, Answer, int], None],
+        changed: Callable[[str, bool], None],
+        status: Callable[[Peer], pb.StatusReply] = lambda peer: pb.StatusReply(),
+    ) -> None:
+        """`answer` is called once a client and task with the reply's content or a failure, and with the room that it
+        takes, to be given back to `room`; `changed` when a client can be given tasks, or no longer. Neither may
+        block."""
+        self._federation, self._run, self._gate, self._limits = federation, run, gate, limits
+        self._largest_reply, self._answer, self._changed, self._status = largest_reply, answer, changed, status
         self._sessions: dict[str, Session] = {}
-        self._tasks: dict[str, Task] = {}
-        self._finished: pb.Goodbye | None = None
+        self._tasks: dict[str, dict[str, Task]] = {}  # client -> what it has not answered, by the task's id
+        self._answered: list[tuple[str, str]] = []  # client and task, not yet acknowledged
+        self._goodbye: pb.ServerFrame | None = None
+        self.room = Room(limits.replies)
         self.refusals: dict[str, str] = {}  # clients that refused the federation, and why
+        self.seen: dict[str, float] = {}  # when each client was last heard, by the monotonic clock
 
     @property
     def ready(self) -> list[str]:
         """The clients that can be given tasks."""
         return [s.name for s in self._sessions.values() if s.ready]
 
-    def give(self, task: Task) -> None:
-        """Sends a task now, or when its client comes back."""
-        self._tasks[task.id] = task
-        session = self._sessions.get(task.client)
-        if session is not None and session.ready:
-            self._send(session, task)
+    def state_of(self, client: str) -> str:
+        """What a client is doing, in a word: idle, working, joining, away or refused."""
+        session = self._sessions.get(client)
+        if client in self.refusals:
+            return "refused"
+        if session is None:
+            return "away"
+        return "joining" if not session.ready else "working" if self._tasks.get(client) else "idle"
 
-    def forget(self, task_ids: list[str]) -> None:
-        """Waits for these tasks no longer; late answers are acknowledged and dropped."""
-        for task_id in task_ids:
-            self._tasks.pop(task_id, None)
+    def describe(self) -> dict[str, tuple[str, float, str]]:
+        """For each client that has been here: what it is doing, seconds since it was heard, and why it refused."""
+        now = time.monotonic()
+        return {name: (self.state_of(name), now - at, self.refusals.get(name, "")) for name, at in self.seen.items()}
 
-    async def finish(self, reason: str) -> None:
-        """Tells every client that there is nothing left to do, and waits until they have been told."""
-        self._finished = pb.Goodbye(reason=reason, finished=True)
+    def give(self, clients: list[str], task: Task) -> None:
+        """Sends a task to clients now, or to each when it comes back."""
+        for client in clients:
+            self._tasks.setdefault(client, {})[task.id] = task
+            session = self._sessions.get(client)
+            if session is not None and session.ready:
+                self._send(session, task)
+
+    def forget(self, clients: list[str], task_id: str) -> None:
+        """Waits for these answers no longer; those that come late are acknowledged and dropped."""
+        for client in clients:
+            self._tasks.get(client, {}).pop(task_id, None)
+
+    def settle(self) -> None:
+        """Acknowledges all that was answered."""
+        for client, task_id in self._answered:
+            if (session := self._sessions.get(client)) is not None:
+                session.send(pb.ServerFrame(ack=pb.Ack(id=task_id)))
+        self._answered.clear()
+
+    async def finish(self, goodbye: pb.Goodbye) -> None:
+        """Says goodbye to every client, also to those that come yet, and waits until it has been said."""
+        self._goodbye = pb.ServerFrame(goodbye=goodbye)
         for session in self._sessions.values():
-            session.outbox.put_nowait(pb.ServerFrame(goodbye=self._finished))
-            session.outbox.put_nowait(None)
+            session.end(self._goodbye)
         for _ in range(100):
             if not self._sessions:
                 return
             await asyncio.sleep(0.02)
 
-    async def Connect(self, requests: AsyncIterator[pb.ClientFrame], stream: Stream) -> AsyncIterator[pb.ServerFrame]:
-        """One client's stream, from hello to goodbye."""
+    async def keep_watch(self, reopen: Callable[[], Awaitable[None]]) -> None:
+        """Rereads certificates and revocation list while the server runs: sends away who was revoked, and serves anew
+        if our own certificate was renewed."""
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            if not self._gate.refresh():
+                continue
+            if self._gate.is_renewed():
+                log.info("our certificate was renewed: all connections are made anew")
+                await reopen()
+            else:
+                for session in self._sessions.values():
+                    if self._gate.is_revoked(session.peer):
+                        log.warning("%s is sent away: its certificate is revoked", session.name)
+                        session.end(pb.ServerFrame(rejected=pb.Rejected(reason="not accepted")))
+
+    async def Status(self, request: pb.StatusRequest, stream: Stream) -> pb.StatusReply:
+        """How the run goes, to who may know it."""
         try:
-            hello = await asyncio.wait_for(anext(requests), HELLO_TIMEOUT_S)
-            name = _name(stream, hello)
-        except (TimeoutError, StopAsyncIteration, ProtocolError) as error:
-            log.warning("a connection was turned away: %s", error or "no hello in time")
-            yield pb.ServerFrame(rejected=pb.Rejected(reason=str(error) or "no hello in time"))
+            return self._status(self._gate.peer(stream, said="operator"))
+        except TurnedAway as turned:
+            await stream.abort(turned.code, str(turned))
+            raise AssertionError from turned
+
+    async def Connect(self, requests: AsyncIterator[pb.ClientFrame], stream: Stream) -> AsyncIterator[bytes]:
+        """One client's stream, from hello to goodbye. Yields encoded frames."""
+        try:
+            session = await self._enter(requests, stream)
+        except TurnedAway as turned:
+            await stream.abort(turned.code, str(turned))
             return
-        session = Session(name)
-        if (older := self._sessions.get(name)) is not None:
-            log.warning("%s connected again; its older session ends", name)
-            older.outbox.put_nowait(pb.ServerFrame(goodbye=pb.Goodbye(reason="a newer session replaces this one")))
-            older.outbox.put_nowait(None)
-        self._sessions[name] = session
-        log.info("%s connected (Cloister %s)", name, hello.hello.version)
-        session.outbox.put_nowait(
-            pb.ServerFrame(welcome=pb.Welcome(federation=self._federation.canonical, run=self._run, name=name))
-        )
-        if self._finished is not None:
-            session.outbox.put_nowait(pb.ServerFrame(goodbye=self._finished))
-            session.outbox.put_nowait(None)
+        except (TimeoutError, StopAsyncIteration, ProtocolError) as error:
+            reason = str(error) or "no hello in time"
+            log.warning("%s was turned away: %s", stream.peer(), reason)
+            yield pb.ServerFrame(rejected=pb.Rejected(reason=reason)).SerializeToString()
+            return
+        name = session.name
+        welcome = pb.Welcome(federation=self._federation.canonical, run=self._run, name=name)
+        session.send(pb.ServerFrame(welcome=welcome))
+        if self._goodbye is not None:
+            session.end(self._goodbye)
         reader = asyncio.create_task(self._read(session, requests))
         reader.add_done_callback(lambda _: session.outbox.put_nowait(None))
         try:
@@ -132,23 +199,35 @@ class Sessions(service.SessionServicer):
                 await reader
             if self._sessions.get(name) is session:
                 del self._sessions[name]
-                log.info("%s is gone", name)
-            self._changed()
+                log.info("%s is gone", name, extra={"client": name})
+                self._changed(name, False)
+
+    async def _enter(self, requests: AsyncIterator[pb.ClientFrame], stream: Stream) -> Session:
+        """Lets a peer in, in place of its older session if there is one."""
+        async with asyncio.timeout(self._limits.hello_s):
+            hello = _hello(await anext(requests))
+        peer = self._gate.peer(stream, said=hello.name)
+        older = self._sessions.get(peer.name)
+        self._gate.check_session(peer, older.peer if older else None, len(self._sessions))
+        if older is not None:
+            log.warning("%s connected again; its older session ends", peer.name, extra={"client": peer.name})
+            older.end(pb.ServerFrame(goodbye=pb.Goodbye(reason="a newer session replaces this one")))
+            self._changed(peer.name, False)
+        session = self._sessions[peer.name] = Session(peer)
+        self.seen[peer.name] = time.monotonic()
+        log.info("%s connected (Cloister %s)", peer.name, hello.version[:20], extra={"client": peer.name})
+        return session
 
     async def _read(self, session: Session, requests: AsyncIterator[pb.ClientFrame]) -> None:
         """Takes frames until the stream ends. What a client may not say ends its session, with a reason."""
-        reply: tuple[str, codec.Assembly] | None = None
         try:
             async for frame in requests:
+                self.seen[session.name] = time.monotonic()
                 kind = frame.WhichOneof("frame")
-                if kind == "ready":
+                if kind == "reply":
+                    await self._receive(session, frame.reply, requests)
+                elif kind == "ready":
                     self._agree(session, frame.ready)
-                elif kind == "reply" and reply is None:
-                    reply = frame.reply.id, codec.Assembly(frame.reply.size)
-                elif kind == "chunk" and reply is not None:
-                    if (content := reply[1].add(frame.chunk.data)) is not None:
-                        self._take(session, reply[0], content)
-                        reply = None
                 elif kind == "failure":
                     self._fail(session, frame.failure)
                 elif kind == "goodbye":
@@ -157,64 +236,98 @@ class Sessions(service.SessionServicer):
                 else:
                     raise ProtocolError(f"a frame {kind} is not expected here")
         except ProtocolError as error:
-            log.warning("%s: %s", session.name, error)
-            session.outbox.put_nowait(pb.ServerFrame(rejected=pb.Rejected(reason=str(error))))
+            log.warning("%s: %s", session.name, error, extra={"client": session.name})
+            session.send(pb.ServerFrame(rejected=pb.Rejected(reason=str(error))))
         except grpc.aio.AioRpcError as error:
             log.info("%s: the stream broke: %s", session.name, error.details())
+
+    async def _receive(self, session: Session, head: pb.Reply, requests: AsyncIterator[pb.ClientFrame]) -> None:
+        """Takes a reply and the chunks that belong to it, once there is room for them."""
+        check_size(head.size, self._largest_reply)
+        assembly = codec.Assembly(head.size)
+        taken = await self.room.take(head.size)
+        passed_on = False
+        try:
+            content = assembly.add(head.data)
+            async with asyncio.timeout(self._limits.stall_s + head.size / 16_384):
+                while content is None:
+                    frame = await anext(requests)
+                    if frame.WhichOneof("frame") != "chunk":
+                        raise ProtocolError(f"a frame {frame.WhichOneof('frame')} is not expected in a reply")
+                    content = assembly.add(frame.chunk.data)
+            passed_on = self._take(session, head.id, content, taken)
+        except TimeoutError:
+            raise ProtocolError("a reply that had begun did not go on") from None
+        except StopAsyncIteration:
+            raise ProtocolError("the stream ended within a reply") from None
+        finally:
+            if not passed_on:
+                self.room.give_back(taken)
 
     def _agree(self, session: Session, ready: pb.Ready) -> None:
         if ready.fingerprint != self._federation.fingerprint:
             raise ProtocolError("the client agreed to another federation than this one")
         session.ready = True
         self.refusals.pop(session.name, None)
-        for task in self._tasks.values():
-            if task.client == session.name:
-                self._send(session, task)
-        self._changed()
+        for task in self._tasks.get(session.name, {}).values():
+            self._send(session, task)
+        self._changed(session.name, True)
 
     def _send(self, session: Session, task: Task) -> None:
-        for frame in task.frames():
+        for frame in task.frames:
             session.outbox.put_nowait(frame)
 
-    def _take(self, session: Session, task_id: str, answer: bytes | pb.Failure) -> None:
-        """Takes the answer to a task, once, from the client that it was given to."""
-        task = self._tasks.get(task_id)
-        session.outbox.put_nowait(pb.ServerFrame(ack=pb.Ack(id=task_id)))
-        if task is None or task.client != session.name:
+    def _take(self, session: Session, task_id: str, answer: Answer, taken: int = 0) -> bool:
+        """Takes the answer to a task, once, from a client that was given it. Was it taken?"""
+        if self._tasks.get(session.name, {}).pop(task_id, None) is None:
             log.info("%s: an answer to %r, which nobody waits for, is dropped", session.name, task_id)
-            return
-        del self._tasks[task_id]
-        self._answer(task_id, answer)
+            session.send(pb.ServerFrame(ack=pb.Ack(id=task_id)))
+            return False
+        self._answered.append((session.name, task_id))
+        self._answer(session.name, task_id, answer, taken)
+        return True
 
     def _fail(self, session: Session, failure: pb.Failure) -> None:
         if failure.id:
-            log.warning("%s: %s", session.name, failure.reason)
+            log.warning("%s: %s", session.name, failure.reason, extra={"client": session.name})
             self._take(session, failure.id, failure)
         else:
-            log.warning("%s refuses the federation: %s", session.name, failure.reason)
+            log.warning("%s refuses the federation: %s", session.name, failure.reason, extra={"client": session.name})
             self.refusals[session.name] = failure.reason
-            self._changed()
 
     def _leave(self, session: Session, reason: str) -> None:
-        log.info("%s leaves: %s", session.name, reason)
-        for task in [t for t in self._tasks.values() if t.client == session.name]:
-            del self._tasks[task.id]
-            self._answer(task.id, pb.Failure(id=task.id, code=LOST, reason=f"the client left: {reason}"))
+        log.info("%s leaves: %s", session.name, reason, extra={"client": session.name})
+        if self._sessions.get(session.name) is not session:
+            return  # a newer session has its tasks
+        for task_id in self._tasks.pop(session.name, {}):
+            failure = pb.Failure(id=task_id, code=LOST, reason=f"the client left: {reason}")
+            self._answer(session.name, task_id, failure, 0)
 
 
-def _name(stream: Stream, first: pb.ClientFrame) -> str:
-    """Who the client is: its certificate's name, or without TLS what it says. Raises `ProtocolError`."""
+def _hello(first: pb.ClientFrame) -> pb.Hello:
     if first.WhichOneof("frame") != "hello":
         raise ProtocolError("the first frame must be a hello")
     if first.hello.protocol != codec.PROTOCOL:
         raise ProtocolError(f"speaks protocol {first.hello.protocol}; this server speaks {codec.PROTOCOL}")
-    names: Any = stream.auth_context().get("x509_common_name")
-    name = names[0].decode() if names else first.hello.name
-    if not name:
-        raise ProtocolError("has neither a certificate nor a name")
-    return str(name)
+    return first.hello
 
 
 def node_id(client: str) -> int:
     """Flower's number for a client; the same after a restart."""
     return number(f"client/{client}")
+
+
+def handlers(sessions: Sessions) -> grpc.GenericRpcHandler:
+    """The service's methods. `Connect` yields frames that are encoded already, so that what a thousand clients are
+    sent is encoded once."""
+    methods = {
+        "Connect": grpc.stream_stream_rpc_method_handler(
+            sessions.Connect, request_deserializer=pb.ClientFrame.FromString, response_serializer=None
+        ),
+        "Status": grpc.unary_unary_rpc_method_handler(
+            sessions.Status,
+            request_deserializer=pb.StatusRequest.FromString,
+            response_serializer=pb.StatusReply.SerializeToString,
+        ),
+    }
+    return grpc.method_handlers_generic_handler(pb.DESCRIPTOR.services_by_name["Session"].full_name, methods)

@@ -12,6 +12,7 @@ import numpy as np
 from flwr.app import MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
 
 from common.federation import Federation
 from common.wire.records import COUNTS, LOSS
@@ -30,7 +31,8 @@ CLASSES: dict[str, type[flower.FedAvg]] = {
     "bulyan": flower.Bulyan,
     "qfedavg": flower.QFedAvg,
 }
-_OURS = {"name", "fraction", "min_clients", "round_timeout", "max_failed_rounds"}
+_OURS = {"name", "fraction", "min_clients", "over_selection", "round_timeout", "max_failed_rounds"}
+_MOMENTS = ("m_t", "v_t", "momentum_vector")  # what some strategies keep from round to round, besides the model
 
 
 def build(federation: Federation) -> Strategy:
@@ -48,6 +50,36 @@ def build(federation: Federation) -> Strategy:
         evaluate_metrics_aggr_fn=sum_counts,
         **parameters,
     )
+
+
+Memory = dict[str, NDArray[Any]]
+
+
+def memory(strategy: Strategy) -> Memory:
+    """What the strategy remembers of earlier rounds, as named arrays; empty before the first."""
+    kept: Memory = {}
+    for name in _MOMENTS:
+        value = getattr(strategy, name, None)
+        items = value.items() if isinstance(value, dict) else enumerate(value or [])
+        kept |= {f"{name}/{key}": np.asarray(array) for key, array in items}
+    return kept
+
+
+def restore(strategy: Strategy, kept: Memory) -> None:
+    """Makes the strategy remember what `memory` gave."""
+    for name in _MOMENTS:
+        if not hasattr(strategy, name):
+            continue
+        mine = {key.removeprefix(f"{name}/"): array for key, array in kept.items() if key.startswith(f"{name}/")}
+        value: Any = mine if name != "momentum_vector" else [mine[str(i)] for i in range(len(mine))]
+        setattr(strategy, name, value or None)
+
+
+def forget_model(strategy: Strategy) -> None:
+    """Lets the strategy take the model from its next `configure_train`. FedAvgM would go on from the one it made
+    itself, also after that was discarded, or rounded, or when it was another process that made it."""
+    if hasattr(strategy, "current_arrays"):
+        strategy.current_arrays = None
 
 
 def sum_counts(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:

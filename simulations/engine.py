@@ -30,7 +30,7 @@ from common.schema import Classes
 from common.state import State
 from common.wire.identity import number
 from server.app import execute
-from server.rounds import Event
+from server.run import Event
 from server.rundir import RunFolder
 from simulations import partition
 from simulations.inline import InlineGrid

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -40,10 +40,11 @@ class InlineGrid(RunGrid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Answers in the order of the messages; those not begun within `timeout` seconds are not asked."""
+        return list(self.stream(messages, timeout=timeout))
+
+    def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         deadline = None if timeout is None else time.monotonic() + timeout
-        replies: list[Message] = []
         for message in messages:
             if deadline is not None and time.monotonic() > deadline:
                 break
-            replies += self.pull_messages(self.push_messages([message]))
-        return replies
+            yield from self.pull_messages(self.push_messages([message]))

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from common.errors import ProtocolError
+from common.wire.records import from_state
 
-PROTOCOL = 1
-CHUNK = 1 << 20  # bytes
+PROTOCOL = 2
+CHUNK = 256 << 10  # bytes of content in a frame: a thousand streams hold no more than a thousand of them
 LARGEST_CONTENT = 1 << 30  # bytes
 
 _HEADER = "cloister"
@@ -54,8 +54,7 @@ def decode(data: bytes) -> RecordDict:
             if record["name"] in content:
                 raise ValueError(f"two records are called {record['name']}")
             if record["kind"] == "arrays":
-                arrays = {key: Array(tensors.pop(f"{i}/{key}")) for key in record["keys"]}
-                content[record["name"]] = ArrayRecord(arrays)
+                content[record["name"]] = from_state({key: tensors.pop(f"{i}/{key}") for key in record["keys"]})
             else:
                 values = {k: _value(v) for k, v in record["values"].items()}
                 content[record["name"]] = _KINDS[record["kind"]](values)
@@ -82,11 +81,13 @@ def _value(value: Any) -> Any:
     return value
 
 
-def chunks(data: bytes) -> Iterator[bytes]:
-    """`data` in pieces of at most `CHUNK` bytes."""
+def parts(data: bytes) -> tuple[bytes, list[bytes]]:
+    """`data` in pieces of at most `CHUNK` bytes: the one that its head carries, and the others."""
+    if len(data) <= CHUNK:
+        return data, []
     view = memoryview(data)
-    for start in range(0, len(view), CHUNK):
-        yield bytes(view[start : start + CHUNK])
+    first, *others = (bytes(view[start : start + CHUNK]) for start in range(0, len(view), CHUNK))
+    return first, others
 
 
 class Assembly:
@@ -95,13 +96,13 @@ class Assembly:
     def __init__(self, size: int, limit: int = LARGEST_CONTENT) -> None:
         if not 0 < size <= limit:
             raise ProtocolError(f"a payload of {size} bytes is not accepted; from 1 to {limit} are")
-        self._size, self._have = size, 0
+        self.size, self._have = size, 0
         self._parts: list[bytes] = []
 
     def add(self, data: bytes) -> bytes | None:
-        """Adds a chunk; returns the payload once it is whole. Raises `ProtocolError` if there is too much."""
+        """Adds a piece; returns the payload once it is whole. Raises `ProtocolError` if there is too much."""
         self._have += len(data)
-        if self._have > self._size:
-            raise ProtocolError(f"a payload announced with {self._size} bytes has at least {self._have}")
+        if self._have > self.size:
+            raise ProtocolError(f"a payload announced with {self.size} bytes has at least {self._have}")
         self._parts.append(data)
-        return b"".join(self._parts) if self._have == self._size else None
+        return b"".join(self._parts) if self._have == self.size else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from flwr.app import Message, RecordDict
@@ -27,3 +28,7 @@ class RunGrid(Grid):
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """The replies as they come, none of which is kept here; a caller that has enough leaves the rest."""
+        yield from self.send_and_receive(messages, timeout=timeout)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
+from typing import Any
 
+import flwr.app
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
 # Records of a message.
@@ -27,12 +30,39 @@ COUNTS = "counts"
 REFUSED = 1001
 BUDGET_EXHAUSTED = 1002
 FAILED = 1003
-LOST = 1004
+LOST = 1004  # the client left
+LATE = 1005  # no answer before the round's deadline; said by the server
+
+
+class Array(flwr.app.Array):
+    """Flower's Array around an ndarray that is there already.
+
+    Flower's own makes a numpy file of each array when it is constructed and reads it again at each look, which costs
+    more than a round's arithmetic; this one does so only if Flower's runtimes ask for the bytes. They find a class by
+    its name, so it has the same. `numpy` returns a view that cannot be written to.
+    """
+
+    def __init__(self, ndarray: NDArray[Any]) -> None:
+        self.dtype, self.shape, self.stype = str(ndarray.dtype), ndarray.shape, "numpy.ndarray"
+        self._ndarray = ndarray.view()
+        self._ndarray.flags.writeable = False
+
+    def numpy(self) -> NDArray[Any]:
+        return self._ndarray
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        file = io.BytesIO()
+        np.save(file, self._ndarray, allow_pickle=False)
+        return file.getvalue()
 
 
 def from_state(state: Mapping[str, NDArray[np.float32]]) -> ArrayRecord:
     """Named arrays as a record, in their order."""
-    return ArrayRecord({name: Array(np.asarray(value)) for name, value in state.items()})
+    record = ArrayRecord()
+    for name, value in state.items():  # one by one: given a dict, Flower makes Arrays of its own kind
+        record[name] = Array(np.asarray(value))
+    return record
 
 
 def to_state(record: ArrayRecord) -> dict[str, NDArray[np.float32]]:

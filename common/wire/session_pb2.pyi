@@ -1,6 +1,7 @@
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -70,26 +71,30 @@ class Ready(_message.Message):
     def __init__(self, fingerprint: _Optional[str] = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("id", "type", "group", "size", "ttl")
+    __slots__ = ("id", "type", "group", "size", "ttl", "data")
     ID_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
     id: str
     type: str
     group: str
     size: int
     ttl: float
-    def __init__(self, id: _Optional[str] = ..., type: _Optional[str] = ..., group: _Optional[str] = ..., size: _Optional[int] = ..., ttl: _Optional[float] = ...) -> None: ...
+    data: bytes
+    def __init__(self, id: _Optional[str] = ..., type: _Optional[str] = ..., group: _Optional[str] = ..., size: _Optional[int] = ..., ttl: _Optional[float] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("id", "size")
+    __slots__ = ("id", "size", "data")
     ID_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
     id: str
     size: int
-    def __init__(self, id: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+    data: bytes
+    def __init__(self, id: _Optional[str] = ..., size: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("id", "code", "reason")
@@ -114,9 +119,53 @@ class Ack(_message.Message):
     def __init__(self, id: _Optional[str] = ...) -> None: ...
 
 class Goodbye(_message.Message):
-    __slots__ = ("reason", "finished")
+    __slots__ = ("reason", "finished", "comes_back")
     REASON_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    COMES_BACK_FIELD_NUMBER: _ClassVar[int]
     reason: str
     finished: bool
-    def __init__(self, reason: _Optional[str] = ..., finished: _Optional[bool] = ...) -> None: ...
+    comes_back: bool
+    def __init__(self, reason: _Optional[str] = ..., finished: _Optional[bool] = ..., comes_back: _Optional[bool] = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusReply(_message.Message):
+    __slots__ = ("federation", "fingerprint", "run", "round", "rounds", "state", "seconds", "version", "clients", "problem")
+    FEDERATION_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    federation: str
+    fingerprint: str
+    run: str
+    round: int
+    rounds: int
+    state: str
+    seconds: float
+    version: str
+    clients: _containers.RepeatedCompositeFieldContainer[ClientStatus]
+    problem: str
+    def __init__(self, federation: _Optional[str] = ..., fingerprint: _Optional[str] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., state: _Optional[str] = ..., seconds: _Optional[float] = ..., version: _Optional[str] = ..., clients: _Optional[_Iterable[_Union[ClientStatus, _Mapping]]] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class ClientStatus(_message.Message):
+    __slots__ = ("name", "state", "last_seen", "strikes", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEEN_FIELD_NUMBER: _ClassVar[int]
+    STRIKES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: str
+    last_seen: float
+    strikes: int
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., last_seen: _Optional[float] = ..., strikes: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...

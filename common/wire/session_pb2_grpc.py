@@ -35,7 +35,7 @@ class SessionStub:
     Ready          ------------------>          the client has checked the federation and planned its budget
     <------------------  Task, Chunk...
     Reply, Chunk...  ---------------->          (or Failure)
-    <------------------  Ack
+    <------------------  Ack            the round is on the server's disk, or the reply is not needed
     Goodbye        <----------------->          either side, before it ends the stream
     """
 
@@ -50,6 +50,11 @@ class SessionStub:
                 request_serializer=common_dot_wire_dot_session__pb2.ClientFrame.SerializeToString,
                 response_deserializer=common_dot_wire_dot_session__pb2.ServerFrame.FromString,
                 _registered_method=True)
+        self.Status = channel.unary_unary(
+                '/cloister.session.v1.Session/Status',
+                request_serializer=common_dot_wire_dot_session__pb2.StatusRequest.SerializeToString,
+                response_deserializer=common_dot_wire_dot_session__pb2.StatusReply.FromString,
+                _registered_method=True)
 
 
 class SessionServicer:
@@ -62,12 +67,19 @@ class SessionServicer:
     Ready          ------------------>          the client has checked the federation and planned its budget
     <------------------  Task, Chunk...
     Reply, Chunk...  ---------------->          (or Failure)
-    <------------------  Ack
+    <------------------  Ack            the round is on the server's disk, or the reply is not needed
     Goodbye        <----------------->          either side, before it ends the stream
     """
 
     def Connect(self, request_iterator, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Status(self, request, context):
+        """How the run goes: all of it to an operator's certificate, to a client what concerns it.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -79,6 +91,11 @@ def add_SessionServicer_to_server(servicer, server):
                     servicer.Connect,
                     request_deserializer=common_dot_wire_dot_session__pb2.ClientFrame.FromString,
                     response_serializer=common_dot_wire_dot_session__pb2.ServerFrame.SerializeToString,
+            ),
+            'Status': grpc.unary_unary_rpc_method_handler(
+                    servicer.Status,
+                    request_deserializer=common_dot_wire_dot_session__pb2.StatusRequest.FromString,
+                    response_serializer=common_dot_wire_dot_session__pb2.StatusReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -98,7 +115,7 @@ class Session:
     Ready          ------------------>          the client has checked the federation and planned its budget
     <------------------  Task, Chunk...
     Reply, Chunk...  ---------------->          (or Failure)
-    <------------------  Ack
+    <------------------  Ack            the round is on the server's disk, or the reply is not needed
     Goodbye        <----------------->          either side, before it ends the stream
     """
 
@@ -119,6 +136,33 @@ class Session:
             '/cloister.session.v1.Session/Connect',
             common_dot_wire_dot_session__pb2.ClientFrame.SerializeToString,
             common_dot_wire_dot_session__pb2.ServerFrame.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Status(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.session.v1.Session/Status',
+            common_dot_wire_dot_session__pb2.StatusRequest.SerializeToString,
+            common_dot_wire_dot_session__pb2.StatusReply.FromString,
             options,
             channel_credentials,
             insecure,

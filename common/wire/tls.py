@@ -1,32 +1,43 @@
-"""Certificates: a federation's own authority, and the keys it signs.
+"""Certificates in use: what one side loads, what it may know of the other, and what the server keeps watching.
 
-Elliptic-curve keys (P-256), mutual TLS. A client's name is its certificate's common name. Private keys are
-written for their owner's eyes only; nothing that exists is overwritten.
+Mutual TLS. A client's name is its certificate's common name. `common/wire/authority.py` makes and revokes them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
-import os
+import logging
 import re
-from collections.abc import Sequence
+import threading
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import CertificateError
+from common.wire import certificates
+from common.wire.authority import create_authority, create_client, create_operator, create_server
+from common.wire.certificates import CLIENT, CLIENT_RULE, EXPIRES_SOON_DAYS, REVOKED
 
-AUTHORITY_DAYS = 3650
-CERTIFICATE_DAYS = 397
+__all__ = [
+    "EXPIRES_SOON_DAYS",
+    "Peer",
+    "ServerIdentity",
+    "TLSMaterial",
+    "create_authority",
+    "create_client",
+    "create_operator",
+    "create_server",
+    "expiry_warning",
+    "is_loopback",
+    "load",
+    "peer",
+]
 
-HOST = r"(?=.{1,253}$)[A-Za-z0-9_*]([A-Za-z0-9_.-]*[A-Za-z0-9_])?"
-CLIENT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+log = logging.getLogger("cloister.server")
 
 
 @dataclass(frozen=True)
@@ -38,61 +49,188 @@ class TLSMaterial:
     key: bytes
 
 
+@dataclass(frozen=True)
+class Peer:
+    """Who is at the other end, by its certificate."""
+
+    name: str
+    operator: bool  # runs the federation, and may see every client
+    serial: int
+    key: bytes  # SHA-256 of the public key (SubjectPublicKeyInfo, DER)
+    expires: datetime  # UTC
+
+
 def load(ca: Path, certificate: Path, key: Path) -> TLSMaterial:
-    """Reads TLS files. Raises `CertificateError` if one is missing, unreadable, expired, foreign or mismatched."""
-    material = TLSMaterial(ca=_read(ca), certificate=_read(certificate), key=_read(key))
-    authority, own = _parse(material.ca, ca), _parse(material.certificate, certificate)
+    """Reads TLS files. Raises `CertificateError` if one is missing, unreadable, expired, foreign or mismatched.
+
+    Warns of a key that others than its owner can read.
+    """
+    material = TLSMaterial(
+        ca=certificates.read(ca),
+        certificate=certificates.read(certificate),
+        key=certificates.read(key, private=True),
+    )
+    authority = certificates.parse(material.ca, ca)
+    own = certificates.parse(material.certificate, certificate)
     for parsed, path in ((authority, ca), (own, certificate)):
-        _check_dates(parsed, path)
-    try:
-        own.verify_directly_issued_by(authority)
-    except Exception as error:
-        raise CertificateError(f"{certificate}: was not issued by the authority in {ca}") from error
-    if _parse_key(material.key, key).public_key() != own.public_key():
+        certificates.check_dates(parsed, path)
+    if not certificates.is_issued_by(own, authority):
+        raise CertificateError(f"{certificate}: was not issued by the authority in {ca}")
+    if certificates.parse_key(material.key, key).public_key() != own.public_key():
         raise CertificateError(f"{key}: is not the key of {certificate}")
     return material
 
 
-def create_authority(folder: Path) -> None:
-    """Writes ca.pem and ca.key. Raises `CertificateError` if there is an authority already."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CertificateError(f"{folder}: cannot be made ({error.strerror})") from error
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = _name("Cloister federation authority")
-    certificate = (
-        _builder(name, name, key.public_key(), AUTHORITY_DAYS)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(signs=True), critical=True)
-        .sign(key, hashes.SHA256())
+def expiry_warning(pem: bytes, path: Path | str, *, now: datetime | None = None) -> str | None:
+    """One line if a certificate has expired or will within `EXPIRES_SOON_DAYS`. Raises `CertificateError` if `pem` is
+    no certificate."""
+    certificate, now = certificates.parse(pem, path), now or datetime.now(UTC)
+    days = certificates.days_left(certificate, now)
+    if days > EXPIRES_SOON_DAYS:
+        return None
+    if now > certificate.not_valid_after_utc:
+        when = f"expired on {certificate.not_valid_after_utc:%Y-%m-%d}"
+    else:
+        soon = {0: "today", 1: "tomorrow"}.get(days, f"in {days} days")
+        when = f"expires on {certificate.not_valid_after_utc:%Y-%m-%d}, {soon}"
+    command = certificates.command_for(certificate, Path(path).stem)
+    return f"{path} {when}; `{command}`, where the federation's authority is, makes a new one"
+
+
+def peer(pem: bytes) -> Peer:
+    """Who a client's certificate says it is. That the certificate holds is TLS's to find out, and was before this.
+
+    Raises:
+        CertificateError: it is no certificate, is not for clients, or its common name cannot be a client's.
+    """
+    found = certificates.parse(pem, "the peer's certificate")
+    if ExtendedKeyUsageOID.CLIENT_AUTH not in certificates.purposes_of(found):
+        raise CertificateError("the peer's certificate is not a client's; `cloister certs client` makes those")
+    names = certificates.attributes(found, NameOID.COMMON_NAME)
+    if len(names) != 1:
+        raise CertificateError(f"the peer's certificate has {len(names)} common names; it must have one, its name")
+    (name,) = names
+    if not isinstance(name, str) or not re.fullmatch(CLIENT, name):
+        raise CertificateError(f"the peer's certificate is called {name!r}; {CLIENT_RULE}")
+    public = found.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    _write_pair(folder, "ca", certificate, key)
+    return Peer(
+        name=name,
+        operator=certificates.is_operator(found),
+        serial=found.serial_number,
+        key=hashlib.sha256(public).digest(),
+        expires=found.not_valid_after_utc,
+    )
 
 
-def create_server(folder: Path, hosts: Sequence[str]) -> None:
-    """Writes server.pem and server.key, valid for `hosts` (names or addresses), signed by the folder's authority."""
-    names: list[x509.GeneralName] = []
-    for host in hosts:
+@dataclass(frozen=True)
+class _Held:
+    material: TLSMaterial
+    revoked: frozenset[int]  # serial numbers
+
+
+class ServerIdentity:
+    """A server's own certificate and its authority's revocation list, kept up to date with their files.
+
+    Any thread may call anything. What is held is one frozen value that is replaced as a whole, so that `material`
+    and `is_revoked` never wait for a disk; a lock lets one `refresh` run at a time.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Reads ca.pem, server.pem, server.key and, if there is one, revoked.pem.
+
+        Raises:
+            CertificateError: one of them is missing, unreadable, expired, foreign or mismatched, the certificate is
+                no server's or was revoked, or the list is not one that the authority signed.
+        """
+        self._lock = threading.Lock()
+        self._files = tuple(folder / name for name in ("ca.pem", "server.pem", "server.key", REVOKED))
+        self._seen = self._stamps()
+        material = self._read_material()
+        self._held = _Held(material, self._read_list(material) or frozenset())
+        self._check_own(material, self._held.revoked)
+
+    @property
+    def material(self) -> TLSMaterial:
+        return self._held.material
+
+    def warnings(self) -> list[str]:
+        """One line for each of our certificates that expires soon."""
+        found = [(self.material.ca, self._files[0]), (self.material.certificate, self._files[1])]
+        return [warning for pem, path in found if (warning := expiry_warning(pem, path)) is not None]
+
+    def is_revoked(self, serial: int) -> bool:
+        return serial in self._held.revoked
+
+    def refresh(self) -> bool:
+        """Rereads the files if one has changed since they were last read. Returns whether what is held is now other.
+
+        Never raises: what is unusable is warned of once, and what was held instead of it stays. What was once revoked
+        stays so for as long as this object lives, whatever becomes of the list.
+        """
+        with self._lock:
+            seen = self._stamps()  # before reading: what changes meanwhile is read again the next time
+            if seen == self._seen:
+                return False
+            self._seen = seen
+            before = self._held
+            self._held, problems = self._reread(before)
+            if problems:
+                log.warning("certificates that changed are not all usable: %s", "; ".join(problems))
+            return self._held != before
+
+    def _reread(self, held: _Held) -> tuple[_Held, list[str]]:
+        """The list and the rest are taken each for itself: a revocation counts though the server's own new
+        certificate is half-copied. Only a new authority comes with its own list, or not at all."""
+        problems, material, revoked = [], held.material, held.revoked
         try:
-            names.append(x509.IPAddress(ipaddress.ip_address(host)))
-        except ValueError:
-            if not re.fullmatch(HOST, host):
-                raise CertificateError(f"{host!r} is neither a host's name nor an address") from None
-            names.append(x509.DNSName(host))
-    _create(folder, "server", hosts[0][:64], ExtendedKeyUsageOID.SERVER_AUTH, x509.SubjectAlternativeName(names))
+            material = self._read_material()
+        except CertificateError as error:
+            problems.append(f"{error}; the earlier ones stay in use")
+        try:
+            listed = self._read_list(material)
+        except CertificateError as error:
+            problems.append(f"{error}; the earlier list stays in use")
+            if material.ca != held.material.ca:
+                material = held.material
+        else:
+            revoked |= listed or frozenset()
+            if missing := revoked - (listed or frozenset()):
+                lost = "is gone" if listed is None else f"lacks {len(missing)} that were revoked before"
+                problems.append(f"{self._files[3]}: {lost}; put it back: they stay revoked until the server restarts")
+        try:
+            self._check_own(material, revoked)
+        except CertificateError as error:
+            problems.append(f"{error}; the earlier one stays in use")
+            material = held.material
+        return _Held(material, revoked), problems
 
+    def _check_own(self, material: TLSMaterial, revoked: frozenset[int]) -> None:
+        path = self._files[1]
+        if certificates.parse(material.certificate, path).serial_number in revoked:
+            raise CertificateError(f"{path}: was revoked; `cloister certs server HOST...` makes a new one")
 
-def create_client(folder: Path, name: str) -> None:
-    """Writes NAME.pem and NAME.key for a client, signed by the folder's authority."""
-    if name in ("ca", "server"):
-        raise CertificateError(f"a client cannot be called {name}: its files would be the {name}'s")
-    if not re.fullmatch(CLIENT, name):
-        raise CertificateError(
-            f"a client cannot be called {name!r}: a name is 1 to 64 letters, digits, dots, dashes and underscores, "
-            "and begins with a letter or digit"
-        )
-    _create(folder, name, name, ExtendedKeyUsageOID.CLIENT_AUTH, None)
+    def _read_material(self) -> TLSMaterial:
+        ca, certificate, key, _ = self._files
+        material = load(ca, certificate, key)
+        purposes = certificates.purposes_of(certificates.parse(material.certificate, certificate))
+        if purposes and ExtendedKeyUsageOID.SERVER_AUTH not in purposes:  # one that does not say is for everything
+            raise CertificateError(f"{certificate}: is not a server's; `cloister certs server HOST...` makes one")
+        return material
+
+    def _read_list(self, material: TLSMaterial) -> frozenset[int] | None:
+        ca, *_, path = self._files
+        try:
+            pem = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CertificateError(f"{path}: cannot be read ({error.strerror})") from error
+        return certificates.revoked_in(pem, path, certificates.parse(material.ca, ca))
+
+    def _stamps(self) -> list[tuple[int, int, int] | None]:
+        return [_stamp(path) for path in self._files]
 
 
 def is_loopback(host: str) -> bool:
@@ -105,107 +243,10 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _create(
-    folder: Path,
-    file: str,
-    name: str,
-    purpose: x509.ObjectIdentifier,
-    names: x509.SubjectAlternativeName | None,
-) -> None:
-    authority = _parse(_read(folder / "ca.pem"), folder / "ca.pem")
-    signer = _parse_key(_read(folder / "ca.key"), folder / "ca.key")
-    if not isinstance(signer, ec.EllipticCurvePrivateKey) or signer.public_key() != authority.public_key():
-        raise CertificateError(f"{folder / 'ca.key'}: is not the elliptic-curve key of {folder / 'ca.pem'}")
-    key = ec.generate_private_key(ec.SECP256R1())
-    builder = (
-        _builder(_name(name), authority.subject, key.public_key(), CERTIFICATE_DAYS)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(signs=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-    )
-    if names is not None:
-        builder = builder.add_extension(names, critical=False)
-    _write_pair(folder, file, builder.sign(signer, hashes.SHA256()), key)
-
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
-) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))  # clocks differ
-        .not_valid_after(now + timedelta(days=days))
-    )
-
-
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
-def _key_usage(*, signs: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=True,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=signs,
-        crl_sign=signs,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _write_pair(folder: Path, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    public = certificate.public_bytes(serialization.Encoding.PEM)
-    files = ((folder / f"{name}.key", private, 0o600), (folder / f"{name}.pem", public, 0o644))
-    for path, _, _ in files:  # both, before either is written: no new key beside an old certificate
-        if path.exists():
-            raise CertificateError(f"{path}: exists; move it away first if it is to be replaced")
-    for path, data, mode in files:
-        try:
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-                file.write(data)
-        except OSError as error:
-            raise CertificateError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def _read(path: Path) -> bytes:
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What differs when a file was written or replaced. None if it is not there, or cannot be looked at."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CertificateError(
-            f"{path}: cannot be read ({error.strerror}); `cloister certs` makes certificates"
-        ) from error
-
-
-def _parse(pem: bytes, path: Path) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
-        raise CertificateError(f"{path}: not a certificate in PEM") from error
-
-
-def _parse_key(pem: bytes, path: Path) -> PrivateKeyTypes:
-    try:
-        return serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError) as error:
-        raise CertificateError(f"{path}: not a private key in PEM without password") from error
-
-
-def _check_dates(certificate: x509.Certificate, path: Path) -> None:
-    now = datetime.now(UTC)
-    if now > certificate.not_valid_after_utc:
-        raise CertificateError(f"{path}: expired on {certificate.not_valid_after_utc:%Y-%m-%d}; ask for a new one")
-    if now < certificate.not_valid_before_utc:
-        raise CertificateError(
-            f"{path}: not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M}; is the clock right?"
-        )
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

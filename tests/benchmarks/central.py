@@ -27,7 +27,8 @@ from common.privacy import GaussianRelease, calibrate, client_releases, epsilon
 from common.wire.identity import number
 from server import strategies
 from server.central import CentralDP
-from server.rounds import Run, run_rounds
+from server.rounds import run_rounds
+from server.run import Run
 from server.scoring import held_out_scorer
 from simulations.engine import sites_from_table
 from simulations.inline import InlineGrid
@@ -59,7 +60,6 @@ def accuracy(fed: Federation, folder: Path, seed: int, wrap: Callable[[Any], Any
         name="benchmark",
         state=models.state_of(models.build(fed)),
         observe=lambda event: None,
-        save=lambda state, server_round: None,
         central=CentralDP(fed, seeded(seed)) if fed.privacy.client else None,
     )
     grid = InlineGrid(client_app(lambda context: nullcontext(by_node[context.node_id])), by_node, run="benchmark")

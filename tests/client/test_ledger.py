@@ -388,18 +388,9 @@ def test_verifying_beside_a_client_that_charges_meanwhile_finds_no_fault(path, m
 def test_a_ledger_that_cannot_be_read_is_one_clear_error(path):
     ledger = Ledger(path)
     ledger.close()
-    for ask in (ledger.entries, ledger.count, ledger.head, lambda: ledger.reply("t"), lambda: ledger.plan("r")):
+    for ask in (ledger.entries, ledger.count, ledger.head, lambda: ledger.plan("r")):
         with pytest.raises(LedgerError, match="the ledger cannot be read"):
             ask()
-
-
-def test_replies_of_another_federation_or_run_are_forgotten():
-    ledger = Ledger.in_memory()
-    for name in ("f/run/t", "f/other/t", "g/run/t"):
-        ledger.store_reply(name, b"x")
-    ledger.forget_replies("f/run/")
-    assert [ledger.reply(name) for name in ("f/run/t", "f/other/t", "g/run/t")] == [b"x", None, None]
-    ledger.close()
 
 
 def test_a_clock_that_is_set_back_does_not_set_back_the_entries(path, monkeypatch):
@@ -427,7 +418,7 @@ def test_closing_waits_for_a_charge_that_another_thread_is_writing(path):
         with ledger._transaction():
             begun.set()
             time.sleep(0.3)
-            ledger._db.execute("INSERT INTO replies VALUES ('t', x'00')")
+            ledger._db.execute("INSERT INTO plans VALUES ('t', '{}')")
 
     with ThreadPoolExecutor(1) as other:
         written = other.submit(slowly)
@@ -473,10 +464,7 @@ def test_a_full_disk_refuses_the_charge_says_so_and_writes_nothing(path):
     full(ledger)
     with pytest.raises(LedgerError, match=r"cannot be written, so nothing is released: database or disk is full"):
         ledger.charge(entry(task="x" * 100_000))
-    with pytest.raises(LedgerError, match="disk is full"):
-        ledger.store_reply("t", bytes(100_000))
     assert [e.task for e in ledger.entries()] == ["before"]
-    assert ledger.reply("t") is None
     ledger._db.execute("PRAGMA max_page_count = 1000000")
     ledger.charge(entry(task="after"))
     ledger.close()
@@ -507,31 +495,7 @@ def test_a_state_folder_that_is_a_file_is_refused(path):
         Ledger(path)
 
 
-# Replies and plans
-
-
-def test_a_reply_is_kept_byte_for_byte_until_it_is_acknowledged(path):
-    payload = bytes(range(256)) * 300
-    ledger = Ledger(path)
-    ledger.store_reply("a", payload)
-    ledger.store_reply("b", b"")
-    ledger.close()
-    ledger = Ledger(path)
-    assert ledger.reply("a") == payload
-    assert ledger.reply("b") == b""
-    assert ledger.reply("c") is None
-    ledger.acknowledge("a")
-    ledger.acknowledge("never there")
-    assert (ledger.reply("a"), ledger.reply("b")) == (None, b"")
-    ledger.close()
-
-
-def test_a_later_reply_to_a_task_takes_the_place_of_the_earlier():
-    ledger = Ledger.in_memory()
-    ledger.store_reply("a", b"1")
-    ledger.store_reply("a", b"2")
-    assert ledger.reply("a") == b"2"
-    ledger.close()
+# Plans
 
 
 def test_a_plan_is_kept_exactly_and_for_its_run_alone(path):
@@ -549,12 +513,12 @@ def test_a_plan_is_kept_exactly_and_for_its_run_alone(path):
 # What was spent
 
 
-def test_a_charge_and_an_acknowledgement_may_come_from_two_threads_at_once(tmp_path):
-    # The link acknowledges on its own thread while a task is being charged on another.
+def test_a_charge_and_a_look_may_come_from_two_threads_at_once(tmp_path):
+    # The link asks for the last round's time on its own thread while a task is being charged on another.
     ledger = Ledger(tmp_path / "a.ledger")
     with ThreadPoolExecutor(2) as threads:
         charges = [threads.submit(ledger.charge, entry(task=f"t/{n}")) for n in range(100)]
-        others = [threads.submit(ledger.acknowledge, f"t/{n}") for n in range(100)]
+        others = [threads.submit(ledger.last_round) for _ in range(100)]
         for future in [*charges, *others]:
             future.result()
     ledger.verify()

@@ -18,6 +18,7 @@ from flwr.app import ConfigRecord, RecordDict
 from client import training
 from client.ledger import Ledger
 from client.node import Node
+from client.outbox import Outbox
 from client.policy import Policy
 from client.site import ClientFile, DataFile
 from common import model as models
@@ -64,13 +65,15 @@ class Link:
         config = ConfigRecord({"run": run, "server-round": server_round, **config_too})
         content = codec.encode(RecordDict({"arrays": arrays, "config": config}))
         task_id = f"{run}/{task_type}/{server_round}/ada"
-        await self.say(task=pb.Task(id=task_id, type=task_type, group=str(server_round), size=len(content), ttl=ttl))
-        for chunk in codec.chunks(content):
-            await self.say(chunk=pb.Chunk(data=chunk))
+        first, others = codec.parts(content)
+        head = pb.Task(id=task_id, type=task_type, group=str(server_round), size=len(content), ttl=ttl, data=first)
+        await self.say(task=head)
+        for part in others:
+            await self.say(chunk=pb.Chunk(data=part))
 
     async def answer(self) -> tuple[str, bytes]:
         reply = await self.hear("reply")
-        content = b""
+        content = reply.data
         while len(content) < reply.size:
             content += (await self.hear("chunk")).data
         return reply.id, content
@@ -427,9 +430,8 @@ def test_a_task_in_hand_is_finished_and_kept_when_its_owner_leaves(tmp_path, mon
     result, said = play(tmp_path, server, leave_when=lambda said: started.is_set())
     assert result == "left"
     assert any("round 1: train done" in line for line in said)
-    ledger = Ledger(tmp_path / "state" / "ada.ledger")
-    assert ledger.reply(f"{fed.fingerprint}/run/run/train/1/ada") is not None
-    ledger.close()
+    outbox = Outbox(tmp_path / "state" / "ada.outbox", run=f"{fed.fingerprint}/run")
+    assert outbox.find("run/train/1/ada") is not None
 
 
 def test_a_server_that_stays_away_is_given_up(tmp_path):

@@ -109,6 +109,7 @@ def test_every_shipped_document_loads(path):
         ),
         ({"schema__target": {"name": "a", "classes": [0, 1]}}, "schema.target.name is also a feature (got a)"),
         ({"schema__columns": ["a", "b", "c"]}, "schema.columns lacks y"),
+        ({"wire__dtype": "float16"}, "wire.dtype must be one of 'float32', 'bfloat16' or 'int8' (got float16"),
     ],
 )
 def test_impossible_values_are_refused_with_the_reason(changes, expected):
@@ -172,6 +173,7 @@ DEFAULTS = {
     "strategy__max_failed_rounds": 3,
     "privacy__client": None,
     "privacy__evaluation": {"every": 1, "noise": 0},
+    "wire": {"dtype": "float32"},
     "schema__columns": None,
     "schema__target": {"name": "y", "classes": {"0": [0], "1": [1]}},
 }
@@ -201,6 +203,8 @@ CHANGED = {
     "strategy__max_failed_rounds": 2,
     "privacy": PRIVATE["privacy"],
     "privacy__evaluation": {"every": 2},
+    "wire": {"dtype": "bfloat16"},
+    "wire__dtype": "int8",
 }
 
 

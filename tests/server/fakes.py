@@ -20,7 +20,8 @@ from common.wire import records
 from common.wire.records import ARRAYS, COUNTS, LOSS, LOST, METRICS, WEIGHT
 from server import strategies
 from server.central import CentralDP
-from server.rounds import Event, Run, run_rounds
+from server.rounds import run_rounds
+from server.run import Event, Run
 from simulations.inline import InlineGrid
 
 Answer = RecordDict | Error | None  # None: no answer in time
@@ -101,19 +102,23 @@ def outcome(
 ) -> Outcome:
     """Runs the rounds and returns how they went; `RunFailed` stands in the run's reason."""
     events: list[Event] = []
-    saved: list[tuple[int, State]] = []
+    saved: dict[int, State] = {}
     run = Run(
         federation=document,
         name="test",
         state=models.state_of(models.build(document)),
         observe=events.append,
-        save=lambda state, server_round: saved.append((server_round, state)),
         central=CentralDP(document, noise or seeded(0)) if document.privacy.client else None,
     )
     start = run.state
+
+    def save() -> None:
+        saved[run.round] = run.state
+
+    run.save = save
     grid = grid or InlineGrid(clients, nodes, run="test")  # type: ignore[arg-type]
     try:
         run_rounds(run, grid, strategies.build(document), wait_s=0.0)
     except RunFailed as error:
         run.reason = str(error)
-    return Outcome(run, events, saved, start)
+    return Outcome(run, events, list(saved.items()), start)

@@ -24,7 +24,7 @@ from common.wire import records
 from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, COUNTS, LOSS, METRICS, WEIGHT
 from server.app import execute
 from server.central import CentralDP
-from server.rounds import Run
+from server.run import Run
 from server.rundir import RunFolder
 from simulations.engine import simulate, sites_from_table
 from simulations.inline import InlineGrid
@@ -240,9 +240,9 @@ def test_the_charge_is_written_before_the_model_and_the_metrics(tmp_path):
     order: list[str] = []
 
     class Watched(RunFolder):
-        def write(self, name: str, data: bytes) -> None:
+        def write(self, name: str, data: bytes, **how: bool) -> None:
             order.append(name)
-            super().write(name, data)
+            super().write(name, data, **how)
 
         def record(self, event: dict[str, Any]) -> None:
             order.append("metrics" if "evaluation" in event else event["event"])
@@ -252,7 +252,11 @@ def test_the_charge_is_written_before_the_model_and_the_metrics(tmp_path):
     execute(document, InlineGrid(Clients(), (1, 2, 3), run="t"), folder, name="t", wait_s=0.0)  # type: ignore[arg-type]
     each = ["privacy.json", "model.safetensors", "round"]
     last = ["privacy.json", "model.safetensors", "privacy.json", "model.safetensors", "metrics"]
-    assert order == ["federation.yaml", "start", *each, *each, *last, "privacy.json", "result.json", "end"]
+    begin, end = (
+        ["federation.yaml", "start", "model.safetensors"],
+        ["model.safetensors", "privacy.json", "result.json", "end"],
+    )
+    assert order == [*begin, *each, *each, *last, *end]
 
 
 def test_the_model_and_what_it_cost_are_one_file(tmp_path):

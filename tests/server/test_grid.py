@@ -19,8 +19,8 @@ from common.errors import CertificateError, ConnectionFailed
 from common.wire import codec, records, tls
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
-from common.wire.tls import TLSMaterial
-from server import sessions
+from common.wire.tls import ServerIdentity, TLSMaterial
+from server.gate import Limits
 from server.grid import GrpcGrid
 from server.sessions import node_id
 from tests.support import federation
@@ -42,12 +42,21 @@ def material(folder: Path, name: str) -> TLSMaterial:
     return tls.load(folder / "ca.pem", folder / f"{name}.pem", folder / f"{name}.key")
 
 
+@contextmanager
+def serving(certs: Path, limits: Limits | None = None, **options: Any) -> Iterator[GrpcGrid]:
+    identity = ServerIdentity(certs)
+    served = GrpcGrid(FEDERATION, run="run", address="127.0.0.1:0", identity=identity, limits=limits, **options)
+    served.start()
+    try:
+        yield served
+    finally:
+        served.stop("the test is over")
+
+
 @pytest.fixture
 def grid(certs: Path) -> Iterator[GrpcGrid]:
-    served = GrpcGrid(FEDERATION, run="run", address="127.0.0.1:0", tls=material(certs, "server"))
-    served.start()
-    yield served
-    served.stop("the test is over")
+    with serving(certs) as served:
+        yield served
 
 
 class Peer:
@@ -83,15 +92,16 @@ class Peer:
 
     def take(self) -> tuple[pb.Task, bytes]:
         task = self.hear("task")
-        content = b""
+        content = task.data
         while len(content) < task.size:
             content += self.hear("chunk").data
         return task, content
 
     def answer(self, task_id: str, content: bytes) -> None:
-        self.say(reply=pb.Reply(id=task_id, size=len(content)))
-        for chunk in codec.chunks(content):
-            self.say(chunk=pb.Chunk(data=chunk))
+        first, others = codec.parts(content)
+        self.say(reply=pb.Reply(id=task_id, size=len(content), data=first))
+        for part in others:
+            self.say(chunk=pb.Chunk(data=part))
 
     def close(self) -> None:
         self._outbox.put(None)
@@ -168,15 +178,14 @@ def test_a_client_is_who_its_certificate_says_whatever_it_claims(grid, peer):
 
 def test_a_task_and_its_reply_travel_in_chunks(grid, peer):
     (ada,) = joined(grid, peer, "ada")
-    large = message("ada", size=700_000)  # 2.8 MB
+    large = message("ada", size=240_000)  # 960 kB
     with asking(grid, large) as replies:
         task, content = ada.take()
-        assert (task.type, task.group, task.id) == ("train", "1", "run/train/1/ada")
+        assert (task.type, task.group, task.id) == ("train", "1", "run/train/1")
         assert task.size > 2 * codec.CHUNK
         ada.answer(task.id, content)
-        assert ada.hear("ack").id == task.id
     (reply,) = replies
-    assert np.array_equal(reply.content["arrays"]["w"].numpy(), np.arange(700_000, dtype=np.float32))
+    assert np.array_equal(reply.content["arrays"]["w"].numpy(), np.arange(240_000, dtype=np.float32))
     assert reply.metadata.src_node_id == node_id("ada")
     assert reply.metadata.group_id == "1"
 
@@ -203,8 +212,23 @@ def test_a_second_answer_is_acknowledged_and_dropped(grid, peer):
         ada.answer(task.id, content_of(1.0))
         ada.answer(task.id, content_of(2.0))
         ada.hear("ack")
-        ada.hear("ack")
     assert [r.content["arrays"]["w"].numpy()[0] for r in replies] == [1.0]
+
+
+def test_an_answer_is_acknowledged_when_its_round_is_on_disk_and_not_before(grid, peer):
+    ada, ben = joined(grid, peer, "ada", "ben")
+    with asking(grid, message("ada"), message("ben")) as replies:
+        for each in (ada, ben):
+            task, _ = each.take()
+            each.answer(task.id, content_of())
+    assert len(replies) == 2
+    grid.push_messages([message("ada", group="2")])
+    assert ada.take()[0].group == "2"  # and no ack before it
+    grid.settle()
+    assert (ada.hear("ack").id, ben.hear("ack").id) == ("run/train/1", "run/train/1")
+    grid.settle()
+    grid.push_messages([message("ben", group="2")])
+    assert ben.take()[0].group == "2"  # and no second one
 
 
 def test_no_client_can_answer_for_another(grid, peer):
@@ -314,7 +338,7 @@ def test_an_answer_that_cannot_be_read_is_a_failure_of_that_client(grid, peer, c
             [{"reply": pb.Reply(id="t", size=1)}, {"chunk": pb.Chunk(data=b"xx")}],
             "announced with 1 bytes has at least 2",
         ),
-        ([{"reply": pb.Reply(id="t", size=1 << 40)}], "is not accepted; from 1 to"),
+        ([{"reply": pb.Reply(id="t", size=1 << 40)}], "is not accepted; a reply here has at most 1049104"),
         ([{"reply": pb.Reply(id="t", size=0)}], "a payload of 0 bytes is not accepted"),
         ([{}], "a frame None is not expected here"),
     ],
@@ -333,7 +357,7 @@ def test_what_a_client_may_not_say_ends_its_session_with_a_reason(grid, peer, fr
 @pytest.mark.parametrize(
     ("frame", "reason"),
     [
-        ({"hello": pb.Hello(protocol=99)}, "speaks protocol 99; this server speaks 1"),
+        ({"hello": pb.Hello(protocol=99)}, "speaks protocol 99; this server speaks 2"),
         ({"ready": pb.Ready()}, "the first frame must be a hello"),
     ],
 )
@@ -343,9 +367,11 @@ def test_a_stream_that_begins_badly_is_turned_away(grid, peer, frame, reason):
     assert reason in ada.hear("rejected").reason
 
 
-def test_a_silent_connection_is_turned_away(grid, peer, monkeypatch):
-    monkeypatch.setattr(sessions, "HELLO_TIMEOUT_S", 0.2)
-    assert "no hello in time" in peer("ada").hear("rejected").reason
+def test_a_silent_connection_is_turned_away(certs):
+    with serving(certs, Limits(hello_s=0.2)) as grid:
+        ada = Peer(grid.port, material(certs, "ada"))
+        assert "no hello in time" in ada.hear("rejected").reason
+        ada.close()
 
 
 def test_a_foreign_or_missing_certificate_does_not_get_as_far_as_hello(grid, certs, tmp_path):
@@ -363,14 +389,14 @@ def test_a_foreign_or_missing_certificate_does_not_get_as_far_as_hello(grid, cer
 
 
 def test_plain_text_is_for_loopback_only():
-    grid = GrpcGrid(FEDERATION, run="run", address="0.0.0.0:0", tls=None)
+    grid = GrpcGrid(FEDERATION, run="run", address="0.0.0.0:0", identity=None)
     with pytest.raises(CertificateError, match=r"only loopback is served, not 0\.0\.0\.0"):
         grid.start()
     grid.stop("")
 
 
 def test_a_port_in_use_is_said_so(grid):
-    second = GrpcGrid(FEDERATION, run="run", address=f"127.0.0.1:{grid.port}", tls=None)
+    second = GrpcGrid(FEDERATION, run="run", address=f"127.0.0.1:{grid.port}", identity=None)
     with pytest.raises(ConnectionFailed, match="the port is in use"):
         second.start()
     second.stop("")
@@ -378,7 +404,9 @@ def test_a_port_in_use_is_said_so(grid):
 
 def test_stopping_tells_every_client_that_it_is_over(certs, peer, grid):
     (ada,) = joined(grid, peer, "ada")
-    stopper = threading.Thread(target=lambda: grid._call(grid._sessions.finish("completed")))
+    stopper = threading.Thread(
+        target=lambda: grid._call(grid.sessions.finish(pb.Goodbye(reason="completed", finished=True)))
+    )
     stopper.start()
     goodbye = ada.hear("goodbye")
     assert (goodbye.reason, goodbye.finished) == ("completed", True)

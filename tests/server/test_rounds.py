@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,8 @@ from common.wire.records import (
 )
 from server import strategies
 from server.app import execute
-from server.rounds import Event, Run, run_rounds
+from server.rounds import run_rounds
+from server.run import Event, Run
 from server.rundir import RunFolder, load_model
 from simulations.inline import InlineGrid
 from tests.server.fakes import Answer, Clients, interrupted, outcome, says, train, train_to_nan
@@ -99,8 +100,8 @@ def test_a_failed_round_leaves_the_model_as_it_was_is_told_and_the_run_goes_on(o
 
 def test_a_round_without_any_reply_fails():
     class Silent(InlineGrid):
-        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-            return []
+        def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+            yield from ()
 
     result = outcome(federation(), Clients(), grid=Silent(Clients(), [1, 2], run="test"))  # type: ignore[arg-type]
     assert result.rounds()[0]["failed"] == "0 of at least 2 replies were admitted (no reply in time)"

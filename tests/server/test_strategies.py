@@ -18,7 +18,7 @@ from common.wire import records
 from common.wire.identity import identify_process
 from common.wire.records import ARRAYS, COUNTS, LOSS, METRICS, WEIGHT
 from server import strategies
-from server.rounds import CohortGrid
+from server.cohort import CohortGrid
 from server.rundir import RunFolder, load_model
 from simulations.engine import simulate, sites_from_table
 from simulations.inline import InlineGrid

@@ -15,7 +15,7 @@ from safetensors import numpy as safetensors
 
 from common.errors import ProtocolError
 from common.wire import codec
-from common.wire.codec import CHUNK, Assembly, chunks, decode, encode
+from common.wire.codec import CHUNK, Assembly, decode, encode, parts
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 WHOLE = st.integers(-(2**70), 2**70)
@@ -199,13 +199,14 @@ def test_a_safetensors_file_that_is_no_message_is_a_protocol_error():
         decode(safetensors.save({"w": np.zeros(2)}))
 
 
-@pytest.mark.parametrize("size, pieces", [(0, 0), (1, 1), (CHUNK, 1), (CHUNK + 1, 2), (3 * CHUNK, 3)])
-def test_chunks_are_bounded_and_together_the_payload(size, pieces):
+@pytest.mark.parametrize("size, pieces", [(0, 1), (1, 1), (CHUNK, 1), (CHUNK + 1, 2), (3 * CHUNK, 3)])
+def test_parts_are_bounded_and_together_the_payload(size, pieces):
     data = np.random.default_rng(0).bytes(size)
-    cut = list(chunks(data))
-    assert len(cut) == pieces
-    assert all(0 < len(chunk) <= CHUNK for chunk in cut)
-    assert b"".join(cut) == data
+    first, others = parts(data)
+    assert len(others) == pieces - 1
+    assert all(0 < len(part) <= CHUNK for part in others)
+    assert len(first) <= CHUNK
+    assert first + b"".join(others) == data
 
 
 @given(st.lists(st.binary(min_size=1, max_size=50), min_size=1, max_size=8))

@@ -114,10 +114,13 @@ def test_a_client_whose_name_would_be_no_file_or_no_common_name_is_refused(certs
         tls.create_client(certs, name)
 
 
-@pytest.mark.parametrize("name", ["ca", "server"])
-def test_a_client_cannot_take_the_files_of_another_role(certs, name):
-    with pytest.raises(CertificateError, match=f"its files would be the {name}'s"):
-        tls.create_client(certs, name)
+@pytest.mark.parametrize("create", [tls.create_client, tls.create_operator])
+@pytest.mark.parametrize(
+    "name, role", [("ca", "ca"), ("server", "server"), ("revoked", "revocation list"), ("Server", "server")]
+)
+def test_nobody_can_take_the_files_of_another_role(certs, create, name, role):
+    with pytest.raises(CertificateError, match=f"cannot be called {name}: its files would be the {role}'s"):
+        create(certs, name)
 
 
 @pytest.mark.parametrize("host", ["", "naïve.example", "a b", "https://x", "127.0.0.1:8080"])
@@ -253,16 +256,33 @@ def test_only_the_machine_itself_is_loopback(host, loopback):
     assert tls.is_loopback(host) is loopback
 
 
-def handshake(server: tuple[Path, str], client: tuple[Path, str], *, host: str = "localhost") -> str:
-    """One mutual TLS connection; returns the client's name as the server sees it. Either side's refusal raises."""
+def loopback() -> tuple[socket.socket, socket.socket]:
+    """Two ends of one TCP connection over 127.0.0.1."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        theirs = socket.create_connection(listening.getsockname(), timeout=10)
+        ours, _ = listening.accept()
+    ours.settimeout(10)
+    return ours, theirs
+
+
+def handshake(
+    server: tuple[Path, str], client: tuple[Path, str], *, host: str = "localhost", revoked: Path | None = None
+) -> str:
+    """One mutual TLS 1.3 connection with strict verifiers on both sides; the server looks into `revoked`, if given.
+    Returns the client's name as the server sees it. Either side's refusal raises."""
     contexts = []
     for protocol, (folder, name) in ((ssl.PROTOCOL_TLS_SERVER, server), (ssl.PROTOCOL_TLS_CLIENT, client)):
         context = ssl.SSLContext(protocol)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
         context.load_verify_locations(folder / "ca.pem")
         context.load_cert_chain(folder / f"{name}.pem", folder / f"{name}.key")
         contexts.append(context)
-    ours, theirs = socket.socketpair()
+    if revoked is not None:
+        contexts[0].load_verify_locations(revoked)
+        contexts[0].verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    ours, theirs = loopback()
     seen: list[object] = []
 
     def serve() -> None:
@@ -288,6 +308,14 @@ def handshake(server: tuple[Path, str], client: tuple[Path, str], *, host: str =
     return str(seen[0])
 
 
+def test_a_verifier_that_is_strict_about_rfc_5280_wants_more_than_other_tools_may_write(certs, tmp_path):
+    # Without this, the connections below would pass if the verifiers were lax.
+    write_dated(tmp_path, "plain", start=-DAY, end=DAY, authority=certs)
+    (tmp_path / "ca.pem").write_bytes((certs / "ca.pem").read_bytes())
+    with pytest.raises(ssl.SSLError, match="alert certificate unknown"):
+        handshake((certs, "server"), (tmp_path, "plain"))
+
+
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 def test_server_and_client_trust_each_other_and_the_server_learns_the_clients_name(certs, host):
     assert handshake((certs, "server"), (certs, "cleveland"), host=host) == "cleveland"
@@ -309,3 +337,65 @@ def test_a_client_cannot_pose_as_the_server(certs):
 def test_a_server_is_not_trusted_under_another_name(certs):
     with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
         handshake((certs, "server"), (certs, "cleveland"), host="example.org")
+
+
+@pytest.mark.parametrize("name", ["ca", "server", "cleveland"])
+def test_what_is_signed_names_its_own_key_and_the_one_that_signed_it(certs, name):
+    extensions = certificate(certs, name).extensions
+    own = x509.SubjectKeyIdentifier.from_public_key(certificate(certs, name).public_key()).digest
+    signer = x509.SubjectKeyIdentifier.from_public_key(certificate(certs, "ca").public_key()).digest
+    assert extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest == own
+    assert extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier == signer
+
+
+@pytest.mark.parametrize("mode, warns", [(0o600, False), (0o400, False), (0o640, True), (0o604, True)])
+def test_a_key_that_others_can_read_is_warned_of(certs, tmp_path, caplog, mode, warns):
+    key = tmp_path / "cleveland.key"
+    key.write_bytes((certs / "cleveland.key").read_bytes())
+    key.chmod(mode)
+    tls.load(certs / "ca.pem", certs / "cleveland.pem", key)
+    warning = f"{key}: open to others than its owner (mode {mode:o}); run `chmod 600 {key}`"
+    assert caplog.messages == ([warning] if warns else [])
+
+
+@pytest.mark.parametrize(
+    "days, when",
+    [
+        (31, None),
+        (30, "expires on 2030-05-31, in 30 days"),
+        (8, "expires on 2030-05-09, in 8 days"),
+        (1, "expires on 2030-05-02, tomorrow"),
+        (0, "expires on 2030-05-01, today"),
+        (-1, "expired on 2030-04-30"),
+    ],
+)
+def test_a_certificate_that_expires_soon_is_warned_of_in_one_line(certs, tmp_path, days, when):
+    now = datetime(2030, 5, 1, 12, tzinfo=UTC)
+    end = now + timedelta(days=days, hours=1) - datetime.now(UTC)
+    write_dated(tmp_path, "ada", start=-DAY, end=end, authority=certs)
+    warning = tls.expiry_warning((tmp_path / "ada.pem").read_bytes(), "ada.pem", now=now)
+    rest = "; `cloister certs client ada`, where the federation's authority is, makes a new one"
+    assert warning == (f"ada.pem {when}{rest}" if when else None)
+
+
+@pytest.mark.parametrize(
+    "name, command",
+    [
+        ("ca", "cloister certs init"),
+        ("server", "cloister certs server HOST..."),
+        ("hungary", "cloister certs client hungary"),
+        ("boss", "cloister certs operator boss"),
+    ],
+)
+def test_a_warning_names_the_command_that_makes_a_new_one(certs, tmp_path, name, command):
+    for file in ("ca.pem", "ca.key", "server.pem", "hungary.pem"):
+        (tmp_path / file).write_bytes((certs / file).read_bytes())
+    tls.create_operator(tmp_path, "boss")
+    late = datetime(2100, 1, 1, tzinfo=UTC)
+    warning = tls.expiry_warning((tmp_path / f"{name}.pem").read_bytes(), f"x/{name}.pem", now=late)
+    assert warning is not None and f"x/{name}.pem expired on" in warning and f"`{command}`" in warning
+
+
+def test_a_warning_about_what_is_no_certificate_is_an_error_of_ours():
+    with pytest.raises(CertificateError, match=r"ada\.pem: not a certificate in PEM"):
+        tls.expiry_warning(b"rubbish", "ada.pem")

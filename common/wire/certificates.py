@@ -1,0 +1,178 @@
+"""Certificates, keys and revocation lists as files: read and checked, every failure an error of ours."""
+
+from __future__ import annotations
+
+import logging
+import os
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from common.errors import CertificateError
+
+EXPIRES_SOON_DAYS = 30
+
+REVOKED = "revoked.pem"  # the revocation list, beside ca.pem
+OPERATOR = "operator"  # the organizational unit of those who run the federation; clients have none
+
+CLIENT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+CLIENT_RULE = "a name is 1 to 64 letters, digits, dots, dashes and underscores, and begins with a letter or digit"
+
+log = logging.getLogger("cloister.certificates")
+
+# What the library raises for bytes that are no certificate, key or list, or that hold what it does not know.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+
+
+class Kind(StrEnum):
+    """Whom a certificate is for."""
+
+    AUTHORITY = "authority"
+    SERVER = "server"
+    OPERATOR = "operator"
+    CLIENT = "client"
+    OTHER = "other"  # made by other tools, and for nothing that a federation knows
+
+
+def read(path: Path, *, private: bool = False) -> bytes:
+    """Reads a file. Warns of a `private` one that is open to others than its owner."""
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777
+            pem = file.read()
+    except OSError as error:
+        raise CertificateError(
+            f"{path}: cannot be read ({error.strerror}); `cloister certs` makes certificates"
+        ) from error
+    if private and mode & 0o077 and os.name == "posix":
+        log.warning("%s: open to others than its owner (mode %03o); run `chmod 600 %s`", path, mode, path)
+    return pem
+
+
+def parse(pem: bytes, path: Path | str) -> x509.Certificate:
+    """The first certificate in a PEM text, all of it readable. `path` is what messages call it."""
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        # These are decoded when they are first asked for: what is damaged in them is found here.
+        certificate.subject, certificate.issuer, certificate.extensions, certificate.public_key()
+    except _UNREADABLE as error:
+        raise CertificateError(f"{path}: not a certificate in PEM") from error
+    return certificate
+
+
+def parse_key(pem: bytes, path: Path) -> PrivateKeyTypes:
+    try:
+        return serialization.load_pem_private_key(pem, password=None)
+    except _UNREADABLE as error:
+        raise CertificateError(f"{path}: not a private key in PEM without password") from error
+
+
+def parse_list(pem: bytes, path: Path, authority: x509.Certificate) -> x509.CertificateRevocationList:
+    """A revocation list that `authority` signed. When it should be followed by a newer one is not asked: see
+    `authority.revoke`."""
+    try:
+        found = x509.load_pem_x509_crl(pem)
+        list(found), found.extensions  # decoded when they are first asked for, as above
+    except _UNREADABLE as error:
+        raise CertificateError(f"{path}: not a revocation list in PEM; put back a copy that is whole") from error
+    if found.issuer != authority.subject or not _signed(found, authority):
+        raise CertificateError(
+            f"{path}: was not signed by the authority beside it; put back the list that `cloister certs revoke` wrote"
+        )
+    return found
+
+
+def revoked_in(pem: bytes, path: Path, authority: x509.Certificate) -> frozenset[int]:
+    """The serial numbers on a revocation list that `authority` signed."""
+    return frozenset(entry.serial_number for entry in parse_list(pem, path, authority))
+
+
+def _signed(revocations: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:
+    try:
+        return revocations.is_signature_valid(authority.public_key())  # type: ignore[arg-type]
+    except (TypeError, UnsupportedAlgorithm):  # the authority's key is of a kind that signs no lists
+        return False
+
+
+def is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except Exception:  # whatever the library holds against it
+        return False
+    return True
+
+
+def check_dates(certificate: x509.Certificate, path: Path) -> None:
+    now = datetime.now(UTC)
+    if now > certificate.not_valid_after_utc:
+        raise CertificateError(f"{path}: expired on {certificate.not_valid_after_utc:%Y-%m-%d}; ask for a new one")
+    if now < certificate.not_valid_before_utc:
+        raise CertificateError(
+            f"{path}: not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M}; is the clock right?"
+        )
+
+
+def days_left(certificate: x509.Certificate, now: datetime) -> int:
+    """Days by the calendar (UTC), so that they agree with the date that is shown beside them."""
+    return (certificate.not_valid_after_utc.date() - now.date()).days
+
+
+def kind_of(certificate: x509.Certificate) -> Kind:
+    if is_authority(certificate):
+        return Kind.AUTHORITY
+    purposes = purposes_of(certificate)
+    if ExtendedKeyUsageOID.SERVER_AUTH in purposes:
+        return Kind.SERVER
+    if ExtendedKeyUsageOID.CLIENT_AUTH in purposes:
+        return Kind.OPERATOR if is_operator(certificate) else Kind.CLIENT
+    return Kind.OTHER
+
+
+def command_for(certificate: x509.Certificate, name: str) -> str:
+    """The command that makes a certificate like this one anew."""
+    match kind_of(certificate):
+        case Kind.AUTHORITY:
+            return "cloister certs init"
+        case Kind.SERVER:
+            return "cloister certs server HOST..."
+        case Kind.OPERATOR:
+            return f"cloister certs operator {name}"
+        case _:
+            return f"cloister certs client {name}"
+
+
+def is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+
+
+def is_operator(certificate: x509.Certificate) -> bool:
+    """Only that one organizational unit alone will do: what says two things says neither."""
+    return attributes(certificate, NameOID.ORGANIZATIONAL_UNIT_NAME) == [OPERATOR]
+
+
+def purposes_of(certificate: x509.Certificate) -> list[x509.ObjectIdentifier]:
+    """What its extended key usage allows. Empty if it does not say."""
+    try:
+        return list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+    except x509.ExtensionNotFound:
+        return []
+
+
+def attributes(certificate: x509.Certificate, oid: x509.ObjectIdentifier) -> list[str | bytes]:
+    return [found.value for found in certificate.subject.get_attributes_for_oid(oid)]

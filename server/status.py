@@ -1,0 +1,76 @@
+"""`cloister status`: asks a running server how it goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from common.errors import CertificateError, ConnectionFailed
+from common.wire import session_pb2 as pb
+from common.wire import session_pb2_grpc as service
+from common.wire import tls
+from server.progress import duration
+
+PATIENCE_S = 10.0
+
+
+def ask(address: str, *, certificates: Path | None, name: str) -> dict[str, Any]:
+    """What the server says of its run, as plain values.
+
+    Args:
+        certificates: a folder with ca.pem, NAME.pem and NAME.key; None is plain text, for loopback.
+
+    Raises:
+        CertificateError: the two sides do not accept each other's certificates.
+        ConnectionFailed: nobody answers there.
+    """
+    if certificates is None:
+        if not tls.is_loopback(address.rpartition(":")[0]):
+            raise CertificateError(f"{address}: give --certificates FOLDER; plain text is for loopback only")
+        channel = grpc.insecure_channel(address)
+    else:
+        material = tls.load(certificates / "ca.pem", certificates / f"{name}.pem", certificates / f"{name}.key")
+        credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.certificate)
+        channel = grpc.secure_channel(address, credentials)
+    with channel:
+        try:
+            reply = service.SessionStub(channel).Status(pb.StatusRequest(), timeout=PATIENCE_S)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED or "CERTIFICATE_VERIFY_FAILED" in error.details():
+                raise CertificateError(f"{address}: the two sides do not accept each other's certificates") from error
+            raise ConnectionFailed(f"{address}: no answer ({error.details().splitlines()[0][:160]})") from error
+    told: dict[str, Any] = json_format.MessageToDict(
+        reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    for key in ("round", "rounds"):
+        told[key] = int(told[key])  # JSON's numbers are too small for 64 bits, so protobuf writes text
+    for client in told["clients"]:
+        client["strikes"] = int(client["strikes"])
+    return told
+
+
+def show(told: dict[str, Any], console: Console) -> None:
+    """Prints it for a person."""
+    console.print(
+        f"{told['federation']}: round {told['round']} of {told['rounds']}, {told['state']}, "
+        f"up {duration(told['seconds'])} (Cloister {told['version']})",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    if told["problem"]:
+        console.print(f"the last round failed: {told['problem']}", style="red", markup=False, soft_wrap=True)
+    table = Table()
+    for heading in ("client", "state", "last heard", "strikes", "last reason"):
+        table.add_column(heading, justify="right" if heading in ("last heard", "strikes") else "left")
+    for client in told["clients"]:
+        heard = f"{duration(client['last_seen'])} ago"
+        cells = (client["name"], client["state"], heard, str(client["strikes"]), client["reason"])
+        table.add_row(*(escape(cell) for cell in cells))
+    console.print(table)
