@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from common.state import State
 
-BLOCK = 16_384  # numbers added at a time: a block's five arrays stay in the cache
+BLOCK = 65_536  # numbers added at a time, so that scratch space stays small
 
 Floats = NDArray[np.float64]
 

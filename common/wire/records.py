@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Mapping
 from typing import Any
@@ -34,6 +35,11 @@ LOST = 1004  # the client left
 LATE = 1005  # no answer before the round's deadline; said by the server
 
 
+@functools.cache
+def _name_of(dtype: np.dtype[Any]) -> str:
+    return str(dtype)
+
+
 class Array(flwr.app.Array):
     """Flower's Array around an ndarray that is there already.
 
@@ -43,17 +49,19 @@ class Array(flwr.app.Array):
     """
 
     def __init__(self, ndarray: NDArray[Any]) -> None:
-        self.dtype, self.shape, self.stype = str(ndarray.dtype), ndarray.shape, "numpy.ndarray"
-        self._ndarray = ndarray.view()
-        self._ndarray.flags.writeable = False
+        view = ndarray.view()
+        view.flags.writeable = False
+        # Past Flower's __setattr__, and with the type's name at hand: a round makes thousands of these.
+        self.__dict__.update(_ndarray=view, dtype=_name_of(view.dtype), shape=view.shape, stype="numpy.ndarray")
 
     def numpy(self) -> NDArray[Any]:
-        return self._ndarray
+        view: NDArray[Any] = self.__dict__["_ndarray"]
+        return view
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
         file = io.BytesIO()
-        np.save(file, self._ndarray, allow_pickle=False)
+        np.save(file, self.numpy(), allow_pickle=False)
         return file.getvalue()
 
 

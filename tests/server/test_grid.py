@@ -126,8 +126,8 @@ def message(client: str, *, size: int = 3, group: str = "1") -> Message:
     return Message(content, node_id(client), "train", group_id=group)
 
 
-def content_of(value: float = 1.0) -> bytes:
-    arrays = records.from_state({"w": np.full(3, value, np.float32)})
+def content_of(value: float = 1.0, *, size: int = 3) -> bytes:
+    arrays = records.from_state({"w": np.full(size, value, np.float32)})
     return codec.encode(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1.0})}))
 
 

@@ -5,6 +5,7 @@ import math
 import struct
 from typing import Any
 
+import flwr.app
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -14,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 from safetensors import numpy as safetensors
 
 from common.errors import ProtocolError
-from common.wire import codec
+from common.wire import codec, records
 from common.wire.codec import CHUNK, Assembly, decode, encode, parts
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -234,3 +235,21 @@ def test_a_payload_above_the_limit_is_refused_before_any_byte_of_it():
 def test_an_empty_payload_is_refused():
     with pytest.raises(ProtocolError, match="a payload of 0 bytes is not accepted"):
         Assembly(0)
+
+
+def test_arrays_are_not_copied_until_flower_asks_for_their_bytes():
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    record = records.from_state({"w": array})
+    seen = record["w"].numpy()
+    assert np.shares_memory(seen, array)
+    with pytest.raises(ValueError, match="read-only"):
+        seen[0, 0] = 9
+    array[0, 0] = 7  # the owner's own view is as it was
+
+
+def test_flowers_runtimes_read_our_arrays_as_their_own():
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    ours, theirs = records.Array(array), flwr.app.Array(array)
+    assert (ours.dtype, ours.shape, ours.stype, ours.data) == (theirs.dtype, theirs.shape, theirs.stype, theirs.data)
+    assert ours.deflate() == theirs.deflate()
+    assert ours.object_id == theirs.object_id

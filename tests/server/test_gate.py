@@ -1,0 +1,371 @@
+"""Who may come in, over real loopback sockets with real certificates."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from common.wire import authority, tls
+from common.wire import session_pb2 as pb
+from common.wire import session_pb2_grpc as service
+from common.wire.tls import ServerIdentity
+from server import sessions
+from server.gate import Gate, Limits, TurnedAway
+from server.grid import GrpcGrid
+from server.sessions import node_id
+from tests.server.test_grid import FEDERATION, Peer, asking, content_of, material, message, serving, until
+from tests.support import ROOT
+
+UNAUTHENTICATED, EXISTS, EXHAUSTED = (
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+)
+GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+
+
+@pytest.fixture
+def certs(tmp_path: Path) -> Path:
+    folder = tmp_path / "certs"
+    tls.create_authority(folder)
+    tls.create_server(folder, ["127.0.0.1"])
+    for name in ("ada", "ben"):
+        tls.create_client(folder, name)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "REFRESH_S", 0.05)
+
+
+@contextmanager
+def connected(grid: GrpcGrid, certs: Path, name: str) -> Iterator[Peer]:
+    peer = Peer(grid.port, material(certs, name))
+    try:
+        peer.hello()
+        yield peer
+    finally:
+        peer.close()
+
+
+def turned_away(peer: Peer) -> tuple[grpc.StatusCode, str]:
+    """How the stream ended."""
+    with pytest.raises(grpc.RpcError) as error:
+        next(peer.call)
+    return error.value.code(), error.value.details()
+
+
+def renewed(certs: Path, name: str) -> None:
+    """Gives a name another certificate with another key."""
+    for ending in ("pem", "key"):
+        (certs / f"{name}.{ending}").unlink()
+    tls.create_client(certs, name)
+
+
+def test_a_revoked_client_is_not_accepted_and_only_the_log_says_why(certs, caplog):
+    foreign = material(certs, "ada")
+    authority.revoke(certs, "ada")
+    with serving(certs) as grid:
+        peer = Peer(grid.port, foreign)
+        peer.hello()
+        assert turned_away(peer) == (UNAUTHENTICATED, "not accepted")
+        assert "the certificate of ada is revoked" in caplog.text
+        peer.close()
+        with connected(grid, certs, "ben") as ben:
+            ben.hear("welcome")
+
+
+def test_a_client_that_is_revoked_while_it_is_connected_is_sent_away(certs, caplog):
+    with serving(certs) as grid, connected(grid, certs, "ada") as ada, connected(grid, certs, "ben") as ben:
+        ada.hear("welcome")
+        ben.hear("welcome")
+        ben.say(ready=pb.Ready(fingerprint=FEDERATION.fingerprint))
+        until(lambda: grid.get_node_ids() == [node_id("ben")])
+        authority.revoke(certs, "ada")
+        assert ada.hear("rejected").reason == "not accepted"
+        assert "ada is sent away: its certificate is revoked" in caplog.text
+        with asking(grid, message("ben")) as replies:  # the others go on
+            task, _ = ben.take()
+            ben.answer(task.id, content_of())
+        assert len(replies) == 1
+
+
+def test_a_renewed_server_certificate_is_served_without_a_restart_and_tasks_go_on(certs, caplog):
+    caplog.set_level(logging.INFO)
+    with serving(certs) as grid:
+        with connected(grid, certs, "ada") as ada:
+            ada.hear("welcome")
+            ada.say(ready=pb.Ready(fingerprint=FEDERATION.fingerprint))
+            until(lambda: grid.get_node_ids() == [node_id("ada")])
+            with asking(grid, message("ada")) as replies:
+                ada.take()
+                before = served_certificate(grid, certs)
+                renew_server(certs)
+                assert turned_away(ada)[0] in GONE
+                with again(grid, certs, "ada") as back:
+                    task, _ = back.take()
+                    back.answer(task.id, content_of(4.0))
+                    until(lambda: not grid._asked)
+        assert [r.content["arrays"]["w"].numpy()[0] for r in replies] == [4.0]
+        assert served_certificate(grid, certs) != before
+        assert "our certificate was renewed" in caplog.text
+
+
+@contextmanager
+def again(grid: GrpcGrid, certs: Path, name: str) -> Iterator[Peer]:
+    """Comes back as a client does: tries until the server is there."""
+    deadline = time.monotonic() + 20
+    while True:
+        peer = Peer(grid.port, material(certs, name))
+        try:
+            peer.join()
+            break
+        except grpc.RpcError as error:
+            peer.close()
+            assert error.code() in GONE and time.monotonic() < deadline
+            time.sleep(0.1)
+    try:
+        yield peer
+    finally:
+        peer.close()
+
+
+def renew_server(certs: Path) -> None:
+    fresh = certs.parent / "fresh"
+    fresh.mkdir()
+    for name in ("ca.pem", "ca.key"):
+        (fresh / name).write_bytes((certs / name).read_bytes())
+    tls.create_server(fresh, ["127.0.0.1"])
+    for name in ("server.key", "server.pem"):
+        os.replace(fresh / name, certs / name)
+
+
+def served_certificate(grid: GrpcGrid, certs: Path) -> bytes:
+    with tls_socket(grid.port, certs) as link:
+        shown = link.getpeercert(binary_form=True)
+    assert shown
+    return shown
+
+
+@contextmanager
+def tls_socket(port: int, certs: Path, **versions: Any) -> Iterator[ssl.SSLSocket]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(certs / "ca.pem")
+    context.load_cert_chain(certs / "ben.pem", certs / "ben.key")
+    context.set_alpn_protocols(["h2"])
+    for name, value in versions.items():
+        setattr(context, name, value)
+    with socket.create_connection(("127.0.0.1", port), 10) as link:
+        with context.wrap_socket(link, server_hostname="127.0.0.1") as wrapped:
+            yield wrapped
+
+
+def test_only_tls_1_3_is_spoken(certs):
+    # In a process of its own: which ciphers gRPC offers is decided when it is imported.
+    code = (
+        "import sys, time; from server.grid import GrpcGrid; from common.wire.tls import ServerIdentity; "
+        "from pathlib import Path; from tests.support import federation; "
+        "g = GrpcGrid(federation(), run='r', address='127.0.0.1:0', identity=ServerIdentity(Path(sys.argv[1]))); "
+        "g.start(); print(g.port, flush=True); sys.stdin.read(); g.stop('')"
+    )
+    server = subprocess.Popen(
+        [sys.executable, "-c", code, str(certs)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        with tls_socket(port, certs, minimum_version=ssl.TLSVersion.TLSv1_2) as link:
+            assert link.version() == "TLSv1.3"
+        with pytest.raises(OSError), tls_socket(port, certs, maximum_version=ssl.TLSVersion.TLSv1_2):
+            pass
+    finally:
+        server.communicate("", timeout=30)
+
+
+def test_a_servers_certificate_is_no_clients(certs):
+    with serving(certs) as grid:
+        peer = Peer(grid.port, material(certs, "server"))
+        peer.hello()
+        assert turned_away(peer)[0] in (UNAUTHENTICATED, grpc.StatusCode.UNAVAILABLE)
+        peer.close()
+
+
+def test_a_name_that_is_there_with_another_key_keeps_its_session(certs, caplog):
+    with serving(certs) as grid, connected(grid, certs, "ada") as ada:
+        ada.hear("welcome")
+        ada.say(ready=pb.Ready(fingerprint=FEDERATION.fingerprint))
+        until(lambda: grid.get_node_ids() == [node_id("ada")])
+        renewed(certs, "ada")
+        with connected(grid, certs, "ada") as other:
+            assert turned_away(other) == (EXISTS, "a session of this name is there, with another key")
+        assert "ada was turned away: a session of that name with another key is there" in caplog.text
+        assert grid.get_node_ids() == [node_id("ada")]
+    with serving(certs) as grid, connected(grid, certs, "ada") as other:
+        other.hear("welcome")  # once the session has ended, the new key is as good
+
+
+def test_as_many_sessions_as_there_may_be_and_no_more(certs):
+    with serving(certs, Limits(sessions=1)) as grid, connected(grid, certs, "ada") as ada:
+        ada.hear("welcome")
+        with connected(grid, certs, "ben") as ben:
+            assert turned_away(ben) == (EXHAUSTED, "the server is full; try again later")
+        with connected(grid, certs, "ada") as newer:  # which replaces its older session
+            newer.hear("welcome")
+
+
+def test_a_client_that_connects_too_often_is_told_to_wait(certs, caplog):
+    with serving(certs, Limits(attempts=2, attempt_every_s=3600)) as grid:
+        for _ in range(2):
+            with connected(grid, certs, "ada") as ada:
+                ada.hear("welcome")
+        with connected(grid, certs, "ada") as ada:
+            assert turned_away(ada) == (EXHAUSTED, "too many attempts; wait before the next")
+        with connected(grid, certs, "ben") as ben:  # which has tries of its own
+            ben.hear("welcome")
+
+
+def test_tries_come_back_as_time_passes(certs):
+    now = [100.0]
+    gate = Gate(None, Limits(attempts=2, attempt_every_s=5), clock=lambda: now[0])
+    ada = gate.peer(None, said="ada")  # type: ignore[arg-type]
+
+    def may() -> bool:
+        try:
+            gate.check_session(ada, None, 0)
+        except TurnedAway:
+            return False
+        return True
+
+    assert [may() for _ in range(3)] == [True, True, False]
+    now[0] += 4.9
+    assert not may()  # and asking in vain does not make it later
+    now[0] += 0.2
+    assert [may(), may()] == [True, False]
+    now[0] += 3600
+    assert [may() for _ in range(3)] == [True, True, False]
+
+
+def test_plain_text_needs_a_name(caplog):
+    with pytest.raises(TurnedAway, match="has neither a certificate nor a name"):
+        Gate(None, Limits()).peer(None)  # type: ignore[arg-type]
+
+
+def test_a_client_whose_certificate_ends_soon_is_noted_once(certs, caplog):
+    for ending in ("pem", "key"):
+        (certs / f"ada.{ending}").unlink()
+    tls.create_client(certs, "ada", days=10)
+    with serving(certs) as grid:
+        for _ in range(2):
+            with connected(grid, certs, "ada") as ada:
+                ada.hear("welcome")
+    assert caplog.text.count("the certificate of ada expires in") == 1
+
+
+def test_a_reply_that_does_not_go_on_ends_its_session_and_frees_its_room(certs):
+    limits = Limits(stall_s=0.3, replies=100_000)
+    with serving(certs, limits) as grid, connected(grid, certs, "ada") as ada, connected(grid, certs, "ben") as ben:
+        for peer in (ada, ben):
+            peer.hear("welcome")
+            peer.say(ready=pb.Ready(fingerprint=FEDERATION.fingerprint))
+        until(lambda: len(grid.get_node_ids()) == 2)
+        with asking(grid, message("ada"), message("ben"), timeout=30) as replies:
+            slow, _ = ada.take()
+            good, _ = ben.take()
+            ada.say(reply=pb.Reply(id=slow.id, size=100_000, data=b"x"))  # all the room there is
+            time.sleep(0.1)
+            ben.answer(good.id, content_of())
+            assert "a reply that had begun did not go on" in ada.hear("rejected").reason
+            back = Peer(grid.port, material(certs, "ada"))
+            back.join()
+            task, _ = back.take()
+            back.answer(task.id, content_of())
+        assert len(replies) == 2
+        back.close()
+
+
+def test_no_more_replies_are_taken_in_than_there_is_room_for(certs):
+    # Two replies of 60 kB in room for 100 kB: the second waits until the first has been added up.
+    big = content_of(size=15_000)
+    with serving(certs, Limits(replies=100_000)) as grid:
+        peers = [Peer(grid.port, material(certs, name)) for name in ("ada", "ben")]
+        for peer in peers:
+            peer.join()
+        until(lambda: len(grid.get_node_ids()) == 2)
+        stream = grid.stream([message("ada"), message("ben")], timeout=30)
+        threading.Thread(target=lambda: [peer.answer(peer.take()[0].id, big) for peer in peers], daemon=True).start()
+        next(stream)
+        time.sleep(0.5)
+        assert grid.sessions.room._free < 60_000 and len(grid._arrived) == 0  # the other is not let in meanwhile
+        assert len(list(stream)) == 1
+        until(lambda: grid.sessions.room._free == 100_000)
+        for peer in peers:
+            peer.close()
+
+
+# Status
+
+
+def ask_status(grid: GrpcGrid, certs: Path, name: str) -> pb.StatusReply:
+    m = material(certs, name)
+    with grpc.secure_channel(
+        f"127.0.0.1:{grid.port}", grpc.ssl_channel_credentials(m.ca, m.key, m.certificate)
+    ) as channel:
+        return service.SessionStub(channel).Status(pb.StatusRequest(), timeout=10)
+
+
+def test_status_is_not_for_the_revoked(certs):
+    revoked = material(certs, "ada")
+    authority.revoke(certs, "ada")
+    with serving(certs) as grid:
+        credentials = grpc.ssl_channel_credentials(revoked.ca, revoked.key, revoked.certificate)
+        with grpc.secure_channel(f"127.0.0.1:{grid.port}", credentials) as channel:
+            with pytest.raises(grpc.RpcError) as error:
+                service.SessionStub(channel).Status(pb.StatusRequest(), timeout=10)
+        assert (error.value.code(), error.value.details()) == (UNAUTHENTICATED, "not accepted")
+
+
+def test_who_asks_for_the_status_is_known_by_its_certificate(certs):
+    tls.create_operator(certs)
+    asked = []
+    with serving(
+        certs, status=lambda peer: asked.append((peer.name, peer.operator)) or pb.StatusReply(round=7)
+    ) as grid:
+        assert ask_status(grid, certs, "ada").round == 7
+        assert ask_status(grid, certs, "operator").round == 7
+    assert asked == [("ada", False), ("operator", True)]
+
+
+def test_what_each_client_is_doing(certs):
+    with serving(certs) as grid, connected(grid, certs, "ada") as ada, connected(grid, certs, "ben") as ben:
+        states = lambda: {name: state for name, (state, _, _) in grid.sessions.describe().items()}  # noqa: E731
+        ada.hear("welcome")
+        ben.hear("welcome")
+        assert states() == {"ada": "joining", "ben": "joining"}
+        ada.say(ready=pb.Ready(fingerprint=FEDERATION.fingerprint))
+        ben.say(failure=pb.Failure(code=1001, reason="policy says no"))
+        until(lambda: states() == {"ada": "idle", "ben": "refused"})
+        assert grid.sessions.describe()["ben"][2] == "policy says no"
+        grid.push_messages([message("ada")])
+        ada.take()
+        assert states()["ada"] == "working"
+        ada.close()
+        until(lambda: states()["ada"] == "away")
+
+
+def test_an_identity_that_cannot_be_read_is_refused_before_anything_is_served(tmp_path):
+    with pytest.raises(Exception, match=r"ca\.pem: cannot be read"):
+        ServerIdentity(tmp_path)
