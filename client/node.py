@@ -257,16 +257,20 @@ class Node:
         assert self._outbox is not None
         async with self._one_at_a_time:
             answer: bytes | pb.Failure | None
+            done = False
             try:
                 answer = self._outbox.find(task.id)
                 if answer is None:
                     await self._rest(task)
                     answer = await self._in_thread(self._work, task, content)
+                    done = isinstance(answer, bytes)
             except CloisterError as error:
                 self._say(f"round {task.group}: {task.type} failed: {error}")
                 answer = pb.Failure(id=task.id, code=FAILED, reason="the client failed; its own log says more")
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await self._reply(task.id, answer)
+        if done:
+            await self._in_thread(self._report, task)  # once it has been sent: the server waits for it
 
     async def _rest(self, task: pb.Task) -> None:
         """Waits until the policy allows the next round, if the task's time does: otherwise it will be refused."""
@@ -285,10 +289,13 @@ class Node:
             return pb.Failure(id=task.id, code=reply.error.code, reason=reply.error.reason or "")
         payload = codec.encode(reply.content)
         self._outbox.keep(task.id, payload)
+        return payload
+
+    def _report(self, task: pb.Task) -> None:
+        assert self._site is not None
         budget = self._site.budget(self._run)
         cost = f", epsilon {budget.epsilon:.2f} of {budget.limit:g} spent" if budget else ""
         self._say(f"round {task.group}: {task.type} done{cost}")
-        return payload
 
     def _message(self, task: pb.Task, content: RecordDict) -> tuple[Message, Context]:
         node = number(f"client/{self._name}")

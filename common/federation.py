@@ -379,13 +379,17 @@ class Federation(Document):
         except documents.Mistakes as error:
             raise ConfigError([str(error)]) from error
 
+    def evaluates(self, server_round: int) -> bool:
+        """Do clients evaluate after this round?"""
+        every, last = self.privacy.evaluation.every, self.training.rounds
+        if every == 0 or self.data_schema.validation_fraction == 0:
+            return False
+        return server_round % every == 0 or server_round == last
+
     @property
     def evaluation_rounds(self) -> tuple[int, ...]:
         """The rounds after which clients evaluate: every so many, and the last."""
-        every, last = self.privacy.evaluation.every, self.training.rounds
-        if every == 0 or self.data_schema.validation_fraction == 0:
-            return ()
-        return tuple(r for r in range(1, last + 1) if r % every == 0 or r == last)
+        return tuple(r for r in range(1, self.training.rounds + 1) if self.evaluates(r))
 
 
 def load(path: Path) -> Federation:

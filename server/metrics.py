@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, start_http_server
 
 from common.errors import ConnectionFailed
 from server.run import Event
@@ -18,6 +18,7 @@ class Metrics:
 
     def __init__(self, *, connected: Callable[[], int]) -> None:
         """`connected` counts the clients that can be asked now."""
+        disable_created_metrics()  # when each counter was made is nobody's question
         self._registry = registry = CollectorRegistry()
         Gauge("cloister_clients_connected", "Clients that can be asked.", registry=registry).set_function(connected)
         self._round = Gauge("cloister_round", "The last complete round.", registry=registry)

@@ -93,7 +93,7 @@ def _complete(run: Run, grid: Grid, strategy: Strategy, event: Event) -> None:
     Nothing of a round leaves the server before it is saved: a restart would make it again, with other noise. And no
     client forgets a reply before: a restart may ask for it.
     """
-    if run.round in run.federation.evaluation_rounds:
+    if run.federation.evaluates(run.round):
         run.pending = True
         run.save()
         run.settle()

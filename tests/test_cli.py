@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -355,3 +356,33 @@ def test_a_question_to_the_owner_is_answered_on_the_terminal(files):
         [sys.executable, "-c", code], cwd=ROOT, input="yes\nno\n", capture_output=True, text=True, timeout=60
     )
     assert done.stdout.endswith("[True, False, False]\n"), done.stderr
+
+
+def test_every_flag_that_the_operators_page_names_exists(files):
+    text = (ROOT / "docs/operations.md").read_text()
+    verbs = ("serve", "join", "status", ("certs", "list"), ("certs", "client"))
+    helps = " ".join(run(*([verb] if isinstance(verb, str) else verb), "--help").output for verb in verbs)
+    named = set(re.findall(r"`?(--[a-z][a-z-]+)", text))
+    assert named >= {"--resume", "--certificates", "--metrics", "--log-format", "--max-clients", "--wait"}
+    assert [flag for flag in sorted(named) if flag not in helps] == []
+
+
+@pytest.mark.parametrize(
+    "arguments, problem",
+    [
+        ((), "give either FEDERATION.YAML or --resume RUN_DIR"),
+        (("federation.yaml", "--resume", "runs"), "give either FEDERATION.YAML or --resume RUN_DIR"),
+        (("federation.yaml", "--rounds", 9), "--rounds belongs to --resume"),
+        (("--resume", "runs", "--out", "other"), "--out is for a new run"),
+        (("federation.yaml", "--log-format", "xml"), "'xml' is not one of 'text', 'json'"),
+    ],
+)
+def test_serve_says_which_arguments_go_together(files, arguments, problem):
+    done = run("serve", *arguments, "--insecure")
+    assert done.exit_code == 2
+    assert problem in " ".join(re.sub(r"[│╭╮╰╯─\n]", " ", done.output).split())
+
+
+def test_a_folder_that_cannot_be_resumed_is_one_clear_line(files):
+    done = run("serve", "--resume", "nowhere", "--insecure")
+    assert (done.exit_code, done.output) == (2, "error: nowhere: not the folder of a run: it has no federation.yaml\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from client.policy import Policy
-from common.federation import AdaptiveClip, ClientPrivacy, RowPrivacy
+from common.federation import AdaptiveClip, ClientPrivacy, EarlyStopping, FedAvg, RowPrivacy, Training, Wire
 from tests.support import ROOT, recomputed
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(1200)]
@@ -102,7 +102,9 @@ def test_the_budget_is_told_before_and_after_as_printed(clone):
     assert "dataset cleveland-heart: epsilon 8 at delta 0.001" in told
 
 
-@pytest.mark.parametrize("document", [Policy, RowPrivacy, ClientPrivacy, AdaptiveClip])
-def test_every_setting_of_privacy_is_explained(document):
+@pytest.mark.parametrize(
+    "document", [Policy, RowPrivacy, ClientPrivacy, AdaptiveClip, Training, EarlyStopping, FedAvg, Wire]
+)
+def test_every_setting_is_explained(document):
     text = (ROOT / "README.md").read_text()
     assert [name for name in document.model_fields if name not in text] == []
