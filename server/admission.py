@@ -143,7 +143,7 @@ def _unpack(reply: Message, state: State, wire: Dtype) -> None:
 
 def _read(record: ArrayRecord, name: str) -> NDArray[Any]:
     try:
-        return record[name].numpy()
+        return records.look_at(record[name])
     except Exception as error:  # numpy's reader has no exception of its own
         raise _Fault(f"array {name} cannot be read") from error
 

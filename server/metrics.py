@@ -18,7 +18,7 @@ class Metrics:
 
     def __init__(self, *, connected: Callable[[], int]) -> None:
         """`connected` counts the clients that can be asked now."""
-        disable_created_metrics()  # when each counter was made is nobody's question
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # when each counter was made is nobody's question
         self._registry = registry = CollectorRegistry()
         Gauge("cloister_clients_connected", "Clients that can be asked.", registry=registry).set_function(connected)
         self._round = Gauge("cloister_round", "The last complete round.", registry=registry)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from common.errors import ProtocolError
-from common.wire.records import from_state
+from common.wire.records import from_state, look_at
 
 PROTOCOL = 2
 CHUNK = 256 << 10  # bytes of content in a frame: a thousand streams hold no more than a thousand of them
@@ -35,7 +35,7 @@ def encode(content: RecordDict) -> bytes:
     for name, record in content.items():
         if isinstance(record, ArrayRecord):
             for key, array in record.items():
-                tensors[f"{len(records)}/{key}"] = np.ascontiguousarray(array.numpy()).reshape(array.shape)
+                tensors[f"{len(records)}/{key}"] = np.ascontiguousarray(look_at(array)).reshape(array.shape)
             records.append({"name": name, "kind": "arrays", "keys": list(record)})
         else:
             kind = "metrics" if isinstance(record, MetricRecord) else "config"

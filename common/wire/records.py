@@ -45,24 +45,34 @@ class Array(flwr.app.Array):
 
     Flower's own makes a numpy file of each array when it is constructed and reads it again at each look, which costs
     more than a round's arithmetic; this one does so only if Flower's runtimes ask for the bytes. They find a class by
-    its name, so it has the same. `numpy` returns a view that cannot be written to.
+    its name, so it has the same.
     """
 
     def __init__(self, ndarray: NDArray[Any]) -> None:
         view = ndarray.view()
         view.flags.writeable = False
         # Past Flower's __setattr__, and with the type's name at hand: a round makes thousands of these.
-        self.__dict__.update(_ndarray=view, dtype=_name_of(view.dtype), shape=view.shape, stype="numpy.ndarray")
+        self.__dict__.update(_view=view, dtype=_name_of(view.dtype), shape=view.shape, stype="numpy.ndarray")
+
+    @property
+    def view(self) -> NDArray[Any]:
+        """The array itself, not to be written to."""
+        view: NDArray[Any] = self.__dict__["_view"]
+        return view
 
     def numpy(self) -> NDArray[Any]:
-        view: NDArray[Any] = self.__dict__["_ndarray"]
-        return view
+        return self.view.copy()  # some strategies compute in place
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
         file = io.BytesIO()
-        np.save(file, self.numpy(), allow_pickle=False)
+        np.save(file, self.view, allow_pickle=False)
         return file.getvalue()
+
+
+def look_at(array: flwr.app.Array) -> NDArray[Any]:
+    """An array's values, not to be written to; copied only if they must be."""
+    return array.view if isinstance(array, Array) else array.numpy()
 
 
 def from_state(state: Mapping[str, NDArray[np.float32]]) -> ArrayRecord:
@@ -75,4 +85,4 @@ def from_state(state: Mapping[str, NDArray[np.float32]]) -> ArrayRecord:
 
 def to_state(record: ArrayRecord) -> dict[str, NDArray[np.float32]]:
     """A record as named arrays, in its order, each of whatever type it has."""
-    return {name: array.numpy() for name, array in record.items()}
+    return {name: look_at(array) for name, array in record.items()}

@@ -427,9 +427,8 @@ def test_a_task_in_hand_is_finished_and_kept_when_its_owner_leaves(tmp_path, mon
         await link.ask(fed)
         await link.hear("goodbye")
 
-    result, said = play(tmp_path, server, leave_when=lambda said: started.is_set())
+    result, _ = play(tmp_path, server, leave_when=lambda said: started.is_set())
     assert result == "left"
-    assert any("round 1: train done" in line for line in said)
     outbox = Outbox(tmp_path / "state" / "ada.outbox", run=f"{fed.fingerprint}/run")
     assert outbox.find("run/train/1/ada") is not None
 

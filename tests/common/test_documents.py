@@ -144,7 +144,7 @@ privacy:
         ({"schema__feature": []}, "schema.feature is an unknown key; did you mean features?"),
         ({"privacy__row": {"epsilon": 1, "delta": 0.1, "clip": 1, "epsilom": 1}}, "did you mean epsilon?"),
         ({"strategy": {"name": "fedadam", "betta_1": 0.5}}, "strategy.betta_1 is an unknown key; did you mean beta_1?"),
-        ({"strategy": {"name": "fedprox", "mu": 1}}, "known here: fraction, min_clients, round_timeout"),
+        ({"strategy": {"name": "fedprox", "mu": 1}}, "known here: fraction, min_clients, over_selection"),
         ({"schema__target": {"name": "y", "bound": [0, 1]}}, "schema.target.bound is an unknown key; did you mean bou"),
         ({"schema__target": {"name": "y", "class": [0, 1]}}, "did you mean classes?"),
     ],
@@ -220,7 +220,7 @@ def test_an_optional_part_knows_its_own_keys(tmp_path):
 @pytest.mark.parametrize(
     "content, expected",
     [
-        ("", "expected a mapping with the keys name, schema, model, training, strategy, privacy; found nothing"),
+        ("", "expected a mapping with the keys name, schema, model, training, strategy, privacy, wire; found nothing"),
         ("# only words\n", "expected a mapping with the keys name, .*; found nothing"),
         ("- 1\n", r"expected a mapping .*; found \[1\]"),
         ("hello", "expected a mapping .*; found hello"),

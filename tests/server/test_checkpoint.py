@@ -89,8 +89,14 @@ def long(name: str, **changes: Any) -> Federation:
     return document(name, **{"training__rounds": 6, "privacy__evaluation": {"every": 2}} | changes)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind, server_round", [("train", 1), ("train", 4), ("evaluate", 4), ("evaluate", 6)])
+CUTS = [("train", 1), ("train", 4), ("evaluate", 4), ("evaluate", 6)]
+WITH_MEMORY = ["fedadagrad", "fedadam", "fedavg", "fedavgm", "fedyogi"]
+
+
+@pytest.mark.parametrize(
+    "name, kind, server_round",
+    [*((name, *cut) for name in WITH_MEMORY for cut in CUTS), *((name, "train", 4) for name in NAMES)],
+)
 def test_a_killed_run_that_is_resumed_equals_one_that_was_not(tmp_path, name, kind, server_round):
     fed = long(name)
     begin(tmp_path / "whole", fed, Fleet())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +133,10 @@ def test_clients_send_these_metrics_and_no_other(tmp_path, monkeypatch, privacy,
     sent: dict[str, set[frozenset[str]]] = {"train": set(), "evaluate": set()}
 
     class Listening(InlineGrid):
-        def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> list[Message]:
-            replies = super().send_and_receive(messages, timeout=timeout)
-            for reply in replies:
+        def stream(self, messages: Any, *, timeout: float | None = None) -> Iterator[Message]:
+            for reply in super().stream(messages, timeout=timeout):
                 sent[reply.metadata.message_type].add(frozenset(reply.content.metric_records[METRICS]))
-            return replies
+                yield reply
 
     monkeypatch.setattr(engine, "InlineGrid", Listening)
     run(federation(**privacy, training__rounds=1), tmp_path)

@@ -240,11 +240,13 @@ def test_an_empty_payload_is_refused():
 def test_arrays_are_not_copied_until_flower_asks_for_their_bytes():
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     record = records.from_state({"w": array})
-    seen = record["w"].numpy()
+    seen = records.to_state(record)["w"]
     assert np.shares_memory(seen, array)
     with pytest.raises(ValueError, match="read-only"):
         seen[0, 0] = 9
     array[0, 0] = 7  # the owner's own view is as it was
+    record["w"].numpy()[0, 0] = 9  # and what a strategy computes in is its own
+    assert array[0, 0] == 7
 
 
 def test_flowers_runtimes_read_our_arrays_as_their_own():
