@@ -25,7 +25,7 @@ from client.site import Site, load_client_file, open_site, resolve_device
 from common import federation as federations
 from common import model as models
 from common import noise, objective
-from common.errors import BudgetExhausted, ConfigError, DataError, Refusal
+from common.errors import BudgetExhausted, CloisterError, ConfigError, DataError, Refusal
 from common.federation import Federation, FedProx
 from common.metrics import count_sensitivity
 from common.wire import compression, records
@@ -64,7 +64,8 @@ def _answer(
     except Refusal as refusal:
         return Message(Error(code=records.REFUSED, reason=str(refusal)), reply_to=message)
     except Exception as error:
-        log.exception("a task failed")
+        # Our own errors say what is wrong, others where.
+        log.error("a task failed: %s", error, exc_info=not isinstance(error, CloisterError))
         reason = f"the client failed ({type(error).__name__}); its own log says more"
         return Message(Error(code=records.FAILED, reason=reason), reply_to=message)
 

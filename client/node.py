@@ -33,7 +33,7 @@ from common.errors import (
     ProtocolError,
     Refusal,
 )
-from common.wire import codec
+from common.wire import codec, tls
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
 from common.wire.identity import identify_process, number
@@ -336,13 +336,6 @@ def _reason(error: grpc.aio.AioRpcError) -> str:
             "finds the reason in its log"
         ) from error
     details = error.details() or error.code().name
-    for mark, what in (
-        (
-            "CERTIFICATE_VERIFY_FAILED",
-            "its certificate is not from the authority we trust, or for another host",
-        ),
-        ("WRONG_VERSION_NUMBER", "it does not speak TLS"),
-    ):
-        if mark in details:
-            raise CertificateError(f"the server is not accepted: {what}") from error
+    if (fault := tls.fault_in(details)) is not None:
+        raise CertificateError(f"the server is not accepted: {fault}") from error
     return str(details).splitlines()[0][:160]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from common.errors import LedgerError
@@ -39,6 +40,8 @@ class Outbox:
             fresh.write_bytes(hashlib.sha256(payload).digest() + payload)
             fresh.rename(path)
         except OSError as error:
+            with suppress(OSError):
+                fresh.unlink(missing_ok=True)  # a part of it would take up what room there is
             raise LedgerError(f"{path}: a reply cannot be kept, so it is not sent: {error.strerror}") from error
 
     def find(self, task: str) -> bytes | None:

@@ -31,7 +31,7 @@ FORMAT = 1
 KEPT = 2
 FOLDER = "checkpoint"
 
-_KEPT_OF_RUN = ("round", "event", "pending", "evaluation", "best", "stale", "statements")
+_KEPT_OF_RUN = ("round", "tried", "event", "pending", "evaluation", "best", "stale", "statements")
 
 log = logging.getLogger("cloister.server")
 

@@ -49,7 +49,9 @@ def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None
         assert run.event is not None
         _complete(run, grid, strategy, run.event)
     failed, problem = 0, None
-    for server_round in range(run.round + 1, federation.training.rounds + 1):
+    rounds = federation.training.rounds
+    first = run.tried + 1 if run.round == rounds else min(run.tried + 1, rounds)  # the last one may be tried again
+    for server_round in range(first, rounds + 1):
         if reason := stopping.verdict(run):
             run.status, run.reason = "completed", reason
             return
@@ -64,11 +66,13 @@ def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None
         problem = _train(run, grid, strategy, nodes, server_round, event)
         if problem is None:
             failed = 0
-            run.round, run.event = server_round, event
+            run.round, run.tried, run.event = server_round, server_round, event
             _complete(run, grid, strategy, event)
             continue
         failed += 1
         event["failed"] = problem
+        run.tried = server_round
+        run.save()
         run.settle()  # what came in counts for nothing, and nobody will ask for it again
         _tell(run, event)
         if cohort.budgets_are_spent(run, grid):

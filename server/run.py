@@ -42,6 +42,7 @@ class Run:
     resting: dict[int, int] = field(default_factory=dict)  # node -> the round that asks it again
 
     round: int = 0  # the last complete one
+    tried: int = 0  # the last one that was made, complete or failed
     event: Event | None = None  # what is told of it
     pending: bool = False  # is it trained, but not yet evaluated?
     evaluation: Metrics | None = None

@@ -42,8 +42,10 @@ def ask(address: str, *, certificates: Path | None, name: str) -> dict[str, Any]
         try:
             reply = service.SessionStub(channel).Status(pb.StatusRequest(), timeout=PATIENCE_S)
         except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.UNAUTHENTICATED or "CERTIFICATE_VERIFY_FAILED" in error.details():
-                raise CertificateError(f"{address}: the two sides do not accept each other's certificates") from error
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                raise CertificateError(f"{address}: the server does not accept this certificate") from error
+            if (fault := tls.fault_in(error.details())) is not None:
+                raise CertificateError(f"{address}: the server is not accepted: {fault}") from error
             raise ConnectionFailed(f"{address}: no answer ({error.details().splitlines()[0][:160]})") from error
     told: dict[str, Any] = json_format.MessageToDict(
         reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True

@@ -32,6 +32,7 @@ __all__ = [
     "create_operator",
     "create_server",
     "expiry_warning",
+    "fault_in",
     "is_loopback",
     "load",
     "peer",
@@ -231,6 +232,18 @@ class ServerIdentity:
 
     def _stamps(self) -> list[tuple[int, int, int] | None]:
         return [_stamp(path) for path in self._files]
+
+
+def fault_in(details: str) -> str | None:
+    """What is wrong with the server's certificate, where gRPC's account of a broken link says that something is."""
+    for mark, fault in (
+        ("CERTIFICATE_VERIFY_FAILED", "its certificate is not from the authority we trust, or has expired"),
+        ("Hostname Verification", "its certificate is for another host than the address that we were given"),
+        ("WRONG_VERSION_NUMBER", "it does not speak TLS"),
+    ):
+        if mark in details:
+            return fault
+    return None
 
 
 def is_loopback(host: str) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
+from client import node as node_room
 from client import training
 from client.ledger import Ledger
 from client.node import Node
@@ -22,7 +23,7 @@ from client.outbox import Outbox
 from client.policy import Policy
 from client.site import ClientFile, DataFile
 from common import model as models
-from common.errors import BudgetExhausted, ConnectionFailed, DataError, ProtocolError, Refusal
+from common.errors import BudgetExhausted, CertificateError, ConnectionFailed, DataError, ProtocolError, Refusal
 from common.federation import Federation
 from common.wire import codec, records
 from common.wire import session_pb2 as pb
@@ -608,3 +609,56 @@ def test_a_round_that_cannot_wait_so_long_is_refused_with_the_rule(tmp_path):
 
     assert play(tmp_path, server, policy=patient)[0] == "completed"
     assert sum(e.mechanism == "gaussian" for e in entries(tmp_path)) == 1
+
+
+# What a broken link means
+
+
+def broken_link(code: grpc.StatusCode, details: str) -> grpc.aio.AioRpcError:
+    empty = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(code, empty, empty, details)
+
+
+@pytest.mark.parametrize(
+    "code, details, told",
+    [
+        (
+            grpc.StatusCode.UNAUTHENTICATED,
+            "not accepted",
+            "the server does not accept our certificate; it may be revoked",
+        ),
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "x CERTIFICATE_VERIFY_FAILED x",
+            "not from the authority we trust, or has expired",
+        ),
+        (grpc.StatusCode.UNAVAILABLE, "x Hostname Verification Check failed", "is for another host than the address"),
+        (grpc.StatusCode.UNAVAILABLE, "SSL: WRONG_VERSION_NUMBER", "it does not speak TLS"),
+    ],
+)
+def test_a_certificate_that_is_not_accepted_is_not_tried_again(code, details, told):
+    with pytest.raises(CertificateError, match=told):
+        node_room._reason(broken_link(code, details))
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ALREADY_EXISTS])
+def test_a_server_that_is_full_or_has_our_older_session_is_tried_again(code):
+    assert node_room._reason(broken_link(code, "told to wait\nand more")) == "told to wait"
+
+
+def test_a_server_that_will_come_back_is_waited_for(tmp_path):
+    fed = federation()
+
+    async def first(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        await link.say(goodbye=pb.Goodbye(reason="upgrade", comes_back=True))
+
+    async def second(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        await link.finish()
+
+    result, said = play(tmp_path, first, second)
+    assert result == "completed"
+    assert "the server has ended and will come back: upgrade" in said

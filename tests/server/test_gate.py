@@ -12,11 +12,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.wire import authority, tls
 from common.wire import session_pb2 as pb
@@ -369,3 +374,58 @@ def test_what_each_client_is_doing(certs):
 def test_an_identity_that_cannot_be_read_is_refused_before_anything_is_served(tmp_path):
     with pytest.raises(Exception, match=r"ca\.pem: cannot be read"):
         ServerIdentity(tmp_path)
+
+
+# Certificates that TLS itself refuses
+
+
+def signed(certs: Path, name: str, *, by: str | None = "ca", days: tuple[int, int] = (-1, 30)) -> tls.TLSMaterial:
+    """A client's certificate that is valid from and until so many days from now; `by` None signs with its own key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    authority_key = serialization.load_pem_private_key((certs / "ca.key").read_bytes(), None) if by else key
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    issuer = x509.load_pem_x509_certificate((certs / "ca.pem").read_bytes()).subject if by else subject
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now + timedelta(days=days[0]))
+        .not_valid_after(now + timedelta(days=days[1]))
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .sign(authority_key, hashes.SHA256())  # type: ignore[arg-type]
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return tls.TLSMaterial(ca=(certs / "ca.pem").read_bytes(), certificate=certificate.public_bytes(pem), key=private)
+
+
+@pytest.mark.parametrize(
+    "how, welcome",
+    [({}, True), ({"days": (-9, -1)}, False), ({"days": (1, 9)}, False), ({"by": None}, False)],
+    ids=["valid", "expired", "not yet valid", "self-signed"],
+)
+def test_a_certificate_that_does_not_hold_does_not_get_as_far_as_hello(certs, how, welcome):
+    with serving(certs) as grid:
+        peer = Peer(grid.port, signed(certs, "ada", **how))
+        peer.hello()
+        if welcome:
+            peer.hear("welcome")
+        else:
+            assert turned_away(peer)[0] == grpc.StatusCode.UNAVAILABLE
+        peer.close()
+
+
+def test_a_server_for_another_host_is_not_spoken_to(certs):
+    for ending in ("pem", "key"):
+        (certs / f"server.{ending}").unlink()
+    tls.create_server(certs, ["fed.example.org"])
+    with serving(certs) as grid:
+        peer = Peer(grid.port, material(certs, "ada"))
+        peer.hello()
+        code, details = turned_away(peer)
+        assert code == grpc.StatusCode.UNAVAILABLE
+        assert tls.fault_in(details) == "its certificate is for another host than the address that we were given"
+        peer.close()

@@ -15,13 +15,13 @@ from rich.console import Console
 
 from common import logs
 from common.errors import CertificateError, ConnectionFailed
-from common.wire import tls
+from common.wire import authority, tls
 from common.wire.tls import Peer
 from server import status
 from server.grid import GrpcGrid
 from server.metrics import Metrics
 from server.watch import Watch
-from tests.server.test_grid import material, serving
+from tests.server.test_grid import serving
 from tests.support import federation
 
 FEDERATION = federation(training__rounds=9)
@@ -140,9 +140,16 @@ def test_a_server_that_is_not_there_or_not_ours_is_one_clear_error(certs, tmp_pa
     tls.create_authority(tmp_path / "other")
     tls.create_operator(tmp_path / "other")
     with serving(certs) as grid:
-        with pytest.raises(CertificateError, match="the two sides do not accept each other's certificates"):
+        with pytest.raises(CertificateError, match="the server is not accepted: its certificate is not from"):
             status.ask(f"127.0.0.1:{grid.port}", certificates=tmp_path / "other", name="operator")
-    assert material(certs, "operator")
+    tls.create_operator(certs, "late")
+    late = tmp_path / "late"
+    late.mkdir()
+    for name in ("ca.pem", "late.pem", "late.key"):
+        (late / name).write_bytes((certs / name).read_bytes())
+    authority.revoke(certs, "late")
+    with serving(certs) as grid, pytest.raises(CertificateError, match="the server does not accept this certificate"):
+        status.ask(f"127.0.0.1:{grid.port}", certificates=late, name="late")
 
 
 # Prometheus
