@@ -57,6 +57,11 @@ def _federation(path: Path) -> list[str]:
             f"each client, by the server: epsilon {whole.epsilon:g}, delta {whole.delta:g}, clip {whole.clip:g}, "
             f"noise multiplier {noise:.2f}, asked with probability {federation.strategy.fraction:g}"
         )
+    more = []
+    if (rule := training.early_stopping) is not None:
+        more.append(f"ends early when {rule.metric} was no better in {rule.patience} evaluations")
+    if federation.wire.dtype != "float32":
+        more.append(f"updates travel in {federation.wire.dtype}")
     return [
         f"{path}: a federation, valid",
         f"fingerprint {federation.fingerprint}",
@@ -64,5 +69,6 @@ def _federation(path: Path) -> list[str]:
         f"{training.learning_rate:g}",
         f"{training.rounds} rounds of {local}, batch {training.batch_size}; {federation.strategy.name}, at least "
         f"{federation.strategy.min_clients} clients",
+        *more,
         *(f"privacy of {line}" for line in privacy or ["nothing: no differential privacy"]),
     ]

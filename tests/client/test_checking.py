@@ -46,6 +46,13 @@ def test_a_federation_without_privacy_says_so(tmp_path):
     assert lines[-1] == "privacy of nothing: no differential privacy"
 
 
+def test_an_early_end_and_packed_updates_are_told(tmp_path):
+    rule = {"metric": "accuracy", "patience": 4}
+    lines = check_file(written(tmp_path, document(training__early_stopping=rule, wire={"dtype": "int8"})))
+    assert "ends early when accuracy was no better in 4 evaluations" in lines
+    assert "updates travel in int8" in lines
+
+
 def test_the_model_is_shown_as_it_is_built(tmp_path):
     lines = check_file(written(tmp_path, document(training__loss="binary_cross_entropy")))
     assert "model 5 - 8 - 1, relu; binary_cross_entropy, sgd at 0.1" in lines

@@ -630,7 +630,7 @@ def broken_link(code: grpc.StatusCode, details: str) -> grpc.aio.AioRpcError:
         (
             grpc.StatusCode.UNAVAILABLE,
             "x CERTIFICATE_VERIFY_FAILED x",
-            "not from the authority we trust, or has expired",
+            "not from the authority we trust",
         ),
         (grpc.StatusCode.UNAVAILABLE, "x Hostname Verification Check failed", "is for another host than the address"),
         (grpc.StatusCode.UNAVAILABLE, "SSL: WRONG_VERSION_NUMBER", "it does not speak TLS"),
