@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 
 from client.node import Node, Say
-from client.site import load_client_file, resolve_device
+from client.site import TLSFiles, load_client_file, resolve_device
 from common.errors import CertificateError, ConfigError
 from common.logs import LogFormat, json_handler, log_to, quiet_flower
 from common.wire import tls
+from common.wire.tls import TLSMaterial
 
 log = logging.getLogger("cloister.client")
 
@@ -40,7 +41,7 @@ def join(document: Path, *, wait_s: float, log_format: LogFormat, console: Conso
             raise ConfigError([f"{document}: name is missing; without TLS no certificate says who you are"])
         material = None
     else:
-        material = functools.partial(tls.load, Path(files.ca), Path(files.certificate), Path(files.key))
+        material = _reread(files, say)
         if (warning := tls.expiry_warning(material().certificate, Path(files.certificate))) is not None:
             say(f"warning: {warning}")
     resolve_device(settings.device)
@@ -48,6 +49,23 @@ def join(document: Path, *, wait_s: float, log_format: LogFormat, console: Conso
     log_to(json_handler() if log_format == LogFormat.JSON else logging.StreamHandler())
     node = Node(settings, tls=material, wait_s=wait_s, say=say, ask=_ask if sys.stdin.isatty() else None)
     return asyncio.run(_until_interrupted(node, say))
+
+
+def _reread(files: TLSFiles, say: Say) -> Callable[[], TLSMaterial]:
+    """Reads the TLS files anew each time, so that a renewed certificate needs no restart. Files that cannot be used,
+    perhaps because they are just being replaced, leave in use what was read before."""
+    held: list[TLSMaterial] = []
+
+    def read() -> TLSMaterial:
+        try:
+            held[:] = [tls.load(Path(files.ca), Path(files.certificate), Path(files.key))]
+        except CertificateError as error:
+            if not held:
+                raise
+            say(f"warning: {error}; the certificate of before stays in use")
+        return held[0]
+
+    return read
 
 
 def _say(log_format: LogFormat, console: Console) -> Say:

@@ -38,6 +38,7 @@ from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
 from common.wire.identity import identify_process, number
 from common.wire.records import BUDGET_EXHAUSTED, FAILED, REFUSED
+from common.wire.text import shown
 from common.wire.tls import TLSMaterial
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 15.0
@@ -155,7 +156,7 @@ class Node:
             if kind == "welcome":
                 await self._welcomed(frame.welcome)
             elif kind == "rejected":
-                raise ProtocolError(f"the server turned us away: {frame.rejected.reason}")
+                raise ProtocolError(f"the server turned us away: {shown(frame.rejected.reason)}")
             elif kind == "task" or (kind == "chunk" and incoming is not None):
                 if kind == "task":
                     incoming = frame.task, codec.Assembly(frame.task.size)
@@ -168,11 +169,11 @@ class Node:
                 self._outbox.drop(frame.ack.id)
             elif kind == "goodbye":
                 if frame.goodbye.finished:
-                    return str(frame.goodbye.reason)
+                    return shown(frame.goodbye.reason)
                 if frame.goodbye.comes_back:
-                    self._say(f"the server has ended and will come back: {frame.goodbye.reason}")
+                    self._say(f"the server has ended and will come back: {shown(frame.goodbye.reason)}")
                     return None
-                raise ConnectionFailed(f"the server ended the session: {frame.goodbye.reason}")
+                raise ConnectionFailed(f"the server ended the session: {shown(frame.goodbye.reason)}")
             else:
                 raise ProtocolError(f"the server sent a frame {kind} that is not expected here")
         return None
@@ -338,4 +339,4 @@ def _reason(error: grpc.aio.AioRpcError) -> str:
     details = error.details() or error.code().name
     if (fault := tls.fault_in(details)) is not None:
         raise CertificateError(f"the server is not accepted: {fault}") from error
-    return str(details).splitlines()[0][:160]
+    return shown(str(details).splitlines()[0], 160)

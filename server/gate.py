@@ -13,6 +13,7 @@ What a stranger did wrong stands in the log; the stranger is told only that it i
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import grpc
 
 from common.errors import CertificateError, ProtocolError
 from common.wire import tls
+from common.wire.certificates import CLIENT
 from common.wire.tls import Peer, ServerIdentity
 
 log = logging.getLogger("cloister.server")
@@ -67,8 +69,8 @@ class Gate:
     def peer(self, stream: Stream, said: str = "") -> Peer:
         """Who is there: its certificate's name, or on plain text what it said. Raises `TurnedAway`."""
         if self._identity is None:
-            if not said:
-                raise TurnedAway(grpc.StatusCode.UNAUTHENTICATED, "has neither a certificate nor a name")
+            if not re.fullmatch(CLIENT, said):
+                raise TurnedAway(grpc.StatusCode.UNAUTHENTICATED, "has neither a certificate nor a fitting name")
             return Peer(name=said, operator=True, serial=0, key=b"", expires=datetime.max.replace(tzinfo=UTC))
         shown: Any = stream.auth_context().get("x509_pem_cert")
         try:

@@ -17,13 +17,14 @@ from typing import TypeAlias
 
 import grpc
 
-from common.errors import ProtocolError
+from common.errors import ConnectionFailed, ProtocolError
 from common.federation import Federation
 from common.wire import codec
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
 from common.wire.identity import number
-from common.wire.records import LOST
+from common.wire.records import BUDGET_EXHAUSTED, FAILED, LOST, REFUSED
+from common.wire.text import shown
 from common.wire.tls import Peer
 from server.gate import Gate, Limits, Stream, TurnedAway, check_size
 from server.room import Room
@@ -150,14 +151,19 @@ class Sessions(service.SessionServicer):
     async def keep_watch(self, reopen: Callable[[], Awaitable[None]]) -> None:
         """Rereads certificates and revocation list while the server runs: sends away who was revoked, and serves anew
         if our own certificate was renewed."""
+        renewed = False
         while True:
             await asyncio.sleep(REFRESH_S)
-            if not self._gate.refresh():
-                continue
-            if self._gate.is_renewed():
+            changed = self._gate.refresh()
+            renewed = renewed or (changed and self._gate.is_renewed())
+            if renewed:
                 log.info("our certificate was renewed: all connections are made anew")
-                await reopen()
-            else:
+                try:
+                    await reopen()
+                    renewed = False
+                except ConnectionFailed as error:
+                    log.error("%s; trying again", error)
+            elif changed:
                 for session in self._sessions.values():
                     if self._gate.is_revoked(session.peer):
                         log.warning("%s is sent away: its certificate is revoked", session.name)
@@ -215,7 +221,7 @@ class Sessions(service.SessionServicer):
             self._changed(peer.name, False)
         session = self._sessions[peer.name] = Session(peer)
         self.seen[peer.name] = time.monotonic()
-        log.info("%s connected (Cloister %s)", peer.name, hello.version[:20], extra={"client": peer.name})
+        log.info("%s connected (Cloister %s)", peer.name, shown(hello.version, 20), extra={"client": peer.name})
         return session
 
     async def _read(self, session: Session, requests: AsyncIterator[pb.ClientFrame]) -> None:
@@ -280,7 +286,7 @@ class Sessions(service.SessionServicer):
     def _take(self, session: Session, task_id: str, answer: Answer, taken: int = 0) -> bool:
         """Takes the answer to a task, once, from a client that was given it. Was it taken?"""
         if self._tasks.get(session.name, {}).pop(task_id, None) is None:
-            log.info("%s: an answer to %r, which nobody waits for, is dropped", session.name, task_id)
+            log.info("%s: an answer to %r, which nobody waits for, is dropped", session.name, shown(task_id))
             session.send(pb.ServerFrame(ack=pb.Ack(id=task_id)))
             return False
         self._answered.append((session.name, task_id))
@@ -288,6 +294,9 @@ class Sessions(service.SessionServicer):
         return True
 
     def _fail(self, session: Session, failure: pb.Failure) -> None:
+        failure.reason = shown(failure.reason)
+        if failure.code not in (REFUSED, BUDGET_EXHAUSTED):
+            failure.code = FAILED  # the others are the server's to say
         if failure.id:
             log.warning("%s: %s", session.name, failure.reason, extra={"client": session.name})
             self._take(session, failure.id, failure)
@@ -296,6 +305,7 @@ class Sessions(service.SessionServicer):
             self.refusals[session.name] = failure.reason
 
     def _leave(self, session: Session, reason: str) -> None:
+        reason = shown(reason)
         log.info("%s leaves: %s", session.name, reason, extra={"client": session.name})
         if self._sessions.get(session.name) is not session:
             return  # a newer session has its tasks

@@ -265,8 +265,9 @@ def test_tries_come_back_as_time_passes(certs):
 
 
 def test_plain_text_needs_a_name(caplog):
-    with pytest.raises(TurnedAway, match="has neither a certificate nor a name"):
-        Gate(None, Limits()).peer(None)  # type: ignore[arg-type]
+    for name in ("", "two words", "line\nbreak", "x" * 65):
+        with pytest.raises(TurnedAway, match="has neither a certificate nor a fitting name"):
+            Gate(None, Limits()).peer(None, said=name)  # type: ignore[arg-type]
 
 
 def test_a_client_whose_certificate_ends_soon_is_noted_once(certs, caplog):
