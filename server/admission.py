@@ -29,9 +29,11 @@ from common.federation import Dtype
 from common.state import State
 from common.wire import compression, records
 from common.wire.records import ARRAYS, COUNTS, FAILED, METRICS, PRIVACY, WEIGHT
+from common.wire.text import shown
 
 Statement = dict[str, float]
 
+LARGEST_METRIC = 1e30  # sums of such numbers, times weights, are far from overflow
 LARGEST_WEIGHT = 1e12  # no table has more rows, and sums of such weights are far from overflow
 
 
@@ -74,7 +76,7 @@ class Admission:
             self._seen.add(node_id)
             if reply.has_error():
                 code = reply.error.code or FAILED
-                self.rejected.append(Rejection(node_id, code, reply.error.reason or "no reason given"))
+                self.rejected.append(Rejection(node_id, code, shown(reply.error.reason or "no reason given")))
                 return False
             # What a client says it has released, it has, also in a reply that does not count.
             if (statement := _statement(reply)) is not None:
@@ -85,7 +87,7 @@ class Admission:
             if self.private and statement is None:
                 raise _Fault("a private client must state what it has released, and this reply does not")
         except _Fault as fault:
-            self.rejected.append(Rejection(node_id, 0, str(fault)))
+            self.rejected.append(Rejection(node_id, 0, shown(str(fault))))
             return False
         self.nodes.add(node_id)
         if self.keep:
@@ -161,6 +163,8 @@ def _check_metrics(reply: Message, expected: Collection[str], counts: int | None
             raise _Fault(f"metric {name} has the wrong size")
         if not all(_is_finite(v) for v in values):
             raise _Fault(f"metric {name} is NaN or infinite")
+        if name != WEIGHT and any(abs(v) > LARGEST_METRIC for v in values):
+            raise _Fault(f"metric {name} is larger than {LARGEST_METRIC:g}")
     weight = record[WEIGHT]
     if not (isinstance(weight, int | float) and 0 < weight <= LARGEST_WEIGHT):
         raise _Fault(f"weight {WEIGHT} must be greater than 0 and at most {LARGEST_WEIGHT:g}, got {weight}")

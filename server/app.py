@@ -103,12 +103,22 @@ def execute(
         run_rounds(run, grid, strategy, wait_s=wait_s)
     except KeyboardInterrupt as interrupt:
         run.status, run.reason = "stopped", str(interrupt) or "interrupted"
+        _undo_what_is_not_saved(run, strategy, folder, resumable=settle is not None)
     except Exception as error:
         run.reason = str(error) if isinstance(error, CloisterError) else f"{type(error).__name__}: {error}"
+        _undo_what_is_not_saved(run, strategy, folder, resumable=settle is not None)
         with suppress(RunFolderError):  # what ended the run is what is told
             _end(run, folder, record, started)
         raise
     return _end(run, folder, record, started)
+
+
+def _undo_what_is_not_saved(run: Run, strategy: Strategy, folder: RunFolder, *, resumable: bool) -> None:
+    """A round that was cut off will be made again, with other noise: nothing of it may be told, or it would have been
+    released twice and charged once."""
+    if resumable:
+        with suppress(RunFolderError):
+            checkpoints.load(folder.path).restore(run, strategy)
 
 
 def _saving(
@@ -120,6 +130,8 @@ def _saving(
     def save() -> None:
         if resumable:
             checkpoints.save(folder.path, run, strategy, number=next(numbers), seconds=time.monotonic() - started)
+        if run.central is not None:
+            run.central.told_clip = run.central.clip
         _save_model(run, folder)
 
     return save

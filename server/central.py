@@ -52,6 +52,7 @@ class CentralDP:
         assert federation.privacy.client is not None
         self.settings: ClientPrivacy = federation.privacy.client
         self.clip = self.settings.clip
+        self.told_clip = self.clip  # that of the last round that is on disk: it follows from a noisy count
         self.charged = Charged()
         self._federation, self._noise = federation, noise
         self._present = self.settings.clients
@@ -182,7 +183,7 @@ class CentralDP:
                 "what": "a noisy count of the clipped updates; both releases together have the noise multiplier above",
                 "update_noise_multiplier": self._update_noise,
                 "count_noise_multiplier": self._count_noise,
-                "clip_now": self.clip,
+                "clip_now": self.told_clip,
             }
         if self.evaluations is None:
             return [models]

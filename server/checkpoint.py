@@ -33,6 +33,8 @@ FOLDER = "checkpoint"
 
 _KEPT_OF_RUN = ("round", "tried", "event", "pending", "evaluation", "best", "stale", "statements")
 
+_BY_NODE = ("gone", "strikes", "resting")
+
 log = logging.getLogger("cloister.server")
 
 
@@ -64,11 +66,13 @@ class Checkpoint:
         run.state = self.state
         for name in _KEPT_OF_RUN:
             setattr(run, name, self.about[name])
+        for name in _BY_NODE:  # JSON has no numbers for keys
+            setattr(run, name, {int(node): value for node, value in self.about[name].items()})
         run.clients, run.present = set(self.about["clients"]), set(self.about["present"])
         strategies.restore(strategy, self.memory)
         if run.central is not None:
             run.central.charged = Charged(**self.about["charged"])
-            run.central.clip = self.about["clip"]
+            run.central.clip = run.central.told_clip = self.about["clip"]
 
 
 def save(folder: Path, run: Run, strategy: Strategy, *, number: int, seconds: float) -> None:
@@ -77,7 +81,7 @@ def save(folder: Path, run: Run, strategy: Strategy, *, number: int, seconds: fl
     Raises:
         RunFolderError: it could not be written; those before it are as they were.
     """
-    about: dict[str, Any] = {name: getattr(run, name) for name in _KEPT_OF_RUN}
+    about: dict[str, Any] = {name: getattr(run, name) for name in (*_KEPT_OF_RUN, *_BY_NODE)}
     about |= {"clients": sorted(run.clients), "present": sorted(run.present)}
     if run.central is not None:
         about |= {"charged": asdict(run.central.charged), "clip": run.central.clip}
@@ -99,7 +103,7 @@ def save(folder: Path, run: Run, strategy: Strategy, *, number: int, seconds: fl
     place = folder / FOLDER
     path = place / f"{number:09d}-{_digest(data)}.safetensors"
     try:
-        place.mkdir(exist_ok=True)
+        place.mkdir(exist_ok=True, mode=0o700)
         fresh = place / ".new"
         with fresh.open("wb") as file:
             file.write(data)
@@ -120,17 +124,26 @@ def save(folder: Path, run: Run, strategy: Strategy, *, number: int, seconds: fl
         ) from error
 
 
-def load(folder: Path) -> Checkpoint:
+def load(folder: Path, *, may_fall_back: bool = True) -> Checkpoint:
     """The newest whole checkpoint of a run folder.
 
+    Args:
+        may_fall_back: take the one before a damaged one. With `privacy.client` that would make a round again whose
+            noisy model has left already: two releases at the price of one.
+
     Raises:
-        RunFolderError: there is none.
+        RunFolderError: there is none that may be taken.
     """
     found = _all(folder)
     for path in found:
         try:
             return _read(path)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+            if not may_fall_back:
+                raise RunFolderError(
+                    f"{path}: damaged ({error}); going on from the checkpoint before it would release a round of "
+                    "privacy.client twice and charge it once: begin a new run"
+                ) from error
             log.warning("%s: torn or damaged (%s); the checkpoint before it is taken", path, error)
     what = f"none of its {len(found)} checkpoints is whole" if found else "it has no checkpoint"
     raise RunFolderError(f"{folder}: cannot be resumed: {what}")

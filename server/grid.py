@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +39,11 @@ OPTIONS = [
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
     ("grpc.max_receive_message_length", 2 * codec.CHUNK),
     ("grpc.max_concurrent_streams", 4),  # of one connection, which needs one
+    ("grpc.max_connection_idle_ms", 60_000),  # a connection without a session
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.so_reuseport", 0),  # a port that is in use is an error
 ]
+LONGEST_CALL_S = 8.0
 BESIDE_THE_MODEL = 1 << 20  # bytes that a reply may have beside its model: names, metrics, statements
 
 
@@ -153,7 +155,7 @@ class GrpcGrid(RunGrid):
         await self._server.stop(grace=1.0)
 
     def _call(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(LONGEST_CALL_S)
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
         if not self._loop.is_closed():
@@ -235,16 +237,16 @@ class GrpcGrid(RunGrid):
         """Waits until all have answered or the time is up; what comes later is dropped."""
         return list(self.stream(messages, timeout=timeout))
 
-    def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+    def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Generator[Message]:
         """The replies as they come, until all are there, the time is up, or the caller has enough."""
         waiting = set(self._push(messages))
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             while waiting:
                 left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
-                if left <= 0:
-                    return
-                arrived = self._arrivals(left)
+                arrived = self._arrivals(max(left, 0.0))
+                if left <= 0 and not arrived:
+                    return  # what came in time has been taken, however long adding it up took
                 try:
                     for one in arrived:
                         reply = self._reply(one)

@@ -25,10 +25,8 @@ class Room:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():  # it was given room in the moment it was cancelled
-                self.give_back(wanted)
-            else:
-                self._waiting.remove((wanted, turn))
-                self._admit()
+                self._free += wanted
+            self._admit()
             raise
         return wanted
 
@@ -38,7 +36,11 @@ class Room:
         self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and self._waiting[0][0] <= self._free:
-            wanted, turn = self._waiting.popleft()
-            self._free -= wanted
-            turn.set_result(None)
+        while self._waiting:
+            wanted, turn = self._waiting[0]
+            if not turn.done():  # else it has stopped waiting
+                if wanted > self._free:
+                    return
+                self._free -= wanted
+                turn.set_result(None)
+            self._waiting.popleft()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -73,7 +74,8 @@ def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None
         event["failed"] = problem
         run.tried = server_round
         run.save()
-        run.settle()  # what came in counts for nothing, and nobody will ask for it again
+        if server_round < rounds:
+            run.settle()  # what came in counts for nothing, and nobody will ask for it again
         _tell(run, event)
         if cohort.budgets_are_spent(run, grid):
             _end_by_budgets(run)
@@ -108,7 +110,7 @@ def _complete(run: Run, grid: Grid, strategy: Strategy, event: Event) -> None:
             stopping.note(run, evaluation)
         event["rejected"] += [_named(run, r) for r in rejected if not run.central or r.code in SAYS_NO]
         event["seconds"] += time.monotonic() - started
-        run.pending = False
+    run.pending = False
     if run.held_out is not None:
         event["held_out"] = run.held_out(run.state)
     _note_privacy(run, event)
@@ -275,21 +277,23 @@ def _admitted(
     for message in sent:
         message.metadata.group_id = str(admission.server_round)
     timeout = run.federation.strategy.round_timeout
-    if isinstance(grid, RunGrid):
-        replies: Iterable[Message] = grid.stream(sent, timeout=timeout)
-    else:  # one of Flower's own
-        replies = grid.send_and_receive(sent, timeout=timeout)
-    for reply in replies:
-        if admission.take(reply):
-            yield reply
-            if len(admission.nodes) >= needed:
-                return
+    if not isinstance(grid, RunGrid):  # one of Flower's own
+        yield from filter(admission.take, grid.send_and_receive(sent, timeout=timeout))
+        return
+    with closing(grid.stream(sent, timeout=timeout)) as replies:
+        for reply in replies:
+            if admission.take(reply):
+                yield reply
+                if len(admission.nodes) >= needed:
+                    return
 
 
 def _remember(run: Run, admission: Admission) -> None:
     """Keeps who took part, and what clients stated."""
     if not run.central:
         run.clients |= {run.name_of(node) for node in admission.nodes}
+    if run.hides_cohorts:
+        return  # a client's figures grow when it is asked
     for node_id, statement in admission.statements.items():
         run.statements[run.name_of(node_id)] = statement
 

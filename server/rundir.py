@@ -16,7 +16,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,16 @@ class RunFolder:
                 raise RunFolderError(f"{self.path}: another server is at work in this folder") from None
             yield
 
+    def is_complete(self) -> bool:
+        """Has the run ended, with nothing left to do?"""
+        try:
+            return bool(json.loads((self.path / "result.json").read_text())["status"] == "completed")
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+
     def mend(self) -> None:
-        """Cuts off a last event that was torn."""
+        """Cuts off a last event that was torn, and takes away how the run ended before."""
+        (self.path / "result.json").unlink(missing_ok=True)
         with (self.path / "events.jsonl").open("a+b") as file:
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)
@@ -98,8 +106,13 @@ class RunFolder:
     def last_round(self) -> int:
         """The last complete round that an event tells of; 0 if none does."""
         path = self.path / "events.jsonl"
-        events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return max((e["round"] for e in events if e["event"] == "round" and "failed" not in e), default=0)
+        last = 0
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with suppress(ValueError):  # a line that a full disk tore
+                event = json.loads(line)
+                if event["event"] == "round" and "failed" not in event:
+                    last = max(last, event["round"])
+        return last
 
     def save_model(
         self,

@@ -47,9 +47,12 @@ class Begun:
 
     def prepare(self, folder: RunFolder) -> None:
         """Mends and updates the folder of a run that goes on."""
-        if self.checkpoint is not None:
-            folder.mend()
-            folder.write_document(self.federation)
+        if self.checkpoint is None:
+            return
+        if checkpoints.load(folder.path).number != self.checkpoint.number:
+            raise RunFolderError(f"{folder.path}: another server went on with this run meanwhile; try again")
+        folder.mend()
+        folder.write_document(self.federation)
 
 
 def new_run(document: Path, *, out: Path | None) -> Begun:
@@ -71,12 +74,12 @@ def resumed_run(path: Path, *, rounds: int | None) -> Begun:
     """
     folder = RunFolder.open(path)
     federation = federations.load(path / "federation.yaml")
-    checkpoint = checkpoints.load(path)
+    checkpoint = checkpoints.load(path, may_fall_back=federation.privacy.client is None)
     if federation.with_rounds(checkpoint.rounds).fingerprint != checkpoint.fingerprint:
         raise RunFolderError(f"{path}: its federation.yaml is not the one that its checkpoint was made with")
     if rounds is not None:
         federation = _extended(federation, rounds, done=checkpoint.round)
-    if checkpoint.round >= federation.training.rounds and not checkpoint.pending:
+    if checkpoint.round >= federation.training.rounds and folder.is_complete():
         raise RunFolderError(f"{path}: has completed its {checkpoint.round} rounds; --rounds N goes on to N of them")
     return Begun(federation, checkpoint.run, lambda: folder, checkpoint)
 

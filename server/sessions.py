@@ -8,16 +8,17 @@ acknowledged when the round that it belongs to is on disk: until then the client
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from common.errors import ConnectionFailed, ProtocolError
+from common.errors import ProtocolError
 from common.federation import Federation
 from common.wire import codec
 from common.wire import session_pb2 as pb
@@ -29,6 +30,8 @@ from common.wire.tls import Peer
 from server.gate import Gate, Limits, Stream, TurnedAway, check_size
 from server.room import Room
 
+FAREWELL_S = 5.0  # for a last word to be heard
+LONGEST_ID, MOST_UNASKED = 300, 100
 REFRESH_S = 2.0  # between looks at certificates and the revocation list
 
 log = logging.getLogger("cloister.server")
@@ -53,11 +56,15 @@ class Task:
 
 @dataclass
 class Session:
-    """One client's stream. What is to be sent waits in `outbox` as encoded frames; None ends the stream."""
+    """One client's stream. What is to be sent waits in `outbox`: encoded frames, and tasks, which many share; None
+    ends the stream."""
 
     peer: Peer
-    outbox: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
+    outbox: asyncio.Queue[bytes | Task | None] = field(default_factory=asyncio.Queue)
     ready: bool = False
+    unasked: int = 0  # answers that nobody waited for
+    stream: asyncio.Task[None] | None = None
+    reader: asyncio.Task[None] | None = None
 
     @property
     def name(self) -> str:
@@ -66,9 +73,20 @@ class Session:
     def send(self, frame: pb.ServerFrame) -> None:
         self.outbox.put_nowait(frame.SerializeToString())
 
-    def end(self, frame: pb.ServerFrame) -> None:
+    def finish(self, frame: pb.ServerFrame) -> None:
+        """Says this last frame after all that waits."""
         self.send(frame)
         self.outbox.put_nowait(None)
+
+    def end(self, frame: pb.ServerFrame) -> None:
+        """Says this last frame, instead of all that waits, and hears no more. A peer that does not read is cut off."""
+        while not self.outbox.empty():
+            self.outbox.get_nowait()
+        self.finish(frame)
+        if self.reader is not None:
+            self.reader.cancel()
+        if self.stream is not None:
+            asyncio.get_running_loop().call_later(FAREWELL_S, self.stream.cancel)
 
 
 class Sessions(service.SessionServicer):
@@ -94,6 +112,7 @@ class Sessions(service.SessionServicer):
         self._sessions: dict[str, Session] = {}
         self._tasks: dict[str, dict[str, Task]] = {}  # client -> what it has not answered, by the task's id
         self._answered: list[tuple[str, str]] = []  # client and task, not yet acknowledged
+        self._done: dict[str, deque[str]] = {}  # client -> the last tasks that were answered or forgotten
         self._goodbye: pb.ServerFrame | None = None
         self.room = Room(limits.replies)
         self.refusals: dict[str, str] = {}  # clients that refused the federation, and why
@@ -129,7 +148,11 @@ class Sessions(service.SessionServicer):
     def forget(self, clients: list[str], task_id: str) -> None:
         """Waits for these answers no longer; those that come late are acknowledged and dropped."""
         for client in clients:
-            self._tasks.get(client, {}).pop(task_id, None)
+            if self._tasks.get(client, {}).pop(task_id, None) is not None:
+                self._note_done(client, task_id)
+
+    def _note_done(self, client: str, task_id: str) -> None:
+        self._done.setdefault(client, deque(maxlen=8)).append(task_id)
 
     def settle(self) -> None:
         """Acknowledges all that was answered."""
@@ -142,7 +165,7 @@ class Sessions(service.SessionServicer):
         """Says goodbye to every client, also to those that come yet, and waits until it has been said."""
         self._goodbye = pb.ServerFrame(goodbye=goodbye)
         for session in self._sessions.values():
-            session.end(self._goodbye)
+            session.finish(self._goodbye)
         for _ in range(100):
             if not self._sessions:
                 return
@@ -161,8 +184,8 @@ class Sessions(service.SessionServicer):
                 try:
                     await reopen()
                     renewed = False
-                except ConnectionFailed as error:
-                    log.error("%s; trying again", error)
+                except Exception:  # whatever it is, the next turn tries again
+                    log.exception("the port could not be opened anew; trying again")
             elif changed:
                 for session in self._sessions.values():
                     if self._gate.is_revoked(session.peer):
@@ -184,35 +207,45 @@ class Sessions(service.SessionServicer):
         except TurnedAway as turned:
             await stream.abort(turned.code, str(turned))
             return
-        except (TimeoutError, StopAsyncIteration, ProtocolError) as error:
-            reason = str(error) or "no hello in time"
-            log.warning("%s was turned away: %s", stream.peer(), reason)
-            yield pb.ServerFrame(rejected=pb.Rejected(reason=reason)).SerializeToString()
+        except (StopAsyncIteration, DecodeError):
+            return  # it left without a word that can be read
+        except ProtocolError as error:
+            log.warning("%s was turned away: %s", stream.peer(), error)
+            yield pb.ServerFrame(rejected=pb.Rejected(reason=str(error))).SerializeToString()
             return
         name = session.name
         welcome = pb.Welcome(federation=self._federation.canonical, run=self._run, name=name)
         session.send(pb.ServerFrame(welcome=welcome))
         if self._goodbye is not None:
-            session.end(self._goodbye)
-        reader = asyncio.create_task(self._read(session, requests))
+            session.finish(self._goodbye)
+        session.stream = asyncio.current_task()
+        session.reader = reader = asyncio.create_task(self._read(session, requests))
         reader.add_done_callback(lambda _: session.outbox.put_nowait(None))
         try:
             while (frame := await session.outbox.get()) is not None:
-                yield frame
+                if isinstance(frame, bytes):
+                    yield frame
+                elif frame.id in self._tasks.get(name, {}):  # else it is not waited for any more
+                    for part in frame.frames:
+                        yield part
         finally:
-            reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reader
             if self._sessions.get(name) is session:
                 del self._sessions[name]
                 log.info("%s is gone", name, extra={"client": name})
                 self._changed(name, False)
+            reader.cancel()
+            await asyncio.wait([reader])
 
     async def _enter(self, requests: AsyncIterator[pb.ClientFrame], stream: Stream) -> Session:
         """Lets a peer in, in place of its older session if there is one."""
-        async with asyncio.timeout(self._limits.hello_s):
-            hello = _hello(await anext(requests))
-        peer = self._gate.peer(stream, said=hello.name)
+        try:
+            async with asyncio.timeout(self._limits.hello_s):
+                first = await anext(requests)
+        except TimeoutError:
+            log.warning("%s was turned away: no hello in time", stream.peer())
+            raise TurnedAway(grpc.StatusCode.UNAVAILABLE, "no hello in time") from None
+        peer = self._gate.peer(stream, said=first.hello.name)
+        hello = _hello(first)
         older = self._sessions.get(peer.name)
         self._gate.check_session(peer, older.peer if older else None, len(self._sessions))
         if older is not None:
@@ -241,29 +274,39 @@ class Sessions(service.SessionServicer):
                     return
                 else:
                     raise ProtocolError(f"a frame {kind} is not expected here")
-        except ProtocolError as error:
+        except (ProtocolError, DecodeError) as error:
             log.warning("%s: %s", session.name, error, extra={"client": session.name})
-            session.send(pb.ServerFrame(rejected=pb.Rejected(reason=str(error))))
+            session.end(pb.ServerFrame(rejected=pb.Rejected(reason=shown(str(error)))))
+        except TimeoutError:
+            log.warning("%s: a reply that had begun did not go on", session.name, extra={"client": session.name})
+            reason = "a reply that had begun did not go on"
+            session.end(pb.ServerFrame(goodbye=pb.Goodbye(reason=reason, comes_back=True)))
         except grpc.aio.AioRpcError as error:
             log.info("%s: the stream broke: %s", session.name, error.details())
 
     async def _receive(self, session: Session, head: pb.Reply, requests: AsyncIterator[pb.ClientFrame]) -> None:
-        """Takes a reply and the chunks that belong to it, once there is room for them."""
+        """Takes a reply and the chunks that belong to it, once there is room for them. What nobody waits for takes
+        no room. Raises TimeoutError if it does not go on."""
         check_size(head.size, self._largest_reply)
-        assembly = codec.Assembly(head.size)
-        taken = await self.room.take(head.size)
+        if not head.size or len(head.id) > LONGEST_ID:
+            raise ProtocolError(f"a payload of {head.size} bytes is not accepted, or its task's name is too long")
+        wanted = head.id in self._tasks.get(session.name, {})
+        taken = await self.room.take(head.size) if wanted else 0
         passed_on = False
         try:
-            content = assembly.add(head.data)
-            async with asyncio.timeout(self._limits.stall_s + head.size / 16_384):
-                while content is None:
-                    frame = await anext(requests)
-                    if frame.WhichOneof("frame") != "chunk":
+            assembly = codec.Assembly(head.size)
+            content, have = assembly.add(head.data) if wanted else None, len(head.data)
+            async with asyncio.timeout(self._limits.stall_s + head.size / 65_536):
+                while have < head.size:
+                    async with asyncio.timeout(self._limits.stall_s):
+                        frame = await anext(requests)
+                    if frame.WhichOneof("frame") != "chunk" or not frame.chunk.data:
                         raise ProtocolError(f"a frame {frame.WhichOneof('frame')} is not expected in a reply")
-                    content = assembly.add(frame.chunk.data)
-            passed_on = self._take(session, head.id, content, taken)
-        except TimeoutError:
-            raise ProtocolError("a reply that had begun did not go on") from None
+                    have += len(frame.chunk.data)
+                    content = assembly.add(frame.chunk.data) if wanted else None
+            if have > head.size:
+                raise ProtocolError(f"a payload announced with {head.size} bytes has at least {have}")
+            passed_on = self._take(session, head.id, content or b"", taken)
         except StopAsyncIteration:
             raise ProtocolError("the stream ended within a reply") from None
         finally:
@@ -273,6 +316,8 @@ class Sessions(service.SessionServicer):
     def _agree(self, session: Session, ready: pb.Ready) -> None:
         if ready.fingerprint != self._federation.fingerprint:
             raise ProtocolError("the client agreed to another federation than this one")
+        if session.ready:
+            raise ProtocolError("is ready already")
         session.ready = True
         self.refusals.pop(session.name, None)
         for task in self._tasks.get(session.name, {}).values():
@@ -280,15 +325,20 @@ class Sessions(service.SessionServicer):
         self._changed(session.name, True)
 
     def _send(self, session: Session, task: Task) -> None:
-        for frame in task.frames:
-            session.outbox.put_nowait(frame)
+        session.outbox.put_nowait(task)
 
     def _take(self, session: Session, task_id: str, answer: Answer, taken: int = 0) -> bool:
         """Takes the answer to a task, once, from a client that was given it. Was it taken?"""
         if self._tasks.get(session.name, {}).pop(task_id, None) is None:
             log.info("%s: an answer to %r, which nobody waits for, is dropped", session.name, shown(task_id))
-            session.send(pb.ServerFrame(ack=pb.Ack(id=task_id)))
+            # One that this server did not ask for, it may be about to ask for: the client must keep its answer.
+            if task_id in self._done.get(session.name, ()):
+                session.send(pb.ServerFrame(ack=pb.Ack(id=task_id)))
+            session.unasked += 1
+            if session.unasked > MOST_UNASKED:
+                raise ProtocolError("too many answers that nobody asked for")
             return False
+        self._note_done(session.name, task_id)
         self._answered.append((session.name, task_id))
         self._answer(session.name, task_id, answer, taken)
         return True

@@ -21,6 +21,7 @@ class Watch:
 
     def __init__(self, federation: Federation, run: str) -> None:
         self._federation, self._run = federation, run
+        self._hides_cohorts = federation.privacy.client is not None and federation.strategy.fraction < 1
         self._started = time.monotonic()
         self._lock = threading.Lock()
         self._state, self._round, self._rounds, self._problem = "starting", 0, federation.training.rounds, ""
@@ -65,13 +66,18 @@ class Watch:
                 version=VERSION,
                 problem=self._problem,
             )
-            for name, (state, seen, reason) in sorted(self.clients().items()):
-                if peer.operator or name == peer.name:
-                    reply.clients.add(
-                        name=name,
-                        state=state,
-                        last_seen=seen,
-                        strikes=self._strikes.get(name, 0),
-                        reason=reason or self._reasons.get(name, ""),
-                    )
+            if not peer.operator and self._problem:
+                reply.problem = "the last round failed"  # why, may be another client's reason
+            clients = self.clients()
+            for name in sorted(clients) if peer.operator else clients.keys() & {peer.name}:
+                state, seen, reason = clients[name]
+                if self._hides_cohorts and state in ("idle", "working"):
+                    state, seen = "connected", 0.0  # whom a round asks is what privacy.client keeps secret
+                reply.clients.add(
+                    name=name,
+                    state=state,
+                    last_seen=seen,
+                    strikes=self._strikes.get(name, 0),
+                    reason=reason or self._reasons.get(name, ""),
+                )
         return reply

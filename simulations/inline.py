@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -42,7 +42,7 @@ class InlineGrid(RunGrid):
         """Answers in the order of the messages; those not begun within `timeout` seconds are not asked."""
         return list(self.stream(messages, timeout=timeout))
 
-    def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+    def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Generator[Message]:
         deadline = None if timeout is None else time.monotonic() + timeout
         for message in messages:
             if deadline is not None and time.monotonic() > deadline:

@@ -24,6 +24,8 @@ PROTOCOL = 2
 CHUNK = 256 << 10  # bytes of content in a frame: a thousand streams hold no more than a thousand of them
 LARGEST_CONTENT = 1 << 30  # bytes
 
+LARGEST_HEADER = 1 << 20  # bytes: reading JSON takes many times its size
+
 _HEADER = "cloister"
 _KINDS: dict[str, type[MetricRecord | ConfigRecord]] = {"metrics": MetricRecord, "config": ConfigRecord}
 
@@ -47,6 +49,8 @@ def decode(data: bytes) -> RecordDict:
     """The content that `encode` made. Raises `ProtocolError` for anything else."""
     try:
         size = int.from_bytes(data[:8], "little")
+        if size > LARGEST_HEADER:
+            raise ValueError(f"a header of {size} bytes; at most {LARGEST_HEADER} are accepted")
         records = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_HEADER])
         tensors = safetensors.load(data)
         content = RecordDict()
@@ -96,13 +100,11 @@ class Assembly:
     def __init__(self, size: int, limit: int = LARGEST_CONTENT) -> None:
         if not 0 < size <= limit:
             raise ProtocolError(f"a payload of {size} bytes is not accepted; from 1 to {limit} are")
-        self.size, self._have = size, 0
-        self._parts: list[bytes] = []
+        self.size, self._data = size, bytearray()
 
     def add(self, data: bytes) -> bytes | None:
         """Adds a piece; returns the payload once it is whole. Raises `ProtocolError` if there is too much."""
-        self._have += len(data)
-        if self._have > self.size:
-            raise ProtocolError(f"a payload announced with {self.size} bytes has at least {self._have}")
-        self._parts.append(data)
-        return b"".join(self._parts) if self._have == self.size else None
+        self._data += data
+        if len(self._data) > self.size:
+            raise ProtocolError(f"a payload announced with {self.size} bytes has at least {len(self._data)}")
+        return bytes(self._data) if len(self._data) == self.size else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 from flwr.app import Message, RecordDict
@@ -29,6 +29,6 @@ class RunGrid(Grid):
     ) -> Message:
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
-    def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+    def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Generator[Message]:
         """The replies as they come, none of which is kept here; a caller that has enough leaves the rest."""
         yield from self.send_and_receive(messages, timeout=timeout)

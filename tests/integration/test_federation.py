@@ -3,131 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from safetensors.numpy import load_file
 
 from client.entries import Entry, spent
 from client.ledger import Ledger
 from common.wire import tls
-from tests.support import PRIVATE, document, table
+from tests.integration.federation import NAMES, Federation, Process
+from tests.support import PRIVATE, table
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
-NAMES = ("ada", "ben", "cyd")
 
-
-class Federation:
-    """A folder with certificates, a federation file and client files, and the processes that run in it."""
-
-    def __init__(self, folder: Path, processes: ExitStack, **changes: Any) -> None:
-        self.folder, self._processes = folder, processes
-        self.certs = folder / "certs"
-        tls.create_authority(self.certs)
-        tls.create_server(self.certs, ["127.0.0.1"])
-        self.document = folder / "federation.yaml"
-        self.document.write_text(yaml.safe_dump(document(**changes)))
-        for i, name in enumerate(NAMES):
-            tls.create_client(self.certs, name)
-            table(seed=i).write_csv(folder / f"{name}.csv")
-        self.run = folder / "run"
-        self.address = ""
-
-    def client_file(self, name: str, **changes: Any) -> Path:
-        files = {"ca": "certs/ca.pem", "certificate": f"certs/{name}.pem", "key": f"certs/{name}.key"}
-        policy = {"epsilon": 8.0, "delta": 1e-3, "without_privacy": True}
-        value = {
-            "server": self.address,
-            "tls": files,
-            "data": {"path": f"{name}.csv", "name": name},
-            "device": "cpu",
-            "state": f"state/{name}",
-            "policy": policy,
-        }
-        path = self.folder / f"{name}.yaml"
-        path.write_text(yaml.safe_dump({**value, **changes}))
-        return path
-
-    def start(self, *arguments: object) -> subprocess.Popen[str]:
-        """A `cloister` process, ended with the test."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cloister", *map(str, arguments)],
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONFAULTHANDLER": "1"},
-        )
-        self._processes.callback(_end, process)
-        return process
-
-    def serve(self, *arguments: object) -> subprocess.Popen[str]:
-        server = self.start(
-            "serve",
-            self.document,
-            "--address",
-            "127.0.0.1:0",
-            "--certificates",
-            self.certs,
-            "--out",
-            self.run,
-            *arguments,
-        )
-        self.address = self.event(lambda e: e["event"] == "serving", server)["address"]
-        return server
-
-    def events(self) -> list[dict[str, Any]]:
-        path = self.run / "events.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def event(self, wanted: Callable[[dict[str, Any]], bool], server: subprocess.Popen[str]) -> dict[str, Any]:
-        """The first event that is wanted, once it is there."""
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            if found := next((e for e in self.events() if wanted(e)), None):
-                return found
-            assert server.poll() is None, f"the server ended: {server.communicate()[0]}"
-            time.sleep(0.05)
-        raise AssertionError(f"no such event within 90 s; there are {self.events()}")
-
-    def result(self) -> dict[str, Any]:
-        return json.loads((self.run / "result.json").read_text())
-
-
-@pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
-    with ExitStack() as processes:
-        yield lambda **changes: Federation(tmp_path, processes, **changes)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        process.kill()
-        process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
-
-
-def output(process: subprocess.Popen[str], code: int = 0) -> str:
+def output(process: Process, code: int = 0) -> str:
     """What the process printed, once it has ended with `code`."""
-    text, _ = process.communicate(timeout=90)
-    assert process.returncode == code, text
-    return text
+    return process.output(code)
 
 
 def test_a_private_federation_from_first_hello_to_last_goodbye(federation):
@@ -193,8 +90,7 @@ def test_a_killed_private_client_comes_back_to_the_plan_it_had(federation):
     fed = federation(**PRIVATE, training__rounds=60, privacy__evaluation__every=30)
     fed.address = _free_address()
     ben = fed.start("join", fed.client_file("ben"), "--wait", "60")
-    assert ben.stdout is not None
-    assert "no server at" in ben.stdout.readline()  # it waits; only now is there one
+    ben.until("no server at")  # it waits; only now is there one
     server = fed.serve("--address", fed.address)
     ada = fed.start("join", fed.client_file("ada"))
     fed.event(lambda e: e["event"] == "round" and e["round"] >= 3, server)

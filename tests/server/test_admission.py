@@ -301,3 +301,16 @@ def test_a_private_client_that_does_not_say_what_it_released_is_rejected():
     assert [(r.node_id, r.reason) for r in admission.rejected] == [
         (1, "a private client must state what it has released, and this reply does not")
     ]
+
+
+def test_a_reason_is_one_printable_line_whatever_the_reply_was_called():
+    for name in ("\ud800", "\x1b[2J\n", "x" * 9999):
+        answer = content(metrics={WEIGHT: 1.0, name: 0.5})
+        _, reason = only_rejection(admit_training([reply(1, answer)]))
+        assert reason.isprintable() and len(reason) < 310
+
+
+@pytest.mark.parametrize("loss", [1.1e30, -1.1e30, 1.7e308])
+def test_a_metric_whose_sums_could_overflow_is_rejected(loss):
+    _, reason = only_rejection(admit_training([reply(1, content(metrics={WEIGHT: 1.0, LOSS: loss}))]))
+    assert reason == f"metric {LOSS} is larger than 1e+30"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from numpy.testing import assert_array_equal
 
 from common.errors import ConfigError, RunFolderError
@@ -17,7 +17,7 @@ from common.federation import Federation
 from common.noise import seeded
 from common.state import State
 from common.wire import records
-from common.wire.records import ARRAYS, COUNTS, LOSS, METRICS, WEIGHT
+from common.wire.records import ARRAYS, COUNTS, FAILED, LOSS, METRICS, REFUSED, WEIGHT
 from server import checkpoint as checkpoints
 from server import serve, strategies
 from server.app import execute
@@ -258,7 +258,7 @@ def test_a_resumed_server_goes_on_with_its_account_and_its_clip(tmp_path, kind, 
     clips: list[float] = []
 
     def note(event: dict[str, Any]) -> None:
-        if event.get("round") == 4:
+        if event.get("round") == 5:  # whose charge tells the clip that round 4 left
             updates = json.loads((tmp_path / "run/privacy.json").read_text())["client"]["released"][0]
             clips.append(updates["adaptive_clip"]["clip_now"])
 
@@ -309,3 +309,128 @@ def test_a_model_is_the_checkpoints(tmp_path):
     kept = checkpoints.load(tmp_path / "run")
     for name, array in load_model(tmp_path / "run").items():
         assert_array_equal(array, kept.state[name])
+
+
+# Nothing that was not saved is told
+
+
+def test_a_private_round_that_was_cut_off_is_not_told_since_it_is_made_again(tmp_path):
+    fed = whole_clients()
+    held = [0]
+
+    def interrupted(state: State) -> dict[str, Any]:
+        held[0] += 1
+        if held[0] == 4:  # round 4 has its noisy model, which is not on disk
+            raise KeyboardInterrupt("terminated")
+        return {}
+
+    result = begin(tmp_path / "run", fed, Fleet(), noise=seeded(1), held_out=interrupted)
+    assert (result["status"], result["rounds"]) == ("stopped", 3)
+    kept = checkpoints.load(tmp_path / "run")
+    assert equal(load_model(tmp_path / "run"), kept.state)
+    statement = json.loads((tmp_path / "run/privacy.json").read_text())["client"]
+    assert [r["steps"] for r in statement["released"]] == [3, 1]
+    assert resume(tmp_path / "run", Fleet(), noise=seeded(2))["status"] == "completed"
+
+
+def test_the_clip_that_a_cut_off_round_found_is_not_told(tmp_path):
+    fed, told = whole_clients(), []
+
+    class Watching(Fleet):
+        def __call__(self, message: Message, context: Context) -> Message:
+            if (tmp_path / "run/privacy.json").exists():
+                now = json.loads((tmp_path / "run/privacy.json").read_text())["client"]["released"][0]
+                told.append((now["adaptive_clip"]["clip_now"], checkpoints.load(tmp_path / "run").about["clip"]))
+            return super().__call__(message, context)
+
+    begin(tmp_path / "run", fed, Watching(), noise=seeded(1))
+    clips = {kept for _, kept in told}
+    assert len(clips) > 2 and all(clip in {1.0, *clips} for clip, _ in told)
+    order = [1.0, *dict.fromkeys(kept for _, kept in told)]
+    assert all(order.index(clip) < order.index(kept) or clip == kept for clip, kept in told)  # never ahead of the disk
+
+
+def test_with_privacy_for_clients_a_damaged_checkpoint_ends_the_run(tmp_path):
+    with pytest.raises(Killed):
+        begin(tmp_path / "run", whole_clients(), Fleet(die=lambda *at: at == ("train", 4, 3)), noise=seeded(1))
+    newest = max((tmp_path / "run/checkpoint").glob("*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-9])
+    with pytest.raises(RunFolderError, match=r"would release a round of privacy\.client twice and charge it once"):
+        resumed_run(tmp_path / "run", rounds=None)
+
+
+def test_a_run_that_was_killed_at_its_very_end_can_be_finished(tmp_path):
+    begin(tmp_path / "whole", long("fedavg"), Fleet())
+
+    def die(event: dict[str, Any]) -> None:
+        if event.get("round") == 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        begin(tmp_path / "cut", long("fedavg"), Fleet(), observe=die)
+    assert not (tmp_path / "cut/result.json").exists()
+    fleet = Fleet()
+    result = resume(tmp_path / "cut", fleet)
+    assert (result["status"], result["rounds"], fleet.asked) == ("completed", 6, [])
+    assert told(tmp_path / "cut") == told(tmp_path / "whole")
+
+
+def test_a_run_that_goes_on_does_not_say_how_it_ended_before(tmp_path):
+    def stop(event: dict[str, Any]) -> None:
+        if event.get("round") == 2:
+            raise KeyboardInterrupt
+
+    begin(tmp_path / "run", long("fedavg"), Fleet(), observe=stop)
+    assert (tmp_path / "run/result.json").exists()
+    with pytest.raises(Killed):
+        resume(tmp_path / "run", Fleet(die=lambda *at: at == ("train", 4, 3)))
+    assert not (tmp_path / "run/result.json").exists()
+
+
+def test_who_said_no_and_who_rests_is_remembered_over_a_restart(tmp_path):
+    class Grumpy(Fleet):
+        def __call__(self, message: Message, context: Context) -> Message:
+            reply = super().__call__(message, context)
+            if message.metadata.message_type == "train" and context.node_id in (3, 5):
+                code = REFUSED if context.node_id == 3 else FAILED
+                return Message(Error(code=code, reason="no"), reply_to=message)
+            return reply
+
+    strategy = {"name": "fedavg", "fraction": 0.7, "min_clients": 2, "round_timeout": 30}
+    fed = long("fedavg", strategy=strategy, training__rounds=12)
+    whole, again = Grumpy(), Grumpy()
+    begin(tmp_path / "whole", fed, whole)
+    with pytest.raises(Killed):
+        begin(tmp_path / "cut", fed, Grumpy(die=lambda kind, r, node: (kind, r) == ("train", 9)))
+    resume(tmp_path / "cut", again)
+    assert sorted(again.asked) == sorted(asked for asked in whole.asked if asked[1] >= 9)
+    assert equal(load_model(tmp_path / "cut"), load_model(tmp_path / "whole"))
+
+
+def test_an_extended_run_whose_last_round_was_not_evaluated_tells_it_once(tmp_path):
+    fed = long("fedavg", training__rounds=3, privacy__evaluation={"every": 4})
+    with pytest.raises(Killed):
+        begin(tmp_path / "run", fed, Fleet(die=lambda *at: at == ("evaluate", 3, 1)))
+    with pytest.raises(Killed):
+        resume(tmp_path / "run", Fleet(die=lambda *at: at == ("train", 4, 3)), rounds=7)
+    resume(tmp_path / "run", Fleet())
+    assert [event["round"] for event in told(tmp_path / "run")] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_server_that_comes_second_takes_no_stale_checkpoint(tmp_path):
+    with pytest.raises(Killed):
+        begin(tmp_path / "run", long("fedavg"), Fleet(die=lambda *at: at == ("train", 4, 3)))
+    slow = resumed_run(tmp_path / "run", rounds=None)
+    with pytest.raises(Killed):
+        resume(tmp_path / "run", Fleet(die=lambda *at: at == ("train", 6, 3)))
+    with pytest.raises(RunFolderError, match="another server went on with this run meanwhile; try again"):
+        slow.prepare(slow.folder())
+
+
+def test_a_line_that_a_full_disk_tore_does_not_end_a_resumed_run(tmp_path):
+    with pytest.raises(Killed):
+        begin(tmp_path / "run", long("fedavg"), Fleet(die=lambda *at: at == ("train", 4, 3)))
+    with (tmp_path / "run/events.jsonl").open("a") as file:
+        file.write('{"event": "rou\n')
+    assert RunFolder(tmp_path / "run").last_round() == 3
+    assert resume(tmp_path / "run", Fleet())["status"] == "completed"

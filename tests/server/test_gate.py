@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import socket
 import ssl
 import subprocess
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from common.wire import authority, tls
+from common.wire import authority, codec, tls
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
 from common.wire.tls import ServerIdentity
@@ -294,7 +295,8 @@ def test_a_reply_that_does_not_go_on_ends_its_session_and_frees_its_room(certs):
             ada.say(reply=pb.Reply(id=slow.id, size=100_000, data=b"x"))  # all the room there is
             time.sleep(0.1)
             ben.answer(good.id, content_of())
-            assert "a reply that had begun did not go on" in ada.hear("rejected").reason
+            goodbye = ada.hear("goodbye")
+            assert (goodbye.reason, goodbye.comes_back) == ("a reply that had begun did not go on", True)
             back = Peer(grid.port, material(certs, "ada"))
             back.join()
             task, _ = back.take()
@@ -430,3 +432,114 @@ def test_a_server_for_another_host_is_not_spoken_to(certs):
         assert code == grpc.StatusCode.UNAVAILABLE
         assert tls.fault_in(details) == "its certificate is for another host than the address that we were given"
         peer.close()
+
+
+# What a hostile client may try
+
+
+class Raw:
+    """A client that sends bytes as they are."""
+
+    def __init__(self, grid: GrpcGrid, certs: Path, name: str) -> None:
+        m = material(certs, name)
+        credentials = grpc.ssl_channel_credentials(m.ca, m.key, m.certificate)
+        self._channel = grpc.secure_channel(f"127.0.0.1:{grid.port}", credentials)
+        self.outbox: queue.Queue[bytes | None] = queue.Queue()
+        method = self._channel.stream_stream("/cloister.session.v1.Session/Connect")
+        self.call = method(iter(self.outbox.get, None))
+
+    def say(self, **frame: Any) -> None:
+        self.outbox.put(pb.ClientFrame(**frame).SerializeToString())
+
+    def close(self) -> None:
+        self.outbox.put(None)
+        self.call.cancel()
+        self._channel.close()
+
+
+def raw_and_ready(grid: GrpcGrid, certs: Path, name: str = "ada") -> Raw:
+    raw = Raw(grid, certs, name)
+    raw.say(hello=pb.Hello(protocol=codec.PROTOCOL))
+    next(raw.call)
+    raw.say(ready=pb.Ready(fingerprint=FEDERATION.fingerprint))
+    until(lambda: grid.get_node_ids() == [node_id(name)])
+    return raw
+
+
+def test_a_frame_that_cannot_be_read_ends_its_session_and_leaves_nothing_behind(certs):
+    with serving(certs) as grid:
+        raw = raw_and_ready(grid, certs)
+        raw.outbox.put(b"\xff\xff\xff")
+        until(lambda: grid.get_node_ids() == [] and grid.sessions.describe()["ada"][0] == "away")
+        raw.close()
+
+
+def test_a_revoked_client_that_does_not_read_is_cut_off_and_heard_no_more(certs, monkeypatch):
+    monkeypatch.setattr(sessions, "FAREWELL_S", 0.3)
+    with serving(certs) as grid:
+        raw = raw_and_ready(grid, certs)
+        grid.push_messages([message("ada", size=240_000, group=str(i)) for i in range(20)])  # far beyond its window
+        authority.revoke(certs, "ada")
+        until(lambda: grid.get_node_ids() == [] and grid.sessions.describe()["ada"][0] == "away")
+        raw.close()
+
+
+def test_tasks_that_are_not_waited_for_any_more_are_not_sent(certs):
+    with serving(certs) as grid, connected(grid, certs, "ada") as ada:
+        ada.hear("welcome")
+        until(lambda: "ada" in grid.sessions.describe())
+        for group in "123":
+            assert list(grid.stream([message("ada", group=group)], timeout=0.05)) == []
+        ada.say(ready=pb.Ready(fingerprint=FEDERATION.fingerprint))
+        until(lambda: grid.get_node_ids())
+        grid.push_messages([message("ada", group="4")])
+        assert ada.take()[0].group == "4"
+
+
+def test_an_answer_that_comes_before_its_question_is_kept_by_its_client(certs):
+    # After a restart a client may finish a task that the new server is only about to ask for.
+    with serving(certs) as grid, connected(grid, certs, "ada") as ada:
+        ada.hear("welcome")
+        ada.say(ready=pb.Ready(fingerprint=FEDERATION.fingerprint))
+        until(lambda: grid.get_node_ids())
+        ada.answer("run/train/1", content_of())
+        until(lambda: grid.sessions._sessions["ada"].unasked == 1)
+        with asking(grid, message("ada")) as replies:
+            task, _ = ada.take()  # and no ack before it
+            ada.answer(task.id, content_of(2.0))
+        assert [r.content["arrays"]["w"].numpy()[0] for r in replies] == [2.0]
+
+
+@pytest.mark.parametrize(
+    "frames, reason",
+    [
+        ([{"ready": pb.Ready(fingerprint=FEDERATION.fingerprint)}] * 2, "is ready already"),
+        ([{"reply": pb.Reply(id="x" * 301, size=1, data=b"x")}], "its task's name is too long"),
+        ([{"reply": pb.Reply(id="t", size=1, data=b"x")}] * 101, "too many answers that nobody asked for"),
+        ([{"reply": pb.Reply(id="t", size=9)}, {"chunk": pb.Chunk()}], "a frame chunk is not expected in a reply"),
+        (
+            [{"reply": pb.Reply(id="t", size=9)}, {"goodbye": pb.Goodbye()}],
+            "a frame goodbye is not expected in a reply",
+        ),
+    ],
+)
+def test_what_only_a_hostile_client_says_ends_its_session(certs, frames, reason):
+    with serving(certs) as grid, connected(grid, certs, "ada") as ada:
+        ada.hear("welcome")
+        for frame in frames:
+            ada.say(**frame)
+        assert reason in ada.hear("rejected").reason
+
+
+def test_a_reply_that_nobody_waits_for_takes_no_room(certs):
+    with serving(certs, Limits(replies=1000)) as grid, connected(grid, certs, "ada") as ada:
+        ada.hear("welcome")
+        ada.say(reply=pb.Reply(id="nobody asked", size=900_000, data=b"x"))
+        with connected(grid, certs, "ben") as ben:
+            ben.hear("welcome")
+            ben.say(ready=pb.Ready(fingerprint=FEDERATION.fingerprint))
+            until(lambda: grid.get_node_ids() == [node_id("ben")])
+            with asking(grid, message("ben")) as replies:
+                task, _ = ben.take()
+                ben.answer(task.id, content_of())
+            assert len(replies) == 1

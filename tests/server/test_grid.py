@@ -236,7 +236,6 @@ def test_no_client_can_answer_for_another(grid, peer):
     with asking(grid, message("ada")) as replies:
         task, _ = ada.take()
         ben.answer(task.id, content_of(6.0))
-        ben.hear("ack")
         ada.answer(task.id, content_of(1.0))
     assert [r.content["arrays"]["w"].numpy()[0] for r in replies] == [1.0]
 
@@ -370,7 +369,8 @@ def test_a_stream_that_begins_badly_is_turned_away(grid, peer, frame, reason):
 def test_a_silent_connection_is_turned_away(certs):
     with serving(certs, Limits(hello_s=0.2)) as grid:
         ada = Peer(grid.port, material(certs, "ada"))
-        assert "no hello in time" in ada.hear("rejected").reason
+        with pytest.raises(grpc.RpcError, match="no hello in time"):
+            next(ada.call)
         ada.close()
 
 

@@ -58,6 +58,22 @@ def test_who_stops_waiting_holds_up_nobody_and_keeps_nothing():
     asyncio.run(check())
 
 
+def test_room_that_comes_back_as_its_first_waiter_gives_up_goes_to_the_next():
+    async def check() -> None:
+        room = Room(10)
+        await room.take(10)
+        impatient, patient = asyncio.create_task(room.take(5)), asyncio.create_task(room.take(5))
+        await settled()
+        impatient.cancel()
+        room.give_back(10)  # in the same step
+        await settled()
+        assert patient.done() and impatient.cancelled()
+        room.give_back(5)
+        assert await asyncio.wait_for(room.take(10), 1) == 10
+
+    asyncio.run(check())
+
+
 def test_who_is_cancelled_in_the_moment_of_getting_room_gives_it_back():
     async def check() -> None:
         room = Room(10)

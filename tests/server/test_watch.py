@@ -22,7 +22,7 @@ from server.grid import GrpcGrid
 from server.metrics import Metrics
 from server.watch import Watch
 from tests.server.test_grid import serving
-from tests.support import federation
+from tests.support import WHOLE, federation
 
 FEDERATION = federation(training__rounds=9)
 OPERATOR = Peer(name="operator", operator=True, serial=1, key=b"", expires=datetime.max.replace(tzinfo=UTC))
@@ -216,3 +216,16 @@ def test_a_log_for_programs_is_one_json_object_a_line(capsys):
     assert (second["message"], second["event"]) == ("round\n2", {"round": 2})
     assert "ValueError: broken" in third["traceback"]
     assert set(first) == {"time", "level", "logger", "message", "client"}
+
+
+def test_nobody_is_told_whom_a_round_asks_where_that_is_a_secret():
+    watch = Watch(federation(**WHOLE, strategy__fraction=0.5), "run")
+    watch.clients = lambda: {"ada": ("working", 0.1, ""), "ben": ("idle", 7.0, ""), "cyd": ("away", 9.0, "")}
+    told = [(c.name, c.state, c.last_seen) for c in watch.status(OPERATOR).clients]
+    assert told == [("ada", "connected", 0.0), ("ben", "connected", 0.0), ("cyd", "away", 9.0)]
+
+
+def test_a_client_is_not_told_why_others_made_a_round_fail():
+    watch = watching(round_event(2, failed="1 of at least 2 replies (ben's budget is spent)"))
+    assert watch.status(ADA).problem == "the last round failed"
+    assert "ben's budget" in watch.status(OPERATOR).problem

@@ -255,3 +255,9 @@ def test_flowers_runtimes_read_our_arrays_as_their_own():
     assert (ours.dtype, ours.shape, ours.stype, ours.data) == (theirs.dtype, theirs.shape, theirs.stype, theirs.data)
     assert ours.deflate() == theirs.deflate()
     assert ours.object_id == theirs.object_id
+
+
+def test_a_header_that_would_take_long_to_read_is_refused_unread():
+    data = (codec.LARGEST_HEADER + 1).to_bytes(8, "little") + b"{}"
+    with pytest.raises(ProtocolError, match=r"a header of 1048577 bytes; at most 1048576 are accepted"):
+        decode(data)

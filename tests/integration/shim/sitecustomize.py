@@ -1,0 +1,61 @@
+"""Faults within a process that a test starts with this folder on its PYTHONPATH. The environment says which:
+
+FAULT_AT_CHECKPOINT  WHEN:NUMBER: dies as by kill -9 while it saves its checkpoint NUMBER. WHEN is `torn` (a part of
+                     it is written), `before` (it has not got its name yet) or `after` (it has, and nobody knows)
+FAULT_CLOCK          a file with the seconds by which Python's clocks of the day are off, read at each look
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import pathlib
+import signal
+import time
+from typing import Any
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_at_checkpoint(when: str, number: int) -> None:
+    rename = pathlib.Path.rename
+
+    def renamed(self: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+        wanted = self.name == ".new" and int(pathlib.Path(target).name.partition("-")[0]) == number
+        if wanted and when == "torn":
+            os.truncate(self, self.stat().st_size // 2)
+        if wanted and when != "after":
+            _die()
+        result = rename(self, target)
+        if wanted:
+            _die()
+        return result
+
+    pathlib.Path.rename = renamed  # type: ignore[method-assign]
+
+
+def _shift_the_clock(file: pathlib.Path) -> None:
+    real, day = time.time, datetime.datetime
+
+    def shifted() -> float:
+        try:
+            return real() + float(file.read_text())
+        except (OSError, ValueError):
+            return real()
+
+    class Shifted(day):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return day.fromtimestamp(shifted(), tz)
+
+    time.time = shifted
+    datetime.datetime = Shifted  # type: ignore[misc]
+
+
+if fault := os.environ.get("FAULT_AT_CHECKPOINT"):
+    _when, _, _number = fault.partition(":")
+    _die_at_checkpoint(_when, int(_number))
+if clock := os.environ.get("FAULT_CLOCK"):
+    _shift_the_clock(pathlib.Path(clock))
