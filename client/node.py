@@ -260,7 +260,7 @@ class Node:
             answer: bytes | pb.Failure | None
             done = False
             try:
-                answer = self._outbox.find(task.id)
+                answer = self._outbox.find(task.id, content)
                 if answer is None:
                     await self._rest(task)
                     answer = await self._in_thread(self._work, task, content)
@@ -289,7 +289,7 @@ class Node:
             self._say(f"round {task.group}: {task.type}: {reply.error.reason}")
             return pb.Failure(id=task.id, code=reply.error.code, reason=reply.error.reason or "")
         payload = codec.encode(reply.content)
-        self._outbox.keep(task.id, payload)
+        self._outbox.keep(task.id, content, payload)
         return payload
 
     def _report(self, task: pb.Task) -> None:

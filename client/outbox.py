@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common.errors import LedgerError
 
-_DIGEST = 32  # bytes before the payload
+_DIGEST = 32  # bytes: of the question and of the payload, before it
 
 
 class Outbox:
@@ -32,32 +32,37 @@ class Outbox:
         except OSError as error:
             raise LedgerError(f"{folder}: unsent replies cannot be kept: {error.strerror}") from error
 
-    def keep(self, task: str, payload: bytes) -> None:
-        """Stores a reply. Raises `LedgerError` if there is no room."""
+    def keep(self, task: str, question: bytes, payload: bytes) -> None:
+        """Stores a reply to what was asked. Raises `LedgerError` if there is no room."""
         path = self._place / _name(task)
         fresh = path.with_suffix(".new")
         try:
-            fresh.write_bytes(hashlib.sha256(payload).digest() + payload)
+            fresh.write_bytes(_digest(question) + _digest(payload) + payload)
             fresh.rename(path)
         except OSError as error:
             with suppress(OSError):
                 fresh.unlink(missing_ok=True)  # a part of it would take up what room there is
             raise LedgerError(f"{path}: a reply cannot be kept, so it is not sent: {error.strerror}") from error
 
-    def find(self, task: str) -> bytes | None:
-        """A finished reply that was not acknowledged."""
+    def find(self, task: str, question: bytes) -> bytes | None:
+        """A finished reply that was not acknowledged, if the same was asked: a server that went back to an earlier
+        round may ask another model under the same name."""
         try:
             data = (self._place / _name(task)).read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise LedgerError(f"{self._place}: an unsent reply cannot be read: {error.strerror}") from error
-        digest, payload = data[:_DIGEST], data[_DIGEST:]
-        return payload if hashlib.sha256(payload).digest() == digest else None
+        payload = data[2 * _DIGEST :]
+        return payload if data[: 2 * _DIGEST] == _digest(question) + _digest(payload) else None
 
     def drop(self, task: str) -> None:
         """The server has the reply; it need not be kept."""
         (self._place / _name(task)).unlink(missing_ok=True)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
 
 
 def _name(text: str) -> str:
