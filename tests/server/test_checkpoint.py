@@ -95,10 +95,10 @@ WITH_MEMORY = ["fedadagrad", "fedadam", "fedavg", "fedavgm", "fedyogi"]
 
 @pytest.mark.parametrize(
     "name, kind, server_round",
-    [*((name, *cut) for name in WITH_MEMORY for cut in CUTS), *((name, "train", 4) for name in NAMES)],
+    [*((name, *cut) for name in WITH_MEMORY for cut in CUTS), *((name, "train", 2) for name in NAMES)],
 )
 def test_a_killed_run_that_is_resumed_equals_one_that_was_not(tmp_path, name, kind, server_round):
-    fed = long(name)
+    fed = long(name, training__rounds=6 if name in WITH_MEMORY else 3)
     begin(tmp_path / "whole", fed, Fleet())
     with pytest.raises(Killed):
         begin(tmp_path / "cut", fed, Fleet(die=lambda *at: at == (kind, server_round, 3)))
