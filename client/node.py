@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -157,13 +158,10 @@ class Node:
                 await self._welcomed(frame.welcome)
             elif kind == "rejected":
                 raise ProtocolError(f"the server turned us away: {shown(frame.rejected.reason)}")
-            elif kind == "task" or (kind == "chunk" and incoming is not None):
-                if kind == "task":
-                    incoming = frame.task, codec.Assembly(frame.task.size)
-                task, assembly = incoming  # type: ignore[misc]
-                if (content := assembly.add(frame.task.data if kind == "task" else frame.chunk.data)) is not None:
-                    self._begin(task, content)
-                    incoming = None
+            elif kind == "task":
+                incoming = self._receive(frame.task, codec.Assembly(frame.task.size), frame.task.data)
+            elif kind == "chunk" and incoming is not None:
+                incoming = self._receive(*incoming, frame.chunk.data)
             elif kind == "ack":
                 assert self._outbox is not None
                 self._outbox.drop(frame.ack.id)
@@ -176,6 +174,13 @@ class Node:
                 raise ConnectionFailed(f"the server ended the session: {shown(frame.goodbye.reason)}")
             else:
                 raise ProtocolError(f"the server sent a frame {kind} that is not expected here")
+        return None
+
+    def _receive(self, task: pb.Task, assembly: codec.Assembly, data: bytes) -> tuple[pb.Task, codec.Assembly] | None:
+        """Takes a piece of a task's content. Returns what is still incomplete; a whole task is begun."""
+        if (content := assembly.add(data)) is None:
+            return task, assembly
+        self._begin(task, content)
         return None
 
     async def _welcomed(self, welcome: pb.Welcome) -> None:
@@ -226,7 +231,7 @@ class Node:
                 self._say(line)
             budget = site.budget(welcome.run)
             if budget is not None:
-                import client.dpsgd  # noqa: F401  it takes seconds: now, before we say ready, and not in a round
+                importlib.import_module("client.dpsgd")  # it takes seconds: before we say ready, and not in a round
 
                 self._say(budget.describe())
             self._fingerprint = federation.fingerprint

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from common.errors import CertificateError, ProtocolError
+from common.errors import CertificateError
 from common.wire import tls
 from common.wire.certificates import CLIENT
 from common.wire.tls import Peer, ServerIdentity
@@ -44,6 +44,9 @@ class Limits:
     hello_s: float = 10.0  # to say who one is
     stall_s: float = 30.0  # for a reply that has begun to go on, besides a second for each 16 KiB
     replies: int = 64 << 20  # of replies that are being received, or wait to be added up, of all clients together
+
+
+USUAL = Limits()
 
 
 class TurnedAway(Exception):
@@ -124,9 +127,3 @@ class Gate:
         if days < tls.EXPIRES_SOON_DAYS and peer.name not in self._warned:
             self._warned.add(peer.name)
             log.warning("the certificate of %s expires in %d days", peer.name, days)
-
-
-def check_size(size: int, limit: int) -> None:
-    """Raises `ProtocolError` if a payload is larger than a reply of this federation can be."""
-    if size > limit:
-        raise ProtocolError(f"a payload of {size} bytes is not accepted; a reply here has at most {limit}")

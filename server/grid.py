@@ -27,7 +27,7 @@ from common.wire import session_pb2 as pb
 from common.wire.grids import RunGrid
 from common.wire.records import FAILED
 from common.wire.tls import Peer, ServerIdentity, is_loopback
-from server.gate import Gate, Limits
+from server.gate import USUAL, Gate, Limits
 from server.sessions import Answer, Sessions, Task, handlers, node_id
 
 # A dead peer is noticed within KEEPALIVE + KEEPALIVE_TIMEOUT, also by routers that forget idle connections.
@@ -67,7 +67,7 @@ class GrpcGrid(RunGrid):
         run: str,
         address: str,
         identity: ServerIdentity | None,
-        limits: Limits | None = None,
+        limits: Limits = USUAL,
         status: Callable[[Peer], pb.StatusReply] = lambda peer: pb.StatusReply(),
     ) -> None:
         """`address` is HOST:PORT; port 0 takes a free one. Without an identity only loopback is served, in plain
@@ -83,8 +83,8 @@ class GrpcGrid(RunGrid):
         self.sessions = Sessions(
             federation,
             run,
-            Gate(identity, limits or Limits()),
-            limits or Limits(),
+            Gate(identity, limits),
+            limits,
             largest_reply=2 * states.size(initial_state(federation)) + BESIDE_THE_MODEL,
             answer=self._answered,
             changed=self._changed,

@@ -76,7 +76,8 @@ def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None
         run.save()
         if server_round < rounds:
             run.settle()  # what came in counts for nothing, and nobody will ask for it again
-        _tell(run, event)
+        _note_privacy(run, event)
+        run.observe(event)
         if cohort.budgets_are_spent(run, grid):
             _end_by_budgets(run)
             return
@@ -116,11 +117,6 @@ def _complete(run: Run, grid: Grid, strategy: Strategy, event: Event) -> None:
     _note_privacy(run, event)
     run.save()
     run.settle()
-    run.observe(event)
-
-
-def _tell(run: Run, event: Event) -> None:
-    _note_privacy(run, event)
     run.observe(event)
 
 

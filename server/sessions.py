@@ -27,7 +27,7 @@ from common.wire.identity import number
 from common.wire.records import BUDGET_EXHAUSTED, FAILED, LOST, REFUSED
 from common.wire.text import shown
 from common.wire.tls import Peer
-from server.gate import Gate, Limits, Stream, TurnedAway, check_size
+from server.gate import Gate, Limits, Stream, TurnedAway
 from server.room import Room
 
 FAREWELL_S = 5.0  # for a last word to be heard
@@ -287,26 +287,22 @@ class Sessions(service.SessionServicer):
     async def _receive(self, session: Session, head: pb.Reply, requests: AsyncIterator[pb.ClientFrame]) -> None:
         """Takes a reply and the chunks that belong to it, once there is room for them. What nobody waits for takes
         no room. Raises TimeoutError if it does not go on."""
-        check_size(head.size, self._largest_reply)
-        if not head.size or len(head.id) > LONGEST_ID:
-            raise ProtocolError(f"a payload of {head.size} bytes is not accepted, or its task's name is too long")
+        if len(head.id) > LONGEST_ID:
+            raise ProtocolError("its task's name is too long")
         wanted = head.id in self._tasks.get(session.name, {})
+        assembly = codec.Assembly(head.size, self._largest_reply, keep=wanted)
         taken = await self.room.take(head.size) if wanted else 0
         passed_on = False
         try:
-            assembly = codec.Assembly(head.size)
-            content, have = assembly.add(head.data) if wanted else None, len(head.data)
+            content = assembly.add(head.data)
             async with asyncio.timeout(self._limits.stall_s + head.size / 65_536):
-                while have < head.size:
+                while content is None:
                     async with asyncio.timeout(self._limits.stall_s):
                         frame = await anext(requests)
                     if frame.WhichOneof("frame") != "chunk" or not frame.chunk.data:
                         raise ProtocolError(f"a frame {frame.WhichOneof('frame')} is not expected in a reply")
-                    have += len(frame.chunk.data)
-                    content = assembly.add(frame.chunk.data) if wanted else None
-            if have > head.size:
-                raise ProtocolError(f"a payload announced with {head.size} bytes has at least {have}")
-            passed_on = self._take(session, head.id, content or b"", taken)
+                    content = assembly.add(frame.chunk.data)
+            passed_on = self._take(session, head.id, content, taken)
         except StopAsyncIteration:
             raise ProtocolError("the stream ended within a reply") from None
         finally:

@@ -97,14 +97,17 @@ def parts(data: bytes) -> tuple[bytes, list[bytes]]:
 class Assembly:
     """Puts a payload of known size together again."""
 
-    def __init__(self, size: int, limit: int = LARGEST_CONTENT) -> None:
+    def __init__(self, size: int, limit: int = LARGEST_CONTENT, *, keep: bool = True) -> None:
+        """Without `keep` pieces are counted and dropped, and the payload is given as empty."""
         if not 0 < size <= limit:
             raise ProtocolError(f"a payload of {size} bytes is not accepted; from 1 to {limit} are")
-        self.size, self._data = size, bytearray()
+        self.size, self._keep, self._have, self._data = size, keep, 0, bytearray()
 
     def add(self, data: bytes) -> bytes | None:
         """Adds a piece; returns the payload once it is whole. Raises `ProtocolError` if there is too much."""
-        self._data += data
-        if len(self._data) > self.size:
-            raise ProtocolError(f"a payload announced with {self.size} bytes has at least {len(self._data)}")
-        return bytes(self._data) if len(self._data) == self.size else None
+        self._have += len(data)
+        if self._have > self.size:
+            raise ProtocolError(f"a payload announced with {self.size} bytes has at least {self._have}")
+        if self._keep:
+            self._data += data
+        return bytes(self._data) if self._have == self.size else None

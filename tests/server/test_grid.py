@@ -20,7 +20,7 @@ from common.wire import codec, records, tls
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
 from common.wire.tls import ServerIdentity, TLSMaterial
-from server.gate import Limits
+from server.gate import USUAL, Limits
 from server.grid import GrpcGrid
 from server.sessions import node_id
 from tests.support import federation
@@ -43,7 +43,7 @@ def material(folder: Path, name: str) -> TLSMaterial:
 
 
 @contextmanager
-def serving(certs: Path, limits: Limits | None = None, **options: Any) -> Iterator[GrpcGrid]:
+def serving(certs: Path, limits: Limits = USUAL, **options: Any) -> Iterator[GrpcGrid]:
     identity = ServerIdentity(certs)
     served = GrpcGrid(FEDERATION, run="run", address="127.0.0.1:0", identity=identity, limits=limits, **options)
     served.start()
@@ -337,7 +337,7 @@ def test_an_answer_that_cannot_be_read_is_a_failure_of_that_client(grid, peer, c
             [{"reply": pb.Reply(id="t", size=1)}, {"chunk": pb.Chunk(data=b"xx")}],
             "announced with 1 bytes has at least 2",
         ),
-        ([{"reply": pb.Reply(id="t", size=1 << 40)}], "is not accepted; a reply here has at most 1049104"),
+        ([{"reply": pb.Reply(id="t", size=1 << 40)}], "is not accepted; from 1 to 1049104 are"),
         ([{"reply": pb.Reply(id="t", size=0)}], "a payload of 0 bytes is not accepted"),
         ([{}], "a frame None is not expected here"),
     ],

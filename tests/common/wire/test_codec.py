@@ -232,6 +232,14 @@ def test_a_payload_above_the_limit_is_refused_before_any_byte_of_it():
         Assembly(codec.LARGEST_CONTENT + 1)
 
 
+def test_pieces_that_nobody_wants_are_counted_and_not_kept():
+    assembly = Assembly(5, keep=False)
+    assert assembly.add(b"abc") is None
+    assert assembly.add(b"de") == b""
+    with pytest.raises(ProtocolError, match="announced with 5 bytes has at least 6"):
+        assembly.add(b"f")
+
+
 def test_an_empty_payload_is_refused():
     with pytest.raises(ProtocolError, match="a payload of 0 bytes is not accepted"):
         Assembly(0)
