@@ -82,7 +82,8 @@ class Node:
         self._call: Call | None = None
         self._left = False  # have we said goodbye?
         self._sending = asyncio.Lock()
-        self._working: dict[str, asyncio.Task[None]] = {}
+        self._working: set[str] = set()  # the tasks that are being done: asked for again, they are not begun twice
+        self._handlers: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
         self._worker = ThreadPoolExecutor(1, "task")
 
@@ -124,8 +125,8 @@ class Node:
                 pause = min(2 * pause, LONGEST_PAUSE_S)
             return "left"
         finally:
-            for work in self._working.values():
-                work.cancel()
+            for handler in self._handlers:
+                handler.cancel()
             await asyncio.to_thread(self._worker.shutdown)  # a task that is being done still writes to the ledger
             if self._site is not None:
                 self._site.ledger.close()
@@ -255,9 +256,10 @@ class Node:
         """Starts a task, unless it is being done already."""
         if task.id in self._working:
             return
-        work = asyncio.create_task(self._do(task, content))
-        self._working[task.id] = work
-        work.add_done_callback(lambda _: self._working.pop(task.id, None))
+        self._working.add(task.id)
+        handler = asyncio.create_task(self._do(task, content))
+        self._handlers.add(handler)
+        handler.add_done_callback(self._handlers.discard)
 
     async def _do(self, task: pb.Task, content: bytes) -> None:
         assert self._outbox is not None
@@ -273,6 +275,8 @@ class Node:
             except CloisterError as error:
                 self._say(f"round {task.group}: {task.type} failed: {error}")
                 answer = pb.Failure(id=task.id, code=FAILED, reason="the client failed; its own log says more")
+            finally:
+                self._working.discard(task.id)  # before we answer: who asks once more from now on is answered once more
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await self._reply(task.id, answer)
         if done:

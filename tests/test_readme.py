@@ -86,7 +86,9 @@ def test_the_server_and_its_clients_run_as_printed(clone):
     home = clone / "simulations" / "heart"
     lines = [line for line in (server + clients).splitlines() if line]
     assert len(lines) == 5
-    script = "\n".join([f"{line} > log-{i}.txt 2>&1 &" for i, line in enumerate(lines)] + ["wait -n"] * len(lines))
+    # Not `wait -n`: it forgets processes that end at the same moment, as these do.
+    script = "\n".join([f"{line} > log-{i}.txt 2>&1 & p{i}=$!" for i, line in enumerate(lines)])
+    script += "".join(f"\nwait $p{i}" for i in range(len(lines)))
     try:
         sh(script, home)
     except (AssertionError, subprocess.TimeoutExpired) as error:
