@@ -51,8 +51,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
 SHIM = str(Path(__file__).parent / "shim")
 ROWS = 96
-# All rows are trained on, and all of them in each step. A reply is 270 kB, in two frames. The order of the rows, and with
-# it the last bits of a sum, follows a client's key: where relu has a kink, 8,000 steps made 2e-5 of these.
+# All rows are trained on, and all of them in each step. A reply is 270 kB, in two frames. The order of the rows, and
+# with it the last bits of a sum, follows a client's key: where relu has a kink, 8,000 steps made 2e-5 of these.
 EXACT: dict[str, Any] = {
     "model__activation": "tanh",
     "rows": ROWS,
