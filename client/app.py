@@ -27,7 +27,7 @@ from common import model as models
 from common import noise, objective
 from common.errors import BudgetExhausted, CloisterError, ConfigError, DataError, Refusal
 from common.federation import Federation, FedProx
-from common.metrics import count_sensitivity
+from common.metrics import noisy_counts
 from common.wire import compression, records
 from common.wire.records import ARRAYS, CONFIG, COUNTS, LOSS, METRICS, PRIVACY, RUN, WEIGHT
 
@@ -127,7 +127,7 @@ def _evaluate(site: Site, message: Message, run: str) -> RecordDict:
         model, dataset.validation_x, dataset.validation_y, schema=schema, loss=federation.training.loss
     )
     if multiplier:
-        counts = counts + site.noise.normal(len(counts)) * multiplier * count_sensitivity(schema)
+        counts = noisy_counts(counts, schema, multiplier, site.noise)
     content = RecordDict({METRICS: MetricRecord({WEIGHT: 1.0, COUNTS: counts.tolist()})})
     return _with_statement(content, budget)
 

@@ -29,6 +29,7 @@ Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Rounds = Annotated[int, Field(ge=1, le=1_000_000)]
 # Far outside, float32 rounds a clipped gradient up by more than the noise covers.
 Clip = Annotated[float, Field(ge=1e-6, le=1e6)]
+LEAST_EVALUATION_NOISE = 0.01  # the noise has a grid, which must be fine beside it
 Dtype = Literal["float32", "bfloat16", "int8"]
 
 
@@ -248,6 +249,12 @@ class Privacy(Document):
             if (unit := getattr(self, name)) is not None:
                 for key, sentence in unit.contradictions():
                     yield (name, *key), sentence
+        if 0 < self.evaluation.noise < LEAST_EVALUATION_NOISE:
+            yield (
+                ("evaluation", "noise"),
+                f"must be at least {LEAST_EVALUATION_NOISE:g}, which hides next to nothing as it is "
+                f"(got {self.evaluation.noise:g})",
+            )
         private = [f"privacy.{name}" for name in ("row", "client") if getattr(self, name) is not None]
         if not private and self.evaluation.noise:
             yield (

@@ -5,6 +5,8 @@ known sensitivity. Two kinds, by the schema's target:
     classes  the confusion matrix [true, predicted], flattened; one row adds 1 to one cell: L2 sensitivity 1
     number   (rows, sum of |error|, sum of error^2) with errors in the scaled target's [0, 1]; one row adds at
              most (1, 1, 1): L2 sensitivity sqrt(3)
+A row adds multiples of 2^-20 (an error is rounded before it is added), and noise is on the same grid. So what leaves
+is a function of integers, and has no bits that a float's addition left behind.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.noise import NoiseSource
 from common.schema import Classes, Schema
+
+COUNT_UNIT = 2.0**-20
 
 Counts = NDArray[np.float64]
 Metrics = dict[str, Any]
@@ -32,6 +37,15 @@ def count_size(schema: Schema) -> int:
 def count_sensitivity(schema: Schema) -> float:
     """L2 distance by which one row can move `counts`."""
     return 1.0 if isinstance(schema.target, Classes) else math.sqrt(3.0)
+
+
+def noisy_counts(total: Counts, schema: Schema, noise_multiplier: float, noise: NoiseSource) -> Counts:
+    """Counts that are multiples of `COUNT_UNIT`, with Gaussian noise on that grid: `noise_multiplier` is its standard
+    deviation over the counts' sensitivity, at least 2^-8."""
+    whole = np.rint(total / COUNT_UNIT).astype(np.int64)
+    tau = math.nextafter(noise_multiplier * count_sensitivity(schema) / COUNT_UNIT, math.inf)
+    noisy = whole + noise.rounded_normal(len(whole), tau)
+    return noisy.astype(np.float64) * COUNT_UNIT
 
 
 def rows_of(total: Counts, schema: Schema) -> float:

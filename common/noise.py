@@ -1,4 +1,4 @@
-"""Randomness that privacy rests on: Gaussian noise, row sampling, and noise on a row count.
+"""Randomness that privacy rests on: noise on integers, row sampling, and noise on a row count.
 
 A real client draws all of it from an AES-CTR keystream keyed by the operating system: who does not hold the
 key cannot predict it, and no seed of an experiment reaches it. Simulations and tests draw the same
@@ -17,6 +17,9 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
+from common.geometric import two_sided_geometric
+from common.rounded_normal import Integers, rounded_normal
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -30,14 +33,26 @@ class NoiseSource:
         self._random_bytes = random_bytes
         self.hardened = hardened
 
+    def words(self, size: int) -> NDArray[np.uint64]:
+        """[size] independent uniform words."""
+        return np.frombuffer(self._random_bytes(8 * size), np.uint64)
+
     def uniform(self, size: int) -> NDArray[np.float64]:
         """[size] numbers in (0, 1], multiples of 2^-53."""
-        words = np.frombuffer(self._random_bytes(8 * size), np.uint64)
-        whole: NDArray[np.float64] = ((words >> np.uint64(11)) + np.uint64(1)).astype(np.float64)
+        whole: NDArray[np.float64] = ((self.words(size) >> np.uint64(11)) + np.uint64(1)).astype(np.float64)
         return np.multiply(whole, 2.0**-53, out=whole)
 
+    def rounded_normal(self, size: int, tau: float) -> Integers:
+        """[size] integers distributed exactly as rint(N(0, tau^2)), `tau` from 2^11 to 2^52.
+
+        Added to integers of L2 sensitivity S they are the Gaussian mechanism of noise multiplier tau / S, rounded
+        (common/rounded_normal.py).
+        """
+        return rounded_normal(tau).draw(size, self.words)
+
     def normal(self, size: int) -> NDArray[np.float64]:
-        """[size] standard normals.
+        """[size] standard normals in floating point, whose low bits tell what they are added to: where privacy rests
+        on the sum, use `rounded_normal`.
 
         A hardened source returns (a + b + c + d) / 2 of four independent ones, so that the output's low bits
         do not give away its inputs (Holohan and Braghin 2021, arXiv:2107.10138, section 5.1; Opacus' secure
@@ -68,14 +83,20 @@ class NoiseSource:
 
     def two_sided_geometric(self, epsilon: float) -> int:
         """An integer k with probability proportional to exp(-epsilon |k|): noise that makes a count
-        epsilon-private (Ghosh, Roughgarden, Sundararajan 2009, arXiv:0811.2841), but for a delta near 2^-53:
-        the grain of `uniform` ends the tail at 53 ln(2) / epsilon."""
-        a, b = np.floor(np.log(self.uniform(2)) / -epsilon)
-        return int(a - b)
+        epsilon-private (Ghosh, Roughgarden, Sundararajan 2009, arXiv:0811.2841)."""
+        return two_sided_geometric(epsilon, self._below)
 
     def integer(self) -> int:
         """A number in [0, 2^63), to seed what needs no secrecy (dropout, the order of rows)."""
         return int.from_bytes(self._random_bytes(8), "little") >> 1
+
+    def _below(self, limit: int) -> int:
+        """A whole number in [0, limit), all equally likely."""
+        bits = (limit - 1).bit_length()
+        size = -(-bits // 8)
+        while (found := int.from_bytes(self._random_bytes(size), "little") >> (8 * size - bits)) >= limit:
+            pass
+        return found
 
     def _box_muller(self, block: NDArray[np.float64]) -> None:
         """Fills a block of even size with normals. Torch's vectorised functions are five times as fast as numpy's."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.metrics import Counts, count_size
+from common.metrics import COUNT_UNIT, Counts, count_size
 from common.schema import Classes, Schema
 
 SCORING_BATCH = 65_536  # rows
@@ -32,14 +32,16 @@ def predictions(logits: Tensor, loss: str) -> Tensor:
 
 
 def counts(predicted: Tensor, y: Tensor, schema: Schema) -> Counts:
-    """Exact counts of one table, float64 [count_size]. An empty table gives zeros."""
+    """Exact counts of one table, multiples of `COUNT_UNIT`, float64 [count_size]. An empty table gives zeros."""
     if isinstance(schema.target, Classes):
         k = schema.outputs
         return np.bincount((y * k + predicted).cpu().numpy(), minlength=k * k).astype(np.float64)
     error = (predicted.double() - y.double()).abs()
     # A model can put out NaN; an error of 1, the largest there is, keeps the sensitivity true.
     error = torch.nan_to_num(error, nan=1.0)
-    return np.array([len(y), error.sum().item(), (error**2).sum().item()])
+    # Each row's is rounded by itself: sums of whole numbers are exact, in whatever order they are added.
+    sums = [(part / COUNT_UNIT).round().sum().item() * COUNT_UNIT for part in (error, error * error)]
+    return np.array([len(y), *sums])
 
 
 @torch.no_grad()

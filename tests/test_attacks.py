@@ -24,6 +24,7 @@ room that defends:
     a reply larger than the clip                    server/test_central
     unequal weights, a lying weight                 server/test_central
     a missing reply                                 server/test_central
+    bits of a noisy count that tell the count       here
 """
 
 from __future__ import annotations
@@ -52,8 +53,10 @@ from client.ledger import Ledger
 from client.policy import Policy
 from client.site import ClientFile, DataFile, Site, open_site
 from common import model as models
+from common import noise
 from common.errors import ConfigError, LedgerError, Refusal
 from common.federation import Federation
+from common.metrics import noisy_counts
 from common.state import State
 from common.wire import records
 from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, CONFIG, REFUSED, RUN
@@ -319,3 +322,40 @@ def test_one_row_is_trained_on_and_charged_like_many(tmp_path):
     assert plan.plan == other.plan  # nothing that is told depends on there being only one
     assert plan.statement() == other.statement()
     assert not reply.has_error()
+
+
+# What leaves is a function of integers
+
+
+NUMBER = {
+    "schema__target": {"name": "y", "bounds": [0, 1]},
+    "training__loss": "mse",
+}
+
+
+@pytest.mark.parametrize("changes", [{}, NUMBER], ids=["classes", "number"])
+def test_no_bit_of_an_evaluation_is_finer_than_its_grid(tmp_path, changes):
+    # A float's noise keeps, near 0, bits that it loses when it is added to a count of 1: the fine bits told which.
+    at = site(tmp_path, federation(**PRIVATE, **changes))
+    reply = train(at, 1, kind="evaluate")
+    at.ledger.close()
+    told = np.array(reply.content.metric_records["metrics"]["counts"])
+    assert (told * 2.0**20 == np.rint(told * 2.0**20)).all()
+    assert (told != np.rint(told)).any()  # it has noise
+
+
+@pytest.mark.parametrize("multiplier", [3.0, 1.0, 3.7])
+def test_the_bits_of_a_noisy_count_tell_nothing_beside_its_value(multiplier):
+    place, cells = federation(**PRIVATE).data_schema, 100_000
+    fine = {}
+    for count in (0.0, 1.0):
+        told = noisy_counts(np.full(cells, count), place, multiplier, noise.secure())
+        fine[count] = int(((np.abs(told) < 0.5) & (told * 2.0**20 != np.rint(told * 2.0**20))).sum())
+        # And every number on the grid is met alike: the last bit is a coin.
+        odd = (np.rint(told * 2.0**20) % 2).mean()
+        assert abs(odd - 0.5) < 5 / np.sqrt(4 * cells)
+    assert fine == {0.0: 0, 1.0: 0}
+    # The distinguisher works: on noise in floating point it never errs.
+    for count, seen in ((0.0, True), (1.0, False)):
+        told = count + noise.secure().normal(cells) * multiplier
+        assert ((np.abs(told) < 0.5) & (told * 2.0**53 != np.rint(told * 2.0**53))).any() == seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -178,7 +179,7 @@ def test_the_statement_is_enough_to_recompute_epsilon_from():
 def test_the_plan_is_described_to_the_owner():
     ledger = Ledger.in_memory()
     said = opened(ledger).describe()
-    assert said.startswith("privacy plan: 3 rounds of 2 steps, sampling rate 0.05")
+    assert re.match(r"privacy plan: 3 rounds of 2 steps, sampling rate 0\.0\d\d, noise multiplier", said)
     assert said.endswith("at delta 0.001")
     assert 3.9 < float(said.split("at most epsilon ")[1].split()[0]) <= 4.0
     ledger.close()

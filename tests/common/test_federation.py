@@ -79,6 +79,10 @@ def test_every_shipped_document_loads(path):
             "privacy.evaluation.noise must be greater than 0: with privacy.row no count leaves without noise",
         ),
         (
+            {**PRIVATE, "privacy__evaluation__noise": 0.001},
+            "privacy.evaluation.noise must be at least 0.01, which hides next to nothing as it is (got 0.001)",
+        ),
+        (
             {"privacy__evaluation": {"noise": 1}},
             "privacy.evaluation.noise needs privacy.row or privacy.client, whose epsilon and delta it is accounted aga",
         ),

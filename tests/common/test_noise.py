@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from common import noise
+from common import geometric, noise
 from common.noise import BLOCK, NoiseSource
 from tests.support import ROOT
 
@@ -198,6 +198,21 @@ def test_a_count_with_noise_is_epsilon_private_to_look_at():
     for k in range(-3, 4):
         here, there = (drawn == k).sum(), (drawn + 1 == k).sum()
         assert abs(np.log(here / there)) <= 1.0 + 5 * np.sqrt(1 / here + 1 / there)
+
+
+def test_a_geometric_has_no_end_that_a_float_would_give_it():
+    # At epsilon 1 the part below 1 is 0, and each whole 1 is a coin of exp(-1), here won 60 times in a row.
+    won, lost, positive = [0, 0, 1], [0, 1], [0]
+    draws = iter([0, 0, *won * 60, *lost, *positive])
+    assert geometric.two_sided_geometric(1.0, lambda limit: next(draws)) == 60
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 255, 256, 257, 10**20])
+def test_whole_numbers_below_a_limit_are_uniform(limit):
+    drawn = np.array([noise.seeded(9, i)._below(limit) for i in range(400)], dtype=object)
+    assert all(0 <= k < limit for k in drawn)
+    share = np.array([float(k / limit) for k in drawn])
+    assert abs(share.mean() - (limit - 1) / limit / 2) < 5 * np.sqrt(1 / 12 / len(drawn))
 
 
 @both

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from common import objective
-from common.metrics import count_sensitivity, count_size, metrics_of
+from common import noise, objective
+from common.metrics import count_sensitivity, count_size, metrics_of, noisy_counts
 from common.schema import Schema
 from tests.support import federation
 
@@ -100,6 +100,15 @@ def test_counts_of_a_numeric_target_are_rows_and_sums_of_errors():
     # Errors 0.5, 0.25 and 0: absolute 0.75, squared 0.25 + 0.0625.
     counts = objective.counts(torch.tensor([0.5, 0.75, 1.0]), torch.tensor([0.0, 1.0, 1.0]), NUMBER)
     assert_array_equal(counts, [3, 0.75, 0.3125])
+
+
+def test_an_error_is_rounded_before_it_is_added_so_that_no_order_shows():
+    # 0.3 and 0.1 are no multiples of 2^-20: each row's error is, and so is every sum, exactly.
+    predicted, y = torch.tensor([0.3, 0.1] * 500), torch.zeros(1000)
+    counts = objective.counts(predicted, y, NUMBER)
+    absolute = 500 * (round(0.3 * 2**20) + round(0.1 * 2**20))
+    squared = 500 * (round(0.09 * 2**20) + round(0.01 * 2**20))
+    assert_array_equal(counts, [1000, absolute / 2**20, squared / 2**20])
 
 
 def test_a_prediction_that_is_no_number_is_the_largest_error_there_is():
@@ -194,6 +203,18 @@ def test_one_row_moves_the_counts_by_at_most_their_sensitivity(place, loss, outp
     assert np.linalg.norm(more - less) <= count_sensitivity(place) * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("place", [THREE, NUMBER])
+def test_counts_with_noise_have_the_variance_that_is_charged(place):
+    quiet, multiplier, n = np.arange(float(count_size(place))), 2.5, 3000
+    source = noise.seeded(4)
+    drawn = np.concatenate([noisy_counts(quiet, place, multiplier, source) - quiet for _ in range(n)])
+    deviation = multiplier * count_sensitivity(place)
+    share = 5 * math.sqrt(2 / len(drawn))
+    assert drawn.var() / deviation**2 == pytest.approx(1, abs=share)
+    assert drawn.var() / (1.1 * deviation) ** 2 != pytest.approx(1, abs=share)
+    assert abs(drawn.mean()) < 5 * deviation / math.sqrt(len(drawn))
+
+
 def test_the_sensitivity_is_reached_and_so_cannot_be_lower():
     worst = objective.counts(torch.tensor([1.0]), torch.tensor([0.0]), NUMBER)
     assert np.linalg.norm(worst) == pytest.approx(count_sensitivity(NUMBER)) == math.sqrt(3)
@@ -208,7 +229,7 @@ def test_counts_of_two_tables_add_up(place, loss, outputs, rows, cut, seed):
     predicted = objective.predictions(torch.randn(rows, outputs, generator=generator), loss)
     y = torch.rand(rows, generator=generator) if loss == "mse" else torch.randint(3, (rows,), generator=generator)
     parts = [objective.counts(predicted[part], y[part], place) for part in (slice(cut), slice(cut, None))]
-    assert_allclose(sum(parts), objective.counts(predicted, y, place), rtol=1e-12)
+    assert_array_equal(sum(parts), objective.counts(predicted, y, place))
 
 
 @pytest.mark.parametrize("batch, batches", [(4, [4, 4, 2]), (5, [5, 5]), (100, [10])])
