@@ -12,6 +12,19 @@ with probability `strategy.fraction`, drawn from the server's noise source, whic
 
 w_k is 1, or min(rows, weight_cap) / weight_cap. The denominator is public and does not change with who answers, so a
 reply that is missing, rejected or late only leaves its place in the sum empty: sensitivity, noise and charge stay.
+
+All of this is done in integers, since the low bits of a float sum with float noise tell what was summed (Mironov 2012).
+Each client's part v_k is a vector of whole units that follows from its reply and public numbers alone, of an L2 norm
+of at most S, checked exactly (common/lattice_vectors.py). What leaves is
+
+    sum of v_k + rint(N(0, (noise_multiplier x S)^2 I)) = rint(sum of v_k + N(0, (noise_multiplier x S)^2 I))
+
+times the unit: a rounded Gaussian mechanism of sensitivity S, hence at most as costly as the one that is charged.
+
+    release        unit          S, for n numbers
+    model          clip / 2^24   2^24 + floor(sqrt(n) / 2) + 2
+    counts         2^-20         the same, with the counts' sensitivity in units, rounded up, for 2^24
+    adaptive clip  2^-20         2^19: each client adds or takes 1/2
 """
 
 from __future__ import annotations
@@ -25,15 +38,25 @@ import numpy as np
 from flwr.app import Message
 from numpy.typing import NDArray
 
+from common.errors import PrivacyError
 from common.federation import ClientPrivacy, Federation
-from common.metrics import Counts, count_sensitivity, count_size, rows_of
+from common.lattice_vectors import clipped, longest
+from common.metrics import COUNT_UNIT, Counts, count_sensitivity, count_size, rows_of
 from common.noise import NoiseSource
 from common.privacy import client_releases, epsilon
+from common.rounded_normal import Integers
 from common.state import State
 from common.wire import records
 from common.wire.records import ARRAYS, COUNTS, METRICS, WEIGHT
 
 FROM_SEED, FROM_SYSTEM = "a seeded stream: for simulations only", "AES-256 counter mode, keyed by the operating system"
+
+STEPS = 2**24  # units in a clip: rounding to them is far below the noise, which is at least 2^-7 of a clip
+HALF = 2**19  # of a client, in units of 2^-20
+# Noise is drawn with a deviation from 2^11 to 2^52. The least is 2^19 x 0.008, since calibration returns no smaller
+# multiplier and the document takes none below 0.01; the largest is 2^27 x 2^25.
+MOST_NOISE = 2.0**27
+LEAST_CLIP, MOST_CLIP = 2.0**-400, 2.0**400  # where its unit and the lattice stay in float64
 
 
 @dataclass(frozen=True)
@@ -48,7 +71,8 @@ class CentralDP:
     """The server's sampler, noise and account for one run."""
 
     def __init__(self, federation: Federation, noise: NoiseSource) -> None:
-        """Raises `PrivacyError` if no noise keeps the run within `privacy.client.epsilon`."""
+        """Raises `PrivacyError` if no noise keeps the run within `privacy.client.epsilon`, or only noise that has no
+        integers."""
         assert federation.privacy.client is not None
         self.settings: ClientPrivacy = federation.privacy.client
         self.clip = self.settings.clip
@@ -62,6 +86,12 @@ class CentralDP:
         # (Andrew et al. 2021, theorem 1).
         self._update_noise = self.updates.noise_multiplier / math.sqrt(1 - share)
         self._count_noise = self.updates.noise_multiplier / math.sqrt(share) if share else 0.0
+        evaluations = self.evaluations.noise_multiplier if self.evaluations else 0.0
+        if (most := max(self._update_noise, self._count_noise, evaluations)) > MOST_NOISE:
+            raise PrivacyError(
+                f"privacy.client: noise multiplier {most:g} is above {MOST_NOISE:g}; raise epsilon, lower "
+                "evaluation.noise, or take a share further from 0 and 1"
+            )
 
     @property
     def denominator(self) -> float:
@@ -77,51 +107,60 @@ class CentralDP:
         """`state` moved by the noisy mean of the replies' clipped updates, each taken once. Charged before it is
         computed."""
         self.charged = replace(self.charged, updates=self.charged.updates + 1)
-        total = np.zeros(sum(array.size for array in state.values()))
         start = _flat(state)
-        within = 0.0
+        unit = self.clip / STEPS
+        total, within = np.zeros(len(start), np.int64), 0
         for reply in replies:
-            update = _flat(records.to_state(reply.content.array_records[ARRAYS])) - start
-            norm = float(np.linalg.norm(update))
-            within += 0.5 if norm <= self.clip else -0.5
-            total += self._weight(reply) * update * min(1.0, self.clip / norm if norm else 1.0)
-        total += self._noise.normal(len(total)) * self._update_noise * self.clip
+            with np.errstate(invalid="ignore", over="ignore"):  # what is not finite counts as zeros
+                update = _flat(records.to_state(reply.content.array_records[ARRAYS])) - start
+            part = clipped(update, unit=unit, steps=STEPS, weight=self._weight(reply))
+            total += part.whole
+            within += HALF if part.within else -HALF
+        noisy = self._noisy(total, self._update_noise, longest(STEPS, len(start)))
         self._follow(within)
-        return _like(start + total / self.denominator, state)
+        return _like(start + noisy * (unit / self.denominator), state)
+
+    def _noisy(self, total: Integers, noise_multiplier: float, sensitivity: int) -> Integers:
+        """The Gaussian mechanism on integers, rounded."""
+        return total + self._noise.rounded_normal(len(total), math.nextafter(noise_multiplier * sensitivity, math.inf))
 
     def _weight(self, reply: Message) -> float:
         if (cap := self.settings.weight_cap) is None:
             return 1.0
         return min(float(reply.content.metric_records[METRICS][WEIGHT]), cap) / cap  # type: ignore[arg-type]
 
-    def _follow(self, within: float) -> None:
+    def _follow(self, within: int) -> None:
         """Moves the clip towards its quantile (Andrew et al. 2021, algorithm 1).
 
-        `within` sums 1/2 for each update within the clip and -1/2 for each other, so a client moves it by 1/2. It is
-        a share of those that were connected, which is public: else absent clients would pull the clip to one side.
+        `within` sums 1/2 for each update within the clip and -1/2 for each other, in units of 2^-20, so a client moves
+        it by 2^19. It is a share of those that were connected, which is public: else absent clients would pull the
+        clip to one side.
         """
         if (adaptive := self.settings.adaptive) is None:
             return
-        noisy = within + float(self._noise.normal(1)[0]) * self._count_noise / 2
+        noisy = int(self._noisy(np.array([within]), self._count_noise, HALF)[0]) / (2 * HALF)
         share = min(max(noisy / (self._federation.strategy.fraction * self._present) + 0.5, 0.0), 1.0)
-        self.clip *= math.exp(-adaptive.learning_rate * (share - adaptive.quantile))
+        clip = self.clip * math.exp(-adaptive.learning_rate * (share - adaptive.quantile))
+        self.clip = min(max(clip, LEAST_CLIP), MOST_CLIP)
 
     def counts(self, replies: list[Message]) -> Counts:
         """The noisy sum of the clients' counts, each scaled to one row, so that all clients weigh the same.
 
-        Charged before it is computed. A client's counts have an L2 norm of at most `count_sensitivity`.
+        Charged before it is computed. A client's counts are clipped to an L2 norm of `count_sensitivity` and rounded
+        to multiples of `COUNT_UNIT`, as is the noise. Counts that are not finite count as zeros.
         """
         assert self.evaluations is not None
         self.charged = replace(self.charged, evaluations=self.charged.evaluations + 1)
         schema = self._federation.data_schema
-        most = count_sensitivity(schema)
-        total = np.zeros(count_size(schema))
+        steps = count_sensitivity(schema) / COUNT_UNIT
+        total = np.zeros(count_size(schema), np.int64)
         for reply in replies:
             counts = np.asarray(reply.content.metric_records[METRICS][COUNTS], np.float64)
-            scaled = counts / max(rows_of(counts, schema), 1.0)
-            norm = float(np.linalg.norm(scaled))
-            total += scaled * min(1.0, most / norm if norm else 1.0)
-        return total + self._noise.normal(len(total)) * self.evaluations.noise_multiplier * most
+            with np.errstate(invalid="ignore", over="ignore"):
+                scaled = counts / max(rows_of(counts, schema), 1.0)
+            total += clipped(scaled, unit=COUNT_UNIT, steps=steps).whole
+        noisy = self._noisy(total, self.evaluations.noise_multiplier, longest(steps, len(total)))
+        return noisy.astype(np.float64) * COUNT_UNIT
 
     @property
     def epsilon(self) -> float:

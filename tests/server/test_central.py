@@ -38,8 +38,8 @@ class Silent(NoiseSource):
     def __init__(self, seed: int = 0) -> None:
         super().__init__(np.random.default_rng(seed).bytes, hardened=False)
 
-    def normal(self, size: int) -> NDArray[np.float64]:
-        return np.zeros(size)
+    def rounded_normal(self, size: int, tau: float) -> NDArray[np.int64]:
+        return np.zeros(size, np.int64)
 
 
 def whole(**changes: Any) -> Federation:
@@ -147,7 +147,7 @@ def test_metrics_carry_noise_and_no_client_weighs_more_than_another():
     document = whole()
     counts = [reply({}, counts=[3.0, 1.0, 2.0, 4.0]), reply({}, counts=[0.0, 0.0, 0.0, 1e9])]
     exact = CentralDP(document, Silent()).counts(counts)
-    assert exact == pytest.approx([0.3, 0.1, 0.2, 1.4])
+    assert exact == pytest.approx([0.3, 0.1, 0.2, 1.4], abs=2 * 2.0**-21)  # each client's are rounded to 2^-20
     samples = np.concatenate([CentralDP(document, seeded(i)).counts(counts) - exact for i in range(400)])
     assert variance_is(samples, 3.0)
     assert not variance_is(samples, 3.0 * 1.3)
@@ -155,7 +155,112 @@ def test_metrics_carry_noise_and_no_client_weighs_more_than_another():
 
 def test_a_client_that_lies_about_its_counts_moves_them_by_no_more_than_the_sensitivity():
     exact = CentralDP(whole(), Silent()).counts([reply({}, counts=[1e30, -1e30, 5.0, -5.0])])
-    assert np.linalg.norm(exact) <= 1.0 + 1e-9
+    assert 0.99 < np.linalg.norm(exact) <= 1.0 + 3 * 2.0**-20  # 2^20 + floor(sqrt(4) / 2) + 2 units
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_counts_and_updates_that_are_not_finite_count_as_zeros(state, bad):
+    good = reply({}, counts=[3.0, 1.0, 2.0, 4.0])
+    alone, beside = (
+        CentralDP(whole(), Silent()).counts(replies)
+        for replies in ([good], [good, reply({}, counts=[0.0, 1.0, bad, 2.0])])
+    )
+    assert np.array_equal(alone, beside) and alone.any()
+    fine = reply(moved(state, in_direction(0.5)))
+    poisoned = reply({name: np.full_like(array, bad) for name, array in state.items()})
+    alone, beside = (flat(CentralDP(whole(), Silent()).mean(state, r)) for r in ([fine], [fine, poisoned]))
+    assert np.array_equal(alone, beside) and not np.array_equal(alone, flat(state))
+
+
+def test_counts_too_large_to_be_summed_count_as_zeros():
+    assert not CentralDP(whole(), Silent()).counts([reply({}, counts=[1.7e308] * 4)]).any()
+
+
+# What leaves is a function of integers
+
+
+def finer(released: NDArray[np.float64], unit: float) -> float:
+    """The share of numbers that are no multiples of `unit`, a power of two: those have bits that can tell a sum."""
+    return float(np.mean(released / unit != np.rint(released / unit)))
+
+
+POWERS = {"strategy__fraction": 0.5, "privacy__client__clients": 8, "privacy__client__clip": 0.5}  # a denominator of 4
+UNIT = 0.5 / 2**24 / 4
+
+
+def cohort(*seeds: int, scale: float = 0.1) -> list[Message]:
+    """Updates from a start of zeros, in float64, which keeps every bit of a sum."""
+    return [reply({"a": np.random.default_rng(seed).normal(0, scale, 600)}) for seed in seeds]
+
+
+ZEROS: State = {"a": np.zeros(600)}  # type: ignore[dict-item]  # float64, so that what leaves is not rounded again
+
+
+def test_no_bit_of_a_model_tells_whether_a_client_is_in_it():
+    document = whole(**POWERS)
+    with_it, without = (flat(CentralDP(document, seeded(7)).mean(ZEROS, cohort(*seeds))) for seeds in ((1, 2), (1,)))
+    assert finer(with_it, UNIT) == finer(without, UNIT) == 0
+    # The same noise, so they differ by the client's integers: as long as the clip, but for rounding.
+    part = (with_it - without) / UNIT
+    assert 0.999 * 2**24 < np.linalg.norm(part) <= 2**24 + math.sqrt(600) / 2 + 3
+    # Negative control: what left before, floats summed with floats.
+    update = np.random.default_rng(1).normal(0, 0.1, 600)
+    clipped = update * 0.5 / np.linalg.norm(update)
+    noise = np.random.default_rng(7).normal(0, 1, 600)
+    assert finer((clipped + noise) / 4, UNIT) > 0.9
+
+
+def test_no_bit_of_the_counts_tells_whether_a_client_is_in_them():
+    replies = [reply({}, counts=[1.0, 1.0, 1.0, n]) for n in (0.0, 4.0)]  # thirds, and sevenths
+    pairs = [[CentralDP(whole(), seeded(i)).counts(some) for some in (replies, replies[:1])] for i in range(50)]
+    with_it, without = np.array(pairs).transpose(1, 0, 2)
+    assert finer(with_it, 2.0**-20) == finer(without, 2.0**-20) == 0
+    assert np.linalg.norm(with_it - without, axis=1).max() <= 1 + 3 * 2.0**-20
+    noise = np.random.default_rng(0).normal(0, 3, (50, 4))
+    assert finer(noise + 1 / 3, 2.0**-20) > 0.9
+
+
+def test_the_clip_follows_an_integer():
+    document = whole(**ADAPTIVE)
+    replies = cohort(1, 2, scale=0.001)
+
+    def count(seed: int, replies: list[Message]) -> float:
+        """Taken back from clip x exp(-0.3 (count / 9 + 1/2 - 1/2)), to 1e-13 where it is not cut off."""
+        central = CentralDP(document, seeded(seed))
+        central.mean(ZEROS, replies)
+        return -math.log(central.clip) / 0.3 * 9 * 2**20
+
+    pairs = np.array([[count(seed, replies), count(seed, [])] for seed in range(200)])
+    pairs = pairs[(abs(pairs) < 4.4 * 2**20).all(axis=1)]
+    assert len(pairs) > 30
+    assert abs(pairs - np.rint(pairs)).max() < 1e-6
+    assert np.array_equal(np.rint(pairs[:, 0] - pairs[:, 1]), np.full(len(pairs), 2**20))  # twice 2^19
+    floats = np.random.default_rng(0).normal(0, 2**20, 200)
+    assert abs(floats - np.rint(floats)).max() > 0.4
+
+
+def test_the_order_of_replies_changes_no_bit():
+    replies = cohort(*range(6))
+    states = {
+        flat(CentralDP(whole(**POWERS), seeded(3)).mean(ZEROS, [replies[i] for i in order])).tobytes()
+        for order in ([0, 1, 2, 3, 4, 5], [5, 3, 1, 0, 2, 4], [2, 4, 0, 5, 1, 3])
+    }
+    assert len(states) == 1
+    vectors = [np.random.default_rng(seed).normal(0, 0.1, 600) for seed in range(6)]
+    assert sum(vectors).tobytes() != sum(vectors[::-1]).tobytes()  # type: ignore[union-attr]  # sums of floats do
+
+
+def test_with_weights_a_client_is_still_a_vector_of_integers():
+    document = whole(**POWERS, privacy__client__weight_cap=3)
+    message = reply({"a": np.random.default_rng(1).normal(0, 0.1, 600)}, weight=1.0)
+    after = flat(CentralDP(document, Silent()).mean(ZEROS, [message]))
+    assert finer(after, UNIT) == 0
+    assert np.linalg.norm(after) == pytest.approx(0.5 / 3 / 4, rel=1e-6)
+
+
+def test_noise_that_has_no_integers_is_refused():
+    with pytest.raises(PrivacyError, match=r"noise multiplier 1e\+09 is above 1\.34218e\+08; raise epsilon, lower"):
+        CentralDP(whole(privacy__evaluation__noise=1e9), Silent())
 
 
 # Sampling
@@ -430,6 +535,17 @@ def test_clients_that_are_away_do_not_pull_the_clip(state):
     assert central.clip == pytest.approx(1.0)  # half of those that are here are within it
     central.mean(state, replies[:2] * 2)
     assert central.clip == pytest.approx(math.exp(-0.3 * 0.5))  # all of them
+
+
+@pytest.mark.parametrize("length, direction", [(0.0, -1), (2e6, 1)])
+def test_a_clip_that_runs_away_stays_where_its_unit_is_a_float(length, direction):
+    adaptive = {"quantile": 0.5, "learning_rate": 700.0, "share": 0.1}
+    central = CentralDP(whole(privacy__client__adaptive=adaptive), Silent())
+    for _ in range(4):
+        far = math.copysign(min(2 * central.clip, 1e140), 1) if length else 0.0
+        after = central.mean(ZEROS, [reply({"a": np.full(600, far)})] * 9)  # type: ignore[dict-item]
+        assert np.isfinite(flat(after)).all()
+    assert central.clip == 2.0 ** (direction * 400)
 
 
 def test_without_adaptive_the_clip_stays(state):
