@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -12,11 +13,14 @@ from client.ledger import Ledger
 from client.plan import check_account, check_size, entry_for, make_plan
 from client.policy import Policy
 from client.training import DPSGD
+from common import second_opinion
+from common.accounting import History
 from common.errors import BudgetExhausted, LedgerError, Refusal
 from common.federation import Federation
 from common.noise import NoiseSource
 from common.planning import Plan, row_privacy
-from common.privacy import GaussianRelease
+from common.privacy import GaussianRelease, epsilon
+from common.second_opinion import Opinion, check_plan
 
 
 class Budget:
@@ -56,9 +60,19 @@ class Budget:
         plan = self.plan
         return (
             f"privacy plan: {plan.rounds} rounds of {plan.steps} steps, sampling rate {plan.sampling_rate:.3f}, noise "
-            f"multiplier {plan.noise_multiplier:.2f}; all of it costs a row at most epsilon {plan.total:.2f} at delta "
-            f"{plan.delta:g}"
+            f"multiplier {plan.noise_multiplier:.2f}; all of it costs a row at most epsilon {plan.total:.2f} "
+            f"({self._planned_opinion()}) at delta {plan.delta:g}"
         )
+
+    def in_the_end(self) -> str:
+        """What was charged, by our accountant and by Opacus', from the ledger's entries: for the owner."""
+        delta = self.plan.delta
+        charged = {part: self._charged(part) for part in ("train", "validation")}
+        updates, counts = (second_opinion.opinion(history, delta) for history in charged.values())
+        theirs = second_opinion.together(self.plan.count_epsilon, updates, counts)
+        said = f"what was charged costs a row epsilon {self.epsilon:.2f} at delta {delta:g}; {theirs}"
+        agree = all(second_opinion.agrees(self._cost(history), history, delta) for history in charged.values())
+        return said if agree else f"{said}; THE TWO DISAGREE: rely on neither, and report this"
 
     def charge_update(self, task: str) -> DPSGD:
         """Charges one round of training, durably, and says how it is to be done.
@@ -95,7 +109,7 @@ class Budget:
 
     def statement(self) -> dict[str, int | float]:
         """What was released so far, enough to recompute epsilon from."""
-        plan = self.plan
+        plan, opacus = self.plan, self._planned_opinion()
         return {
             "epsilon": self.epsilon,
             "planned_epsilon": plan.total,
@@ -108,7 +122,24 @@ class Budget:
             "evaluation_noise": plan.evaluation_noise,
             "evaluations": self.evaluations_charged,
             "secure_noise": int(self._secure),
+            "opacus_planned_epsilon": opacus.figure,
+            "opacus_prv": int(opacus.accountant == "PRV"),  # else it is RDP's, an upper bound
         }
+
+    def _planned_opinion(self) -> Opinion:
+        return second_opinion.of_plan(self.plan, rounds=self.plan.rounds, evaluations=self.plan.evaluations)
+
+    def _charged(self, part: str) -> History:
+        """What the ledger says this run has been charged in one part."""
+        steps: Counter[tuple[float, float]] = Counter()
+        for entry in self._ledger.entries():
+            if (entry.run, entry.part, entry.mechanism) == (self._run, part, "gaussian"):
+                steps[entry.gaussian.noise_multiplier, entry.gaussian.sampling_rate] += entry.gaussian.steps
+        return tuple((*kind, n) for kind, n in sorted(steps.items()))
+
+    def _cost(self, history: History) -> float:
+        releases = [GaussianRelease(noise_multiplier=s, sampling_rate=q, steps=n) for s, q, n in history]
+        return epsilon(releases, self.plan.delta)
 
     def _recount(self) -> None:
         """Reads from the ledger what this run has been charged."""
@@ -138,7 +169,8 @@ def open_budget(
     """Plans a run, or takes up the plan it had before a restart.
 
     Raises:
-        Refusal: the table is too small for what the federation asks, or the policy wants more noise or fewer steps.
+        Refusal: the table is too small for what the federation asks, the policy wants more noise or fewer steps, or
+            Opacus does not confirm what the plan costs.
         BudgetExhausted: what is left of the account does not cover a plan; the message has the numbers.
     """
     check_size(federation, dataset)
@@ -148,6 +180,7 @@ def open_budget(
         ledger.store_plan(run, {**asdict(plan), "federation": federation.fingerprint})
     else:
         check_account(federation, dataset, policy, ledger, run, plan)
+        check_plan(plan, limit=row_privacy(federation).epsilon)
     policy.check_noise(plan.noise_multiplier)
     policy.check_steps(plan.steps)
     return Budget(

@@ -103,8 +103,9 @@ class Node:
                     async with self._channel() as channel:
                         self._call = service.SessionStub(channel).Connect()
                         end = await self._session(self._call)
-                    if end is not None:
-                        return end
+                        if end is not None:
+                            await self._in_thread(self._account_for_the_end)
+                            return end
                     reason = "it ended the stream"
                 except grpc.aio.AioRpcError as error:
                     reason = _reason(error)
@@ -306,6 +307,12 @@ class Node:
         budget = self._site.budget(self._run)
         cost = f", epsilon {budget.epsilon:.2f} of {budget.limit:g} spent" if budget else ""
         self._say(f"round {task.group}: {task.type} done{cost}")
+
+    def _account_for_the_end(self) -> None:
+        """Tells the owner what the run has cost, by our accountant and by Opacus'."""
+        budget = self._site.opened_budget(self._run) if self._site is not None else None
+        if budget is not None:
+            self._say(f"run {self._run} is over: {budget.in_the_end()}")
 
     def _message(self, task: pb.Task, content: RecordDict) -> tuple[Message, Context]:
         node = number(f"client/{self._name}")

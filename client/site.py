@@ -114,6 +114,10 @@ class Site:
             )
         return self._budgets[run]
 
+    def opened_budget(self, run: str) -> Budget | None:
+        """The plan and charges of a run, if it was planned since this site was opened."""
+        return self._budgets.get(run)
+
     def charge_exact(self, part: Part, run: str, task: str) -> None:
         """Notes, durably, a release without privacy: nothing bounds what it tells, but it is not forgotten.
 

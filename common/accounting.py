@@ -69,14 +69,14 @@ def pld_epsilon(history: History, delta: float) -> float:
     """
     if delta < SMALLEST_DELTA or delta < 10 * _rounding(history):
         return rdp_epsilon(history, delta)
-    return max(_epsilon_one_way(history, delta, removed) for removed in (True, False))
+    return max(epsilon_one_way(history, delta, removed) for removed in (True, False))
 
 
 def _rounding(history: History) -> float:
     return max(ROUNDING[0], ROUNDING[1] * sum(n for *_, n in history))
 
 
-def _epsilon_one_way(history: History, delta: float, removed: bool) -> float:
+def epsilon_one_way(history: History, delta: float, removed: bool) -> float:
     tail = delta / 1e4
     spreads = [_spread(sigma, rate) for sigma, rate, _ in history]
     total = math.sqrt(sum(n * s**2 for s, (*_, n) in zip(spreads, history, strict=True)))

@@ -1,4 +1,7 @@
-"""`cloister privacy`: a run's privacy.json, in words for the person who answers for the data."""
+"""`cloister privacy`: a run's privacy.json, in words for the person who answers for the data.
+
+Each client's epsilon is recomputed here, from what it says it released, by Opacus (where that can be imported).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import RunFolderError
+from common.second_opinion import Opinion, opinion, together
 
 WIDTH = 100
 
@@ -52,7 +56,7 @@ def _explained(statement: dict[str, Any]) -> list[str]:
             out += ["", f"  {name}: epsilon {_figure(one['epsilon'])} at delta {one['delta']:g}"]
             if one["planned_epsilon"] is not None and one["planned_epsilon"] > one["epsilon"] + 0.005:
                 out.append(f"    - {one['planned_epsilon']:.2f} if it was stopped in the light of its results")
-            out += [*_released(one), f"    - noise: {one['noise']}"]
+            out += [*_released(one), f"    - noise: {one['noise']}", *_second_opinion(one)]
         if "withheld" in row:
             out += _wrapped(f"Each client's figures are withheld: {row['withheld']}.")
         out.append("")
@@ -82,6 +86,38 @@ def _unit(title: str, unit: dict[str, Any]) -> list[str]:
     for line in unit["not_covered"]:
         out += textwrap.wrap(f"- {line}", WIDTH, initial_indent="    ", subsequent_indent="      ")
     return out
+
+
+def _second_opinion(client: dict[str, Any]) -> list[str]:
+    """What Opacus says of the plan, told by the client, and of what was released, computed here."""
+    out = []
+    if (planned := client.get("opacus_planned_epsilon")) is not None:
+        out.append(
+            f"    - Opacus ({client['opacus_accountant']}), told by the client: {planned:.2f} for the whole plan"
+        )
+    if (recomputed := _by_opacus(client)) is None:
+        return [*out, "    - Opacus is not installed here, so nothing was recomputed"]
+    return [
+        *out,
+        f"    - Opacus ({recomputed.accountant}), recomputed here: at most {recomputed.high:.2f} for what was released",
+    ]
+
+
+def _by_opacus(client: dict[str, Any]) -> Opinion | None:
+    """What Opacus says the client's releases cost, as they compose; None where it is not installed."""
+    pure = 0.0
+    history: dict[str, list[tuple[float, float, int]]] = {"train": [], "validation": []}
+    for release in client["released"]:
+        if release["mechanism"] != "Gaussian":
+            pure += release["epsilon"]
+        elif release["steps"]:
+            one = release["noise_multiplier"], release["sampling_rate"], int(release["steps"])
+            history[release["part"]].append(one)
+    try:
+        updates, counts = (opinion(tuple(each), client["delta"]) for each in history.values())
+    except ImportError:
+        return None
+    return together(pure, updates, counts)
 
 
 def _released(unit: dict[str, Any]) -> list[str]:

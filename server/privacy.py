@@ -109,6 +109,8 @@ def _client(stated: Statement, row: RowPrivacy) -> dict[str, Any]:
     return {
         "epsilon": stated.get("epsilon"),
         "planned_epsilon": stated.get("planned_epsilon"),
+        "opacus_planned_epsilon": stated.get("opacus_planned_epsilon"),  # None from a client of before it was told
+        "opacus_accountant": None if "opacus_prv" not in stated else "PRV" if stated["opacus_prv"] else "RDP",
         "delta": stated.get("delta"),
         "noise": (FROM_SYSTEM if stated.get("secure_noise") else FROM_SEED) + ", drawn by the client",
         "released": [

@@ -41,7 +41,7 @@ EDGES = {
     },
     "grpc": {"client/node.py", "server/gate.py", "server/grid.py", "server/sessions.py", "server/status.py"},
     "sqlite3": {"client/ledger.py"},
-    "opacus": {"client/dpsgd.py"},
+    "opacus": {"client/dpsgd.py", "common/second_opinion.py"},
 }
 
 
@@ -89,7 +89,11 @@ def test_the_command_line_imports_only_inside_its_verbs():
 
 @pytest.mark.parametrize(
     ("module", "unwanted"),
-    [("server.serve", {"torch", "opacus", "polars"}), ("client.join", {"opacus"})],
+    [
+        ("server.serve", {"torch", "opacus", "polars"}),
+        ("server.explain", {"torch", "opacus"}),
+        ("client.join", {"opacus"}),
+    ],
 )
 def test_a_process_starts_without_what_it_may_never_need(module, unwanted):
     # Torch is two thirds of a server's memory; Opacus takes most of a client's time to start.

@@ -17,6 +17,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from client import node as node_room
 from client import training
+from client.entries import spent
 from client.ledger import Ledger
 from client.node import Node
 from client.policy import Policy
@@ -290,8 +291,12 @@ def test_what_a_private_client_sends_is_only_what_is_accounted(tmp_path):
         assert all(c != round(c) for c in counts)  # noisy
         await link.finish()
 
-    play(tmp_path, server)
+    _, said = play(tmp_path, server)
     assert [e.mechanism for e in entries(tmp_path)] == ["geometric", "gaussian", "gaussian"]
+    (end,) = (line for line in said if line.startswith("run run is over: "))
+    charged = spent(entries(tmp_path), 1e-3)
+    assert f"what was charged costs a row epsilon {charged:.2f} at delta 0.001; Opacus (PRV): " in end
+    assert float(end.split("Opacus (PRV): ")[1].split(",")[0]) == pytest.approx(charged, abs=0.011)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_each_direction_agrees_with_dp_accounting(sigma, rate, steps):
         sigma, sampling_prob=rate, value_discretization_interval=1e-3
     ).self_compose(steps)
     for removed, pmf in ((True, theirs._pmf_remove), (False, theirs._pmf_add)):
-        found = accounting._epsilon_one_way(((sigma, rate, steps),), 1e-4, removed)
+        found = accounting.epsilon_one_way(((sigma, rate, steps),), 1e-4, removed)
         assert found == pytest.approx(pmf.get_epsilon_for_delta(1e-4), rel=0.01)
 
 

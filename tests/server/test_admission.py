@@ -240,9 +240,10 @@ def test_counts_of_another_size_or_not_finite_are_rejected(counts, reason):
 
 
 def test_a_private_clients_statement_is_kept():
-    statement = {"epsilon": 1.5, "steps": 6}
-    admission = admit_training([reply(1, content(statement=statement)), reply(2)])
-    assert admission.statements == {1: statement}
+    statement = {"epsilon": 1.5, "steps": 6, "opacus_planned_epsilon": 4.0, "opacus_prv": 1}
+    older = {"epsilon": 1.5, "steps": 6}  # of a client that tells no figure of Opacus
+    admission = admit_training([reply(1, content(statement=statement)), reply(2, content(statement=older))])
+    assert admission.statements == {1: statement, 2: older}
 
 
 @pytest.mark.parametrize("value", ["much", math.nan, math.inf, True, [1.0], b"1", 10**400])

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from common import second_opinion
 from common.errors import RunFolderError
+from server import privacy
 from server.explain import lines, read
 from server.rundir import RunFolder
 from simulations.engine import simulate, sites_from_table
@@ -48,6 +51,69 @@ def test_a_reader_finds_every_part_of_the_promise(tmp_path):
     ):
         assert wanted in text.replace("\n    ", " ").replace("\n      ", " ")
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_opacus_figures_stand_beside_ours(tmp_path):
+    told = statement(tmp_path, **PRIVATE)
+    text = "\n".join(lines(tmp_path / "run"))
+    for one in told["row"]["per_client"].values():
+        assert one["opacus_accountant"] == "PRV"
+        assert one["opacus_planned_epsilon"] == pytest.approx(one["planned_epsilon"], rel=1e-3)
+        assert f"Opacus (PRV), told by the client: {one['opacus_planned_epsilon']:.2f} for the whole plan" in text
+    recomputed = [float(x.split()[0]) for x in text.split("Opacus (PRV), recomputed here: at most ")[1:]]
+    stated = [one["epsilon"] for _, one in sorted(told["row"]["per_client"].items())]
+    assert len(recomputed) == len(stated) == 2
+    for theirs, ours in zip(recomputed, stated, strict=True):
+        assert ours - 0.005 <= theirs <= 1.021 * ours + 0.02  # their upper bound, with twice an error of 1 %
+
+
+def test_a_weaker_noise_than_was_stated_shows_in_opacus_figure(tmp_path):
+    told = statement(tmp_path, **PRIVATE)
+    (name, one), *_ = told["row"]["per_client"].items()
+    for release in one["released"]:
+        if release["what"].startswith("model updates"):
+            release["noise_multiplier"] *= 0.8
+    told["row"]["per_client"] = {name: one}
+    (tmp_path / "run" / "privacy.json").write_text(json.dumps(told))
+    text = "\n".join(lines(tmp_path / "run"))
+    assert float(text.split("recomputed here: at most ")[1].split()[0]) > 1.1 * one["epsilon"]
+
+
+def test_where_prv_cannot_say_opacus_rdp_is_named(tmp_path):
+    told = statement(tmp_path, **PRIVATE)
+    for one in told["row"]["per_client"].values():
+        one["delta"] = 1e-11
+    (tmp_path / "run" / "privacy.json").write_text(json.dumps(told))
+    assert any("Opacus (RDP), recomputed here: at most" in line for line in lines(tmp_path / "run"))
+
+
+def test_a_statement_of_before_opacus_figure_was_told_is_still_shown(tmp_path):
+    told = statement(tmp_path, **PRIVATE)
+    for one in told["row"]["per_client"].values():
+        del one["opacus_planned_epsilon"], one["opacus_accountant"]
+    (tmp_path / "run" / "privacy.json").write_text(json.dumps(told))
+    text = "\n".join(lines(tmp_path / "run"))
+    assert "told by the client" not in text
+    assert text.count("Opacus (PRV), recomputed here") == 2
+
+
+def test_without_opacus_the_statement_is_shown_and_says_so(tmp_path, monkeypatch):
+    statement(tmp_path, **PRIVATE)
+    monkeypatch.setitem(sys.modules, "opacus.accountants", None)
+    monkeypatch.setitem(sys.modules, "opacus.accountants.analysis", None)
+    second_opinion._opinion.cache_clear()
+    text = "\n".join(lines(tmp_path / "run"))
+    assert text.count("Opacus is not installed here, so nothing was recomputed") == 2
+
+
+def test_an_older_clients_statement_has_no_opacus_figure():
+    row = federation(**PRIVATE).privacy.row
+    assert row is not None
+    older = {"epsilon": 1.0, "planned_epsilon": 4.0, "delta": 1e-3, "noise_multiplier": 1.0, "steps": 4}
+    said = privacy._client(older, row)
+    assert (said["opacus_planned_epsilon"], said["opacus_accountant"]) == (None, None)
+    fallen = privacy._client({**older, "opacus_planned_epsilon": 5.0, "opacus_prv": 0}, row)
+    assert (fallen["opacus_planned_epsilon"], fallen["opacus_accountant"]) == (5.0, "RDP")
 
 
 def test_both_units_stand_side_by_side(tmp_path):
