@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 
 from client import data, training
 from client.budget import Budget
+from client.kernel import exact_counts
 from client.ledger import Ledger
 from client.policy import Policy
 from client.site import Site, load_client_file, open_site, resolve_device
@@ -28,6 +29,7 @@ from common import noise, objective
 from common.errors import BudgetExhausted, CloisterError, ConfigError, DataError, Refusal
 from common.federation import Federation, FedProx
 from common.metrics import noisy_counts
+from common.state import is_finite
 from common.wire import compression, records
 from common.wire.records import ARRAYS, CONFIG, COUNTS, LOSS, METRICS, PRIVACY, RUN, WEIGHT
 
@@ -103,6 +105,7 @@ def _train(site: Site, message: Message, run: str) -> RecordDict:
             dpsgd=dpsgd,
             noise=site.noise,
             proximal_mu=mu,
+            ids=dataset.ids,
         )
         metrics = MetricRecord({WEIGHT: float(budget.plan.rows or 1)})  # equal weights where no count is told
     start = records.to_state(message.content.array_records[ARRAYS])
@@ -123,9 +126,11 @@ def _evaluate(site: Site, message: Message, run: str) -> RecordDict:
         multiplier = budget.charge_evaluation(_task(message, run))
     else:
         site.charge_exact("validation", run, _task(message, run))
-    counts = objective.score(
-        model, dataset.validation_x, dataset.validation_y, schema=schema, loss=federation.training.loss
-    )
+    table = dataset.validation_x, dataset.validation_y
+    if budget is not None and site.arithmetic == "exact":
+        counts = exact_counts(model, *table, schema=schema, loss=federation.training.loss)
+    else:
+        counts = objective.score(model, *table, schema=schema, loss=federation.training.loss)
     if multiplier:
         counts = noisy_counts(counts, schema, multiplier, site.noise)
     content = RecordDict({METRICS: MetricRecord({WEIGHT: 1.0, COUNTS: counts.tolist()})})
@@ -133,14 +138,17 @@ def _evaluate(site: Site, message: Message, run: str) -> RecordDict:
 
 
 def _model(site: Site, message: Message) -> models.MLP:
-    """The federation's model with the message's weights. Raises `Refusal` if they do not fit it."""
+    """The federation's model with the message's weights. Raises `Refusal` if they do not fit it, or are not finite."""
     model = models.build(site.federation)
     arrays = message.content[ARRAYS]
     assert isinstance(arrays, ArrayRecord)
     try:
-        models.load_state(model, records.to_state(arrays))
+        state = records.to_state(arrays)
+        models.load_state(model, state)
     except (RuntimeError, TypeError, ValueError) as error:
         raise Refusal("the arrays that were sent do not fit the federation's model") from error
+    if not is_finite(state):
+        raise Refusal("the weights that were sent are not finite")
     return model.to(site.device)
 
 

@@ -12,7 +12,7 @@ from client.entries import Part
 from client.ledger import Ledger
 from client.plan import check_account, check_size, entry_for, make_plan
 from client.policy import Policy
-from client.training import DPSGD
+from client.training import DPSGD, Arithmetic
 from common import second_opinion
 from common.accounting import History
 from common.errors import BudgetExhausted, LedgerError, Refusal
@@ -36,10 +36,11 @@ class Budget:
         run: str,
         plan: Plan,
         secure: bool,
+        arithmetic: Arithmetic,
     ) -> None:
         """`secure` says whether noise is drawn from a keystream of the operating system."""
         self.plan = plan
-        self._secure = secure
+        self._secure, self._arithmetic = secure, arithmetic
         self._federation, self._dataset, self._policy = federation, dataset, policy
         self._ledger, self._run = ledger, run
         self._checked = ledger.count()  # so many entries were there when the account last covered the plan
@@ -96,6 +97,7 @@ class Budget:
             clip=row.clip,
             noise_multiplier=plan.noise_multiplier,
             expected_batch_size=self._federation.training.batch_size,
+            arithmetic=self._arithmetic,
         )
 
     def charge_evaluation(self, task: str) -> float:
@@ -122,6 +124,7 @@ class Budget:
             "evaluation_noise": plan.evaluation_noise,
             "evaluations": self.evaluations_charged,
             "secure_noise": int(self._secure),
+            "exact_arithmetic": int(self._arithmetic == "exact"),
             "opacus_planned_epsilon": opacus.figure,
             "opacus_prv": int(opacus.accountant == "PRV"),  # else it is RDP's, an upper bound
         }
@@ -164,7 +167,14 @@ class Budget:
 
 
 def open_budget(
-    *, federation: Federation, dataset: Dataset, policy: Policy, ledger: Ledger, noise: NoiseSource, run: str
+    *,
+    federation: Federation,
+    dataset: Dataset,
+    policy: Policy,
+    ledger: Ledger,
+    noise: NoiseSource,
+    run: str,
+    arithmetic: Arithmetic = "exact",
 ) -> Budget:
     """Plans a run, or takes up the plan it had before a restart.
 
@@ -184,7 +194,14 @@ def open_budget(
     policy.check_noise(plan.noise_multiplier)
     policy.check_steps(plan.steps)
     return Budget(
-        federation=federation, dataset=dataset, policy=policy, ledger=ledger, run=run, plan=plan, secure=noise.hardened
+        federation=federation,
+        dataset=dataset,
+        policy=policy,
+        ledger=ledger,
+        run=run,
+        plan=plan,
+        secure=noise.hardened,
+        arithmetic=arithmetic,
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.dropout import RowIds, row_ids
 from common import tables
 from common.encoding import EncodingReport, encode
 from common.errors import DataError
@@ -45,6 +46,7 @@ class Dataset:
 
     x: Tensor  # float32 [train rows, inputs]
     y: Tensor
+    ids: RowIds  # of the training rows, for dropout
     validation_x: Tensor
     validation_y: Tensor
     content: str
@@ -103,6 +105,7 @@ def split(rows: Rows, schema: Schema, *, key: bytes, device: torch.device) -> Da
     return Dataset(
         x=tensor(rows.x, ~validation),
         y=tensor(rows.y, ~validation),
+        ids=row_ids(rows.digests[~validation]),
         validation_x=tensor(rows.x, validation),
         validation_y=tensor(rows.y, validation),
         content=hashlib.sha256(rows.digests.tobytes()).hexdigest(),

@@ -38,8 +38,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from common.metrics import Counts, count_size
+from common.model import MLP
+from common.objective import SCORING_BATCH, counts
+from common.schema import Schema
 
 BITS = 15  # of each factor of a row's part in the sum
 EXACT = 53  # whole numbers up to 2^53 are exact in float64
@@ -174,6 +180,16 @@ class ExactMLP:
                     error = error * masks[i - 1]
                 error = error * _slope(active[i - 1], self._activation)
         return inputs, errors[::-1]
+
+
+def exact_counts(model: MLP, x: Tensor, y: Tensor, *, schema: Schema, loss: str) -> Counts:
+    """Counts of the model on a table (common/objective.py), to which a row adds what follows from that row alone."""
+    net = ExactMLP(model.weights(), activation=model.activation_name, loss=loss)
+    total = np.zeros(count_size(schema))
+    for start in range(0, len(y), SCORING_BATCH):
+        part = slice(start, start + SCORING_BATCH)
+        total += counts(net.predictions(x[part]), y[part], schema)
+    return total
 
 
 class _Rows:

@@ -34,6 +34,7 @@ class Policy(Document):
     max_local_steps: Count | None = None  # in a round
     min_seconds_between_rounds: Annotated[float, Field(ge=0)] = 0.0  # also of several federations
     releases: tuple[Release, ...] = ("model", "evaluation", "row_count")
+    arithmetic: Literal["exact", "any"] = "exact"  # any lets `arithmetic: opacus` train in floating point
     without_privacy: bool = False  # may a federation train on this table with no differential privacy?
     approved: Literal["any-within-policy", "ask"] | tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = (
         "any-within-policy"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,10 +22,12 @@ from client.entries import Entry, Part
 from client.ledger import Ledger
 from client.plan import check_size
 from client.policy import Policy
+from client.training import Arithmetic
 from common import documents, noise
 from common.documents import Document
 from common.errors import DataError, DeviceError
 from common.federation import Federation
+from common.mistakes import Problem
 from common.noise import NoiseSource
 from common.schema import Name
 
@@ -50,9 +53,18 @@ class ClientFile(Document):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None  # without TLS only
     data: DataFile
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    arithmetic: Arithmetic = "exact"  # of private training and evaluation; opacus is floating point
     state: Name
     head: Name | None = None  # where the ledger's head is kept; by default in `state`, safer on another disk
     policy: Policy
+
+    def contradictions(self) -> Iterator[Problem]:
+        if self.arithmetic != "exact" and self.policy.arithmetic == "exact":
+            yield (
+                ("arithmetic",),
+                f"{self.arithmetic} is floating point, which can tell more about a row than epsilon says; exact is "
+                "safe, and policy.arithmetic: any allows the other",
+            )
 
     @property
     def approvals(self) -> Path:
@@ -91,6 +103,7 @@ class Site:
     ledger: Ledger
     noise: NoiseSource
     device: torch.device
+    arithmetic: Arithmetic = "exact"
     _budgets: dict[str, Budget] = field(default_factory=dict)
 
     def budget(self, run: str) -> Budget | None:
@@ -111,6 +124,7 @@ class Site:
                 ledger=self.ledger,
                 noise=self.noise,
                 run=run,
+                arithmetic=self.arithmetic,
             )
         return self._budgets[run]
 
@@ -178,6 +192,7 @@ def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Sit
         ledger=Ledger(settings.ledger, head=Path(settings.head) if settings.head else None),
         noise=noise.secure(),
         device=device,
+        arithmetic=settings.arithmetic,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from common import objective
 from common.federation import Training
 from common.noise import NoiseSource
 
+Arithmetic = Literal["exact", "opacus"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DPSGD:
@@ -21,7 +24,7 @@ class DPSGD:
 
     Each of `steps` steps draws rows by Poisson sampling at `sampling_rate`, clips each row's gradient to L2
     norm `clip`, adds N(0, (noise_multiplier * clip)^2 I) to the sum, and divides by `expected_batch_size`, a
-    public number.
+    public number. In exact arithmetic all of it is on a lattice (client/kernel.py); Opacus' own is in floating point.
     """
 
     steps: int
@@ -29,6 +32,7 @@ class DPSGD:
     clip: float
     noise_multiplier: float
     expected_batch_size: int
+    arithmetic: Arithmetic = "exact"
 
 
 def fit(

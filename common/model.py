@@ -29,8 +29,9 @@ class MLP(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        sizes = [inputs, *hidden, outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.sizes = (inputs, *hidden, outputs)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(self.sizes))
+        self.activation_name = activation
         self.activation = ACTIVATIONS[activation]()
         self.dropout = nn.Dropout(dropout)
 
@@ -38,6 +39,11 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = self.dropout(self.activation(layer(x)))
         return self.layers[-1](x)  # type: ignore[no-any-return]
+
+    def weights(self) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's weight [out, in] and bias [out], without gradients. They share the model's memory."""
+        detached = [p.detach() for p in self.parameters()]
+        return list(zip(detached[::2], detached[1::2], strict=True))
 
 
 def build(federation: Federation, *, seed: int | None = None) -> MLP:

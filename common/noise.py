@@ -37,6 +37,10 @@ class NoiseSource:
         """[size] independent uniform words."""
         return np.frombuffer(self._random_bytes(8 * size), np.uint64)
 
+    def bytes(self, size: int) -> bytes:
+        """[size] uniform bytes, such as a key."""
+        return self._random_bytes(size)
+
     def uniform(self, size: int) -> NDArray[np.float64]:
         """[size] numbers in (0, 1], multiples of 2^-53."""
         whole: NDArray[np.float64] = ((self.words(size) >> np.uint64(11)) + np.uint64(1)).astype(np.float64)

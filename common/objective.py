@@ -14,7 +14,9 @@ SCORING_BATCH = 65_536  # rows
 
 
 def row_losses(logits: Tensor, y: Tensor, loss: str) -> Tensor:
-    """Loss of each row: [batch, outputs], [batch] -> [batch]."""
+    """Loss of each row: [batch, outputs], [batch] -> [batch]. Raises `ValueError` for labels of another shape, which
+    would be broadcast, and rows mixed."""
+    _check_shapes(logits[:, 0], y)
     if loss == "cross_entropy":
         return functional.cross_entropy(logits, y, reduction="none")
     if loss == "binary_cross_entropy":
@@ -32,7 +34,11 @@ def predictions(logits: Tensor, loss: str) -> Tensor:
 
 
 def counts(predicted: Tensor, y: Tensor, schema: Schema) -> Counts:
-    """Exact counts of one table, multiples of `COUNT_UNIT`, float64 [count_size]. An empty table gives zeros."""
+    """Exact counts of one table, multiples of `COUNT_UNIT`, float64 [count_size]. An empty table gives zeros.
+
+    Raises `ValueError` unless there is one prediction [rows] for each label [rows].
+    """
+    _check_shapes(predicted, y)
     if isinstance(schema.target, Classes):
         k = schema.outputs
         return np.bincount((y * k + predicted).cpu().numpy(), minlength=k * k).astype(np.float64)
@@ -42,6 +48,11 @@ def counts(predicted: Tensor, y: Tensor, schema: Schema) -> Counts:
     # Each row's is rounded by itself: sums of whole numbers are exact, in whatever order they are added.
     sums = [(part / COUNT_UNIT).round().sum().item() * COUNT_UNIT for part in (error, error * error)]
     return np.array([len(y), *sums])
+
+
+def _check_shapes(each: Tensor, y: Tensor) -> None:
+    if each.shape != y.shape:
+        raise ValueError(f"y must have one number for each row, {list(each.shape)}, got {list(y.shape)}")
 
 
 @torch.no_grad()

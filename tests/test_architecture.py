@@ -41,7 +41,7 @@ EDGES = {
     },
     "grpc": {"client/node.py", "server/gate.py", "server/grid.py", "server/sessions.py", "server/status.py"},
     "sqlite3": {"client/ledger.py"},
-    "opacus": {"client/dpsgd.py", "common/second_opinion.py"},
+    "opacus": {"client/dpsgd.py", "client/exact.py", "common/second_opinion.py"},
 }
 
 

@@ -18,13 +18,16 @@ room that defends:
     one row                                         here; client/test_training: the noise that is charged
     a delta above 1 / rows                          client/test_budget
     a clock that is set back                        client/test_ledger; client/test_policy
-    NaN and infinite gradients                      here; client/test_training: counts as 0
+    NaN and infinite gradients                      client/test_training, test_kernel: counts as 0
     a ledger cut off, rewritten, restored, shared   here; client/test_ledger
     a full disk                                     client/test_ledger
     a reply larger than the clip                    server/test_central
     unequal weights, a lying weight                 server/test_central
     a missing reply                                 server/test_central
-    bits of a noisy count that tell the count       here
+    a model that is not finite                      here
+    bits of a noisy number that tell what it hides  here: counts, updates; server/test_central
+    weights that let a batch's size move every row  here; client/test_kernel: let the order of adding decide
+    a label's shape that mixes rows                 here; client/test_kernel
 """
 
 from __future__ import annotations
@@ -42,18 +45,19 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client import app as client_apps
 from client import dpsgd as private_training
-from client import training
+from client import kernel, training
 from client.app import client_app
 from client.entries import Entry, spent
 from client.ledger import Ledger
 from client.policy import Policy
 from client.site import ClientFile, DataFile, Site, open_site
 from common import model as models
-from common import noise
+from common import noise, objective
 from common.errors import ConfigError, LedgerError, Refusal
 from common.federation import Federation
 from common.metrics import noisy_counts
@@ -292,12 +296,25 @@ def test_a_file_that_was_renamed_or_has_grown_is_the_same_account(tmp_path):
     assert len({e.content for e in entries}) == 2  # and the change does not go unnoticed
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
-def test_a_model_that_makes_gradients_nan_or_infinite_is_charged_like_any_other(tmp_path, bad):
-    state = {name: np.full_like(array, bad) for name, array in models.state_of(models.build(FED)).items()}
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_model_that_is_not_finite_is_refused_before_anything_is_charged(tmp_path, bad, kind):
+    state = models.state_of(models.build(FED))
+    state["layers.0.bias"][3] = bad
     at = site(tmp_path)
-    train(at, 1, state=state)
+    reply = train(at, 1, state=state, kind=kind)
     at.ledger.close()
+    assert (reply.error.code, reply.error.reason) == (REFUSED, "the weights that were sent are not finite")
+    assert updates(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [3e38, 1e-45])
+def test_a_model_of_the_largest_or_smallest_numbers_is_charged_like_any_other(tmp_path, size):
+    state = {name: np.full_like(array, size) for name, array in models.state_of(models.build(FED)).items()}
+    at = site(tmp_path)
+    reply = train(at, 1, state=state)
+    at.ledger.close()
+    assert not reply.has_error()
     (entry,) = updates(tmp_path)
     assert (entry.steps, entry.attempt) == (2, 1)
 
@@ -359,3 +376,96 @@ def test_the_bits_of_a_noisy_count_tell_nothing_beside_its_value(multiplier):
     for count, seen in ((0.0, True), (1.0, False)):
         told = count + noise.secure().normal(cells) * multiplier
         assert ((np.abs(told) < 0.5) & (told * 2.0**53 != np.rint(told * 2.0**53))).any() == seen
+
+
+def fine_numbers(arithmetic: Any, *, present: bool, rounds: int = 6) -> int:
+    """How many numbers of some updates have bits that a sum with the target's part in it cannot have.
+
+    The server's units fire for the target's cells alone, so its part of each output weight is +-1 / sqrt(2 hidden) and
+    all else is noise. A float32 near 0 has finer bits than one to which that part was added.
+    """
+    hidden, rows = 2048, 32
+    fed = federation(model__hidden=[hidden], training__local_steps=1, training__learning_rate=1.0)
+    rng = np.random.default_rng(1)
+    x = torch.from_numpy(rng.uniform(-0.6, 0.6, (rows, fed.layer_sizes[0])).astype(np.float32))
+    x[:, 2:] = torch.tensor([1.0, 0.0, 0.0])
+    y = torch.from_numpy(rng.integers(0, 2, rows))
+    if present:
+        x[0], y[0] = torch.tensor([0.9, -0.9, 0.0, 1.0, 0.0]), 1
+    state = {name: np.zeros_like(array) for name, array in models.state_of(models.build(fed)).items()}
+    state["layers.0.weight"][:, [0, 1, 3]] = [100.0, -100.0, 100.0]
+    state["layers.0.bias"][:] = -200.0
+    part = 1 / np.sqrt(2 * hidden)
+    grain = 2.0 ** (np.frexp(part / 2)[1] - 24)
+    dpsgd = training.DPSGD(
+        steps=1, sampling_rate=1.0, clip=1.0, noise_multiplier=1.0, expected_batch_size=32, arithmetic=arithmetic
+    )
+    found, source = 0, noise.secure()
+    for _ in range(rounds):
+        model = models.build(fed)
+        models.load_state(model, state)
+        private_training.fit_privately(model, x, y, training=fed.training, dpsgd=dpsgd, noise=source, proximal_mu=0.0)
+        told = models.state_of(model)["layers.1.weight"].astype(np.float64).ravel() * -32  # powers of two: exact
+        found += int(((np.abs(told) <= part / 2) & (told / grain != np.floor(told / grain))).sum())
+    return found
+
+
+def test_the_bits_of_an_update_do_not_tell_whether_a_row_was_in_the_batch():
+    assert fine_numbers("exact", present=False) == fine_numbers("exact", present=True) == 0
+    # The distinguisher works: in Opacus' floating point they tell it outright.
+    assert fine_numbers("opacus", present=False) > 0
+    assert fine_numbers("opacus", present=True) == 0
+
+
+def paired_weights() -> State:
+    """Weights whose sums are 0, as pairs of +-1e20 cancel: what floats leave of them depends on the batch's size."""
+    hidden = 1024
+    fed = federation(model__hidden=[hidden], training__loss="binary_cross_entropy")
+    state = {name: np.zeros_like(array) for name, array in models.state_of(models.build(fed)).items()}
+    state["layers.0.bias"][:] = 0.3
+    signs = np.random.default_rng(0).permutation(np.repeat([1.0, -1.0], hidden // 2))
+    state["layers.1.weight"][0] = signs * 1e20
+    return state
+
+
+@pytest.mark.parametrize("loss", ["binary_cross_entropy", "cross_entropy"])
+def test_one_more_row_moves_a_sum_and_a_score_by_its_own_part_whatever_the_weights(loss):
+    fed = federation(model__hidden=[1024], model__activation="tanh", training__loss=loss)
+    model = models.build(fed)
+    state = paired_weights()
+    if loss == "cross_entropy":
+        state["layers.1.weight"] = np.concatenate([state["layers.1.weight"], -state["layers.1.weight"]])
+        state["layers.1.bias"] = np.zeros(2, np.float32)
+    models.load_state(model, state)
+    x, y = torch.full((65, 5), 0.25), torch.zeros(65, dtype=torch.int64)
+    net = kernel.ExactMLP(model.weights(), activation="tanh", loss=loss)
+    one = net.clipped_sum(x[:1], y[:1], clip=1.0)
+    for rows in range(1, 65):
+        sums = [net.clipped_sum(x[:n], y[:n], clip=1.0) for n in (rows, rows + 1)]
+        assert all(torch.equal(b - a, part) for a, b, part in zip(*sums, one, strict=True))
+        less, more = (
+            kernel.exact_counts(model, x[:n], y[:n], schema=fed.data_schema, loss=loss) for n in (rows, rows + 1)
+        )
+        assert np.linalg.norm(more - less) == 1
+    for score in (
+        lambda labels: net.clipped_sum(x, labels, clip=1.0),
+        lambda labels: kernel.exact_counts(model, x, labels, schema=fed.data_schema, loss=loss),
+        lambda labels: objective.row_losses(model(x), labels, loss),
+    ):
+        with pytest.raises(ValueError, match=r"y must have one number for each row, \[65\], got \[65, 1\]"):
+            score(y[:, None])
+
+
+def test_a_client_scores_in_exact_arithmetic(tmp_path):
+    # The logit is exactly 0, so class 0. In floats it is some 10^14 times what rounding leaves, of either sign.
+    noisy = {**PRIVATE, "privacy__row__epsilon": 1e6, "privacy__evaluation__noise": 0.01}
+    fed = federation(**noisy, model__hidden=[1024], model__activation="tanh", training__loss="binary_cross_entropy")
+    rows = pl.DataFrame({"a": [0.5] * 400, "b": np.linspace(-1, 1, 400), "c": ["red"] * 400, "y": [0] * 400})
+    rows.write_csv(tmp_path / "ada.csv")
+    at = site(tmp_path, fed, epsilon=1e7)
+    reply = train(at, 1, state=paired_weights(), fed=fed, kind="evaluate")
+    validation = len(at.dataset.validation_y)
+    at.ledger.close()
+    told = np.array(reply.content.metric_records["metrics"]["counts"])
+    assert validation > 50
+    assert np.abs(told - [validation, 0, 0, 0]).max() < 0.1

@@ -135,7 +135,7 @@ def test_a_prediction_depends_on_its_row_alone(rows, clip, **drawn):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_weights_that_let_the_order_of_adding_decide_decide_nothing(workers):
-    # Sums over the second layer are 0, there and back: pairs of +-1e20 cancel. In floats what is left of them depends on
+    # Sums over the second layer are 0, there and back: pairs of +-1e20 cancel. What floats leave of them depends on
     # the order, and is so large that it decides a unit's sign.
     rng = np.random.default_rng(0)
     signs = [torch.from_numpy(rng.permutation([1.0, -1.0] * 32)) for _ in range(2)]
