@@ -19,10 +19,11 @@ from flwr.clientapp import ClientApp
 
 from client import data, training
 from client.budget import Budget
+from client.device import resolve_device
 from client.kernel import exact_counts
 from client.ledger import Ledger
 from client.policy import Policy
-from client.site import Site, load_client_file, open_site, resolve_device
+from client.site import Site, load_client_file, open_site
 from common import federation as federations
 from common import model as models
 from common import noise, objective
@@ -197,7 +198,7 @@ def _simulated_site(context: Context, federation: Federation) -> Site:
     if number >= len(files):
         raise DataError(f"node {number} has no table: the data folder holds {len(files)}")
     key = hashlib.sha256(f"{federation.training.seed}".encode()).digest()
-    device = resolve_device("auto")
+    device = resolve_device("auto", exact=federation.privacy.row is not None)
     rows = data.read(files[number], federation.data_schema, key=key)
     state = Path(tempfile.gettempdir()) / f"cloister-{os.getuid()}" / f"run-{context.run_id}"
     row = federation.privacy.row

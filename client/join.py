@@ -12,8 +12,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from client.device import resolve_device
 from client.node import Node, Say
-from client.site import TLSFiles, load_client_file, resolve_device
+from client.site import TLSFiles, load_client_file
 from common.errors import CertificateError, ConfigError
 from common.logs import LogFormat, json_handler, log_to, quiet_flower
 from common.wire import tls

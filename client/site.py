@@ -18,6 +18,7 @@ from client import data
 from client.approval import check_approval
 from client.budget import Budget, open_budget
 from client.data import Dataset
+from client.device import describe_device, resolve_device
 from client.entries import Entry, Part
 from client.ledger import Ledger
 from client.plan import check_size
@@ -25,7 +26,7 @@ from client.policy import Policy
 from client.training import Arithmetic
 from common import documents, noise
 from common.documents import Document
-from common.errors import DataError, DeviceError
+from common.errors import DataError
 from common.federation import Federation
 from common.mistakes import Problem
 from common.noise import NoiseSource
@@ -177,11 +178,13 @@ def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Sit
     Raises:
         Refusal: the owner has not approved this document.
         DataError: the table does not fit the federation's schema.
+        DeviceError: the device is not here, or its arithmetic is not what privacy rests on.
         LedgerError: the ledger is in use, or cannot be trusted.
     """
     state = Path(settings.state)
     check_approval(settings.policy, federation, settings.approvals)
-    device = resolve_device(settings.device)
+    private = federation.privacy.row is not None
+    device = resolve_device(settings.device, exact=private and settings.arithmetic == "exact")
     key = split_key(state)
     rows = data.read(Path(settings.data.path), federation.data_schema, key=key)
     return Site(
@@ -194,25 +197,6 @@ def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Sit
         device=device,
         arithmetic=settings.arithmetic,
     )
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` takes the GPU if there is one. Raises `DeviceError` if what was asked for is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda":
-        here = torch.cuda.device_count()
-        if (device.index or 0) >= here:
-            raise DeviceError(f"device {name} is not here ({here} CUDA devices found); use auto or cpu")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("device mps is not here; use auto or cpu")
-    return device
-
-
-def describe_device(device: torch.device) -> str:
-    """The device for a person: `cuda:0 (NVIDIA H100)`, `cpu`."""
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def split_key(state: Path) -> bytes:

@@ -56,7 +56,7 @@ def _explained(statement: dict[str, Any]) -> list[str]:
             out += ["", f"  {name}: epsilon {_figure(one['epsilon'])} at delta {one['delta']:g}"]
             if one["planned_epsilon"] is not None and one["planned_epsilon"] > one["epsilon"] + 0.005:
                 out.append(f"    - {one['planned_epsilon']:.2f} if it was stopped in the light of its results")
-            out += [*_released(one), f"    - noise: {one['noise']}", *_second_opinion(one)]
+            out += [*_released(one), f"    - noise: {one['noise']}", *_arithmetic(one), *_second_opinion(one)]
         if "withheld" in row:
             out += _wrapped(f"Each client's figures are withheld: {row['withheld']}.")
         out.append("")
@@ -86,6 +86,11 @@ def _unit(title: str, unit: dict[str, Any]) -> list[str]:
     for line in unit["not_covered"]:
         out += textwrap.wrap(f"- {line}", WIDTH, initial_indent="    ", subsequent_indent="      ")
     return out
+
+
+def _arithmetic(client: dict[str, Any]) -> list[str]:
+    said = client.get("arithmetic", "not stated")
+    return textwrap.wrap(f"- arithmetic: {said}", WIDTH, initial_indent="    ", subsequent_indent="      ")
 
 
 def _second_opinion(client: dict[str, Any]) -> list[str]:

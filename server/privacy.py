@@ -14,6 +14,11 @@ from server.admission import Statement
 from server.central import FROM_SEED, FROM_SYSTEM
 from server.run import Run
 
+EXACT = "exact: sums and their noise are whole numbers, so no rounding tells more than is accounted for"
+FLOATING = (
+    "floating point (Opacus): the figures hold for real numbers, and how floats are rounded can tell more about a row"
+)
+
 PACKAGES = ("cloister", "opacus", "torch", "flwr", "numpy")
 
 
@@ -112,6 +117,7 @@ def _client(stated: Statement, row: RowPrivacy) -> dict[str, Any]:
         "opacus_planned_epsilon": stated.get("opacus_planned_epsilon"),  # None from a client of before it was told
         "opacus_accountant": None if "opacus_prv" not in stated else "PRV" if stated["opacus_prv"] else "RDP",
         "delta": stated.get("delta"),
+        "arithmetic": EXACT if stated.get("exact_arithmetic") else FLOATING,  # clients of before did not say
         "noise": (FROM_SYSTEM if stated.get("secure_noise") else FROM_SEED) + ", drawn by the client",
         "released": [
             *([size] if stated.get("count_epsilon") else []),

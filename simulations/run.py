@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from client.site import describe_device, resolve_device
+from client.device import describe_device, resolve_device
 from common import federation as federations
 from common.errors import ConfigError, DataError
 from common.logs import quiet_flower
@@ -44,7 +44,7 @@ def simulate_files(
     seed = federation.training.seed
     if sum(source is not None for source in (data, data_dir, generate)) != 1:
         raise ConfigError(["give exactly one of --data TABLE, --data-dir FOLDER and --generate ROWS"])
-    where = resolve_device(device)
+    where = resolve_device(device, exact=federation.privacy.row is not None)
     scorer = held_out_scorer(federation, held_out) if held_out else None
     if data_dir is not None:
         if clients is not None or partition != "iid":

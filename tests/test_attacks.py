@@ -78,6 +78,7 @@ def site(
     epsilon: float = 8.0,
     head: Path | None = None,
     policy: Policy | None = None,
+    arithmetic: Any = "exact",
 ) -> Site:
     """A real participant, with its ledger on disk."""
     if not (folder / file).exists():
@@ -91,6 +92,7 @@ def site(
         state=str(folder / "state"),
         head=str(head) if head else None,
         policy=policy or Policy(epsilon=epsilon, delta=1e-3),
+        arithmetic=arithmetic,
     )
     return open_site(settings, fed, name="ada")
 
@@ -418,13 +420,15 @@ def test_the_bits_of_an_update_do_not_tell_whether_a_row_was_in_the_batch():
 
 
 def paired_weights() -> State:
-    """Weights whose sums are 0, as pairs of +-1e20 cancel: what floats leave of them depends on the batch's size."""
+    """Hidden units in pairs that are equal, with weights of +-1e20: their sums are 0. What floats leave of them has
+    either sign, and depends on the order of adding, and so on the batch's size."""
     hidden = 1024
     fed = federation(model__hidden=[hidden], training__loss="binary_cross_entropy")
     state = {name: np.zeros_like(array) for name, array in models.state_of(models.build(fed)).items()}
-    state["layers.0.bias"][:] = 0.3
-    signs = np.random.default_rng(0).permutation(np.repeat([1.0, -1.0], hidden // 2))
-    state["layers.1.weight"][0] = signs * 1e20
+    rng = np.random.default_rng(0)
+    order = rng.permutation(hidden)
+    state["layers.0.weight"][order] = np.tile(rng.uniform(-1, 1, (hidden // 2, 5)), (2, 1))
+    state["layers.1.weight"][0, order] = np.repeat([1e20, -1e20], hidden // 2)
     return state
 
 
@@ -457,7 +461,7 @@ def test_one_more_row_moves_a_sum_and_a_score_by_its_own_part_whatever_the_weigh
 
 
 def test_a_client_scores_in_exact_arithmetic(tmp_path):
-    # The logit is exactly 0, so class 0. In floats it is some 10^14 times what rounding leaves, of either sign.
+    # Each logit is exactly 0, so class 0. Floats leave 10^14 or so of it, and for half of the rows above 0.
     noisy = {**PRIVATE, "privacy__row__epsilon": 1e6, "privacy__evaluation__noise": 0.01}
     fed = federation(**noisy, model__hidden=[1024], model__activation="tanh", training__loss="binary_cross_entropy")
     rows = pl.DataFrame({"a": [0.5] * 400, "b": np.linspace(-1, 1, 400), "c": ["red"] * 400, "y": [0] * 400})
@@ -469,3 +473,20 @@ def test_a_client_scores_in_exact_arithmetic(tmp_path):
     told = np.array(reply.content.metric_records["metrics"]["counts"])
     assert validation > 50
     assert np.abs(told - [validation, 0, 0, 0]).max() < 0.1
+
+
+@pytest.mark.parametrize("arithmetic, exact", [("exact", 1), ("opacus", 0)])
+def test_a_client_states_the_arithmetic_that_it_trained_in(tmp_path, monkeypatch, arithmetic, exact):
+    ran: list[str] = []
+    fit = private_training.fit_privately
+
+    def listening(*args: Any, dpsgd: training.DPSGD, **kwargs: Any) -> None:
+        ran.append(dpsgd.arithmetic)
+        fit(*args, dpsgd=dpsgd, **kwargs)
+
+    monkeypatch.setattr(private_training, "fit_privately", listening)
+    at = site(tmp_path, arithmetic=arithmetic)
+    reply = train(at, 1)
+    at.ledger.close()
+    assert ran == [arithmetic]
+    assert reply.content["privacy"]["exact_arithmetic"] == exact

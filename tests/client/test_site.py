@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from client.site import split_key
-from common.errors import DataError
+from client.site import load_client_file, split_key
+from common.errors import ConfigError, DataError
 
 
 def test_a_split_key_is_made_once_and_readable_by_its_owner_alone(tmp_path):
@@ -36,3 +36,29 @@ def test_a_damaged_key_is_refused_and_not_replaced(tmp_path, size):
     with pytest.raises(DataError, match="not a split key of 32 bytes; restore it"):
         split_key(tmp_path)
     assert (tmp_path / "split.key").stat().st_size == size
+
+
+CLIENT = """
+server: localhost:4433
+tls: null
+name: ada
+data: {{path: ada.csv, name: ada}}
+state: state
+{arithmetic}
+policy: {{epsilon: 4.0, delta: 1.0e-3{policy}}}
+"""
+
+
+@pytest.mark.parametrize(
+    "arithmetic, policy, found",
+    [("", "", "exact"), ("arithmetic: exact", "", "exact"), ("arithmetic: opacus", ", arithmetic: any", "opacus")],
+)
+def test_arithmetic_is_exact_unless_the_owner_says_otherwise_twice(tmp_path, arithmetic, policy, found):
+    (tmp_path / "ada.yaml").write_text(CLIENT.format(arithmetic=arithmetic, policy=policy))
+    assert load_client_file(tmp_path / "ada.yaml").arithmetic == found
+
+
+def test_floating_point_that_the_policy_does_not_allow_is_a_mistake_of_the_client_file(tmp_path):
+    (tmp_path / "ada.yaml").write_text(CLIENT.format(arithmetic="arithmetic: opacus", policy=""))
+    with pytest.raises(ConfigError, match=r"ada\.yaml:7: arithmetic opacus is floating point, which can tell more"):
+        load_client_file(tmp_path / "ada.yaml")

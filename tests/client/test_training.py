@@ -18,6 +18,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from client import kernel
 from client.dpsgd import fit_privately
 from client.dropout import row_ids
 from client.exact import ExactOptimizer
@@ -391,6 +392,23 @@ def test_private_training_is_the_same_bit_for_bit_whatever_the_order_of_rows():
     dpsgd = dpsgd_of(steps=3, noise_multiplier=1.0)
     found = [train_privately(model, *rows, dpsgd=dpsgd) for rows in ((x.float(), y), (x.float()[order], y[order]))]
     assert torch.equal(*found)
+
+
+def test_what_leaves_is_the_sum_of_integers_rounded_once():
+    # A float32 sum to which float32 noise is added is rounded three times, and the roundings tell what was added.
+    model, (x, y) = MLP(4, (60, 50), 3), rows_of()
+    optimizer = exact_optimizer(model, noise_multiplier=1.5, source=noise.seeded(3))
+    optimizer.take(x.float(), y)
+    optimizer.pre_step()
+    sums = kernel.ExactMLP(model.weights(), activation="relu", loss="cross_entropy").clipped_sum(x.float(), y, clip=0.3)
+    source, gradients = noise.seeded(3), iter(model.parameters())
+    tau = np.nextafter(1.5 * kernel.sensitivity([4, 60, 50, 3]), np.inf)
+    for total in sums:
+        noisy = total.numpy() + source.rounded_normal(total.numel(), tau).reshape(total.shape)
+        assert np.abs(noisy).max() > 2**24 * 2**6  # so that a float32 does not hold it
+        told = (noisy.astype(np.float64) * (0.3 / 4.0**15)).astype(np.float32) / np.float32(8)
+        assert np.array_equal(next(gradients).grad.numpy(), told[:, :-1])
+        assert np.array_equal(next(gradients).grad.numpy(), told[:, -1])
 
 
 def test_only_our_mlp_is_trained_in_exact_arithmetic():

@@ -30,9 +30,10 @@ from safetensors.numpy import load_file
 
 from client import data
 from client.app import client_app
+from client.device import resolve_device
 from client.ledger import Ledger
 from client.policy import Policy
-from client.site import Site, resolve_device
+from client.site import Site
 from common import federation as federations
 from common import noise
 from common.state import State

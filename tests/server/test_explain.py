@@ -67,6 +67,18 @@ def test_opacus_figures_stand_beside_ours(tmp_path):
         assert ours - 0.005 <= theirs <= 1.021 * ours + 0.02  # their upper bound, with twice an error of 1 %
 
 
+def test_the_arithmetic_of_each_client_is_said(tmp_path):
+    told = statement(tmp_path, **PRIVATE)
+    first, _ = told["row"]["per_client"].values()
+    row = federation(**PRIVATE).privacy.row
+    assert row is not None
+    first["arithmetic"] = privacy._client({"exact_arithmetic": 0}, row)["arithmetic"]
+    (tmp_path / "run" / "privacy.json").write_text(json.dumps(told))
+    text = " ".join("\n".join(lines(tmp_path / "run")).split())
+    assert text.count("arithmetic: exact: sums and their noise are whole numbers") == 1
+    assert text.count("arithmetic: floating point (Opacus): the figures hold for real numbers") == 1
+
+
 def test_a_weaker_noise_than_was_stated_shows_in_opacus_figure(tmp_path):
     told = statement(tmp_path, **PRIVATE)
     (name, one), *_ = told["row"]["per_client"].items()
