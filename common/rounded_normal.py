@@ -1,7 +1,7 @@
 """Integers distributed exactly as rint(N(0, tau^2)), drawn from random words.
 
 Gaussian noise in floating point is not the Gaussian that is accounted for, and added to a float it leaves bits that
-tell what it was added to (Mironov 2012; Haney et al. 2022, arXiv:2207.10635). Here sums are integers, and so is noise:
+tell what it was added to (Mironov 2012; Haney et al. 2022, arXiv:2207.13793). Here sums are integers, and so is noise:
 
     S + rint(N(0, tau^2)) = rint(S + N(0, tau^2))    for every integer S,
 
