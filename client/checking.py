@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from client.site import load_client_file
+from client.site import ClientFile, load_client_file
 from common import federation as federations
 from common.errors import ConfigError, PrivacyError
 from common.privacy import client_releases, evaluation_release
@@ -35,8 +35,13 @@ def _client(path: Path) -> list[str]:
     return [
         f"{path}: a client file, valid",
         f"server {settings.server}, {'mutual TLS' if settings.tls else 'plain text'}, device {settings.device}",
+        *_floating(settings),
         f"dataset {settings.data.name}: at most epsilon {policy.epsilon:g} at delta {policy.delta:g} in all",
     ]
+
+
+def _floating(settings: ClientFile) -> list[str]:
+    return [] if settings.arithmetic == "exact" else ["arithmetic opacus: floating point, which can tell more of a row"]
 
 
 def _federation(path: Path) -> list[str]:

@@ -42,6 +42,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.federation import WIDEST
 from common.metrics import Counts, count_size
 from common.model import MLP
 from common.objective import SCORING_BATCH, counts
@@ -51,7 +52,6 @@ BITS = 15  # of each factor of a row's part in the sum
 EXACT = 53  # whole numbers up to 2^53 are exact in float64
 FAR = 400  # a lattice's power of two is from 2^-400 to 2^400
 ROWS = 2**21  # summed at a time: 2^21 rows of at most 2^31 stay within 2^53
-WIDEST = 2**22  # inputs of a layer: fewer bits than 15 would be left for each factor of a product
 
 _TERMS = 9  # of exp's series
 

@@ -162,11 +162,16 @@ class Site:
         """Seconds until the policy allows the next round."""
         return self.policy.pause(self.ledger.last_round(), datetime.now(UTC))
 
+    def _how(self) -> str:
+        if self.federation.privacy.row is None:
+            return ""
+        return ", exact arithmetic" if self.arithmetic == "exact" else ", floating point, which can tell more of a row"
+
     def describe(self) -> list[str]:
         """Device, table and what encoding met, for the owner's eyes only."""
         rows, validation = len(self.dataset.y), len(self.dataset.validation_y)
         return [
-            f"device {describe_device(self.device)}",
+            f"device {describe_device(self.device)}{self._how()}",
             f"{rows + validation} rows: {rows} to train on, {validation} to validate on",
             *self.dataset.report.lines(),
         ]

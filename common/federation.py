@@ -29,6 +29,7 @@ Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Rounds = Annotated[int, Field(ge=1, le=1_000_000)]
 # Far outside, float32 rounds a clipped gradient up by more than the noise covers.
 Clip = Annotated[float, Field(ge=1e-6, le=1e6)]
+WIDEST = 2**22  # units of a layer: with more, too few bits are left for each factor of an exact product
 LEAST_EVALUATION_NOISE = 0.01  # the noise has a grid, which must be fine beside it
 Dtype = Literal["float32", "bfloat16", "int8"]
 
@@ -234,7 +235,8 @@ class Evaluation(Document):
     """How often clients score the model on their validation rows, and the noise on each count."""
 
     every: Annotated[int, Field(ge=0)] = 1  # rounds; 0 is never
-    noise: NonNegative = 0.0  # standard deviation of the noise over the sensitivity of the counts
+    # Standard deviation of the noise over the sensitivity of the counts. Beyond a million its integers have no room.
+    noise: Annotated[float, Field(ge=0, le=1e6)] = 0.0
 
 
 class Privacy(Document):
@@ -295,6 +297,12 @@ class Federation(Document):
         for part in ("data_schema", "training", "privacy"):
             for key, sentence in getattr(self, part).contradictions():
                 yield ("schema" if part == "data_schema" else part, *key), sentence
+        if self.privacy.row is not None and max(self.layer_sizes) > WIDEST:
+            yield (
+                ("schema", "features"),
+                f"make {self.layer_sizes[0]} inputs; with privacy.row a layer may have at most {WIDEST}, beyond which "
+                "its products are not exact",
+            )
         yield from self._loss_problems()
         yield from self._early_stopping_problems()
         yield from self._strategy_problems()

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from client import kernel
 from client.kernel import ExactMLP, sensitivity
+from common.federation import WIDEST
 from common.model import MLP
 
 Layers = list[tuple[Tensor, Tensor]]
@@ -191,7 +192,7 @@ def test_rows_are_summed_in_parts_where_a_float_would_not_hold_them(monkeypatch)
 def test_partial_sums_stay_within_what_a_float_holds():
     # Of left and right at most 2^31 the squares, so no entry of right x left is above 2^31; and of products on the way.
     assert kernel.ROWS * 2**31 < 2**kernel.EXACT
-    for width in (1, 2, 3, 784, 785, 4096, 65_536, kernel.WIDEST):
+    for width in (1, 2, 3, 784, 785, 4096, 65_536, WIDEST):
         rows, weights = kernel._bits(width), kernel.EXACT - kernel._log2(width) - kernel._bits(width)
         assert weights >= rows >= 15
         assert width * 2**rows * 2**weights <= 2**kernel.EXACT

@@ -78,6 +78,7 @@ def test_every_shipped_document_loads(path):
             {"privacy__row": {"epsilon": 1, "delta": 0.1, "clip": 1}},
             "privacy.evaluation.noise must be greater than 0: with privacy.row no count leaves without noise",
         ),
+        ({**PRIVATE, "privacy__evaluation__noise": 2e6}, "privacy.evaluation.noise must be at most 1000000 (got 2"),
         (
             {**PRIVATE, "privacy__evaluation__noise": 0.001},
             "privacy.evaluation.noise must be at least 0.01, which hides next to nothing as it is (got 0.001)",
@@ -304,3 +305,13 @@ def test_rounding_errors_add_no_step(batch, rows, epochs):
     exact = -(-epochs * rows // batch) if batch <= rows else epochs
     training = federation(training__local_steps=..., training__local_epochs=epochs).training
     assert training.steps(min(1.0, batch / rows)) == exact
+
+
+def test_a_layer_that_is_too_wide_for_exact_products_is_a_mistake_where_rows_are_private(monkeypatch):
+    monkeypatch.setattr(federations, "WIDEST", 4)
+    said = r"schema\.features make 5 inputs; with privacy\.row a layer may have at most 4, beyond"
+    with pytest.raises(documents.Mistakes, match=said):
+        federation(**PRIVATE, model__hidden=[4])
+    federation(model__hidden=[4])
+    monkeypatch.setattr(federations, "WIDEST", 5)
+    federation(**PRIVATE, model__hidden=[5])
