@@ -150,6 +150,7 @@ def status(
 def join(
     client: Annotated[Path, typer.Argument(metavar="CLIENT.YAML", help="The client file.")],
     wait: Annotated[float, typer.Option(help="Seconds the server may be away before giving up.")] = 300.0,
+    strict: Annotated[bool, typer.Option(help="First check the table against the file's `federation`.")] = False,
     log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
 ) -> None:
@@ -160,7 +161,8 @@ def join(
     from client.join import join as run
     from common.logs import LogFormat
 
-    raise typer.Exit(run(client, wait_s=wait, log_format=LogFormat(log_format), console=_console(quiet)))
+    code = run(client, wait_s=wait, log_format=LogFormat(log_format), console=_console(quiet), strict=strict)
+    raise typer.Exit(code)
 
 
 @app.command()

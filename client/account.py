@@ -38,14 +38,15 @@ class Account:
             "left": max(0.0, policy.epsilon - bound),
             "by": {accountant: spent(self.entries, delta, accountant=accountant) for accountant in ("pld", "rdp")},
             "exact": sum(e.mechanism == "none" for e in self.entries),
-            "runs": [self._run(run) for run in dict.fromkeys(e.run for e in self.entries)],
+            "refusals": sum(e.mechanism == "refusal" for e in self.entries),
+            "runs": [self._run(run) for run in dict.fromkeys(e.run for e in self.entries if e.mechanism != "refusal")],
             "entries": len(self.entries),
             "head": str(self.head),
             "verified": self.verified,
         }
 
     def _run(self, run: str) -> dict[str, Any]:
-        mine = [e for e in self.entries if e.run == run]
+        mine = [e for e in self.entries if e.run == run and e.mechanism != "refusal"]
         return {
             "run": run,
             "federation": mine[0].federation,
@@ -121,6 +122,8 @@ def lines(account: dict[str, Any]) -> list[str]:
         "federations together",
         f"spent   {account['spent']:.2f}   left {account['left']:.2f}",
     ]
+    if account["refusals"]:
+        out.append(f"documents that did not fit the table, and were told so: {account['refusals']}")
     if not account["runs"]:
         return [*out, "nothing was ever released"]
     by = account["by"]

@@ -63,14 +63,14 @@ def _answer(
             run = str(_config(message).get(RUN, context.run_id))
             return Message(work(site, message, run), reply_to=message)
     except BudgetExhausted as refusal:
-        return Message(Error(code=records.BUDGET_EXHAUSTED, reason=str(refusal)), reply_to=message)
+        log.error("a task was refused: %s", refusal)
+        return Message(Error(code=records.BUDGET_EXHAUSTED, reason=refusal.public), reply_to=message)
     except Refusal as refusal:
-        return Message(Error(code=records.REFUSED, reason=str(refusal)), reply_to=message)
+        return Message(Error(code=records.REFUSED, reason=refusal.public), reply_to=message)
     except Exception as error:
         # Our own errors say what is wrong, others where.
         log.error("a task failed: %s", error, exc_info=not isinstance(error, CloisterError))
-        reason = f"the client failed ({type(error).__name__}); its own log says more"
-        return Message(Error(code=records.FAILED, reason=reason), reply_to=message)
+        return Message(Error(code=records.FAILED, reason=records.CLIENT_FAILED), reply_to=message)
 
 
 def _train(site: Site, message: Message, run: str) -> RecordDict:

@@ -10,7 +10,7 @@ from typing import Any
 from client.data import Dataset
 from client.entries import Part
 from client.ledger import Ledger
-from client.plan import check_account, check_size, entry_for, make_plan
+from client.plan import check_account, entry_for, make_plan
 from client.policy import Policy
 from client.training import DPSGD, Arithmetic
 from common import second_opinion
@@ -196,10 +196,9 @@ def open_budget(
     """Plans a run, or takes up the plan it had before a restart.
 
     Raises:
-        Refusal: the table is too small for what the federation asks, or the policy wants more noise or fewer steps.
+        Refusal: the released row count is too large for the delta, or the policy wants more noise or fewer steps.
         BudgetExhausted: what is left of the account does not cover a plan; the message has the numbers.
     """
-    check_size(federation, dataset)
     plan = _stored(ledger, federation, run)
     if plan is None:
         plan = make_plan(federation, dataset, policy, ledger, noise, run)

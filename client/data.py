@@ -54,16 +54,27 @@ class Dataset:
     report: EncodingReport
 
 
-def read(path: Path, schema: Schema, *, key: bytes) -> Rows:
-    """Reads and encodes a file. Raises `DataError`."""
+def read(path: Path, schema: Schema, *, key: bytes, leave_out: bool = False) -> Rows:
+    """Reads and encodes a file; with `leave_out` without the rows that do not fit. Raises `DataError`."""
     table = tables.read(path, schema)
-    return encode_rows(table.frame, schema, key=key, first_line=table.first_line, source=table.source)
+    return encode_rows(
+        table.frame, schema, key=key, first_line=table.first_line, source=table.source, leave_out=leave_out
+    )
 
 
-def encode_rows(frame: pl.DataFrame, schema: Schema, *, key: bytes, first_line: int = 1, source: str = "table") -> Rows:
+def encode_rows(
+    frame: pl.DataFrame,
+    schema: Schema,
+    *,
+    key: bytes,
+    first_line: int = 1,
+    source: str = "table",
+    leave_out: bool = False,
+) -> Rows:
     """Encodes a table that is in memory. `key` (at most 64 bytes) is the owner's secret for the split."""
-    encoded = encode(frame, schema, first_line=first_line, source=source)
+    encoded = encode(frame, schema, first_line=first_line, source=source, leave_out=leave_out)
     text = pl.DataFrame([_as_text(column, source) for column in frame.iter_columns()])
+    text = text[encoded.kept] if len(encoded.kept) < frame.height else text
     digests = [hashlib.blake2b("\x1f".join(row).encode(), digest_size=8, key=key).digest() for row in text.rows()]
     return Rows(
         x=encoded.x,
@@ -84,18 +95,18 @@ def _as_text(column: pl.Series, source: str) -> pl.Series:
         ) from None
 
 
-def split(rows: Rows, schema: Schema, *, key: bytes, device: torch.device) -> Dataset:
+def split(rows: Rows, schema: Schema, *, key: bytes, device: torch.device, may_be_empty: bool = False) -> Dataset:
     """Deals each row to train or validation by its digest alone.
 
     So neither the order nor the presence of other rows moves a row, and adding or removing a row changes one
     part only. Equal rows go the same way.
 
     Raises:
-        DataError: no rows are left to train on.
+        DataError: no rows are left to train on, unless the part `may_be_empty`.
     """
     position = rows.digests.astype(np.float64) / 2.0**64
     validation = position < schema.validation_fraction
-    if validation.all():
+    if validation.all() and not may_be_empty:
         raise DataError(f"all {len(rows.y)} rows fell into the validation part; the table is too small to train on")
 
     def tensor(array: NDArray[np.generic], where: NDArray[np.bool_]) -> Tensor:

@@ -17,7 +17,8 @@ class Entry:
 
     A Gaussian release has a noise multiplier, sampling rate and steps; a geometric one (a row count) is
     `epsilon`-private by itself and has `value`, what was told. "none" is an exact release, where the policy allows one:
-    no epsilon bounds it, and none is counted for it.
+    no epsilon bounds it, and none is counted for it. "refusal" is a document that did not fit the table, which the
+    server heard: only a few are told (policy `refusals`), a limit on bits and not on epsilon.
     """
 
     part: Part
@@ -25,7 +26,7 @@ class Entry:
     run: str
     task: str
     attempt: int
-    mechanism: Literal["gaussian", "geometric", "none"]
+    mechanism: Literal["gaussian", "geometric", "none", "refusal"]
     federation: str  # fingerprint of the document
     content: str  # fingerprint of the table
     noise_multiplier: float | None = None
@@ -56,7 +57,7 @@ def spent(
     chosen in the light of earlier ones; several runs cost what RDP's filter says. An `accountant` by name gives its
     figure for all runs as if they had been fixed beforehand: to compare, not to rely on.
     """
-    everything = [e for e in (*entries, *more) if e.mechanism != "none"]
+    everything = [e for e in (*entries, *more) if e.mechanism in ("gaussian", "geometric")]
     if len({e.split for e in everything}) > 1:
         return _sequential(everything, delta, accountant)
     parts = {e.part for e in everything}

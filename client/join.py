@@ -12,9 +12,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from client import data
 from client.device import resolve_device
 from client.node import Node, Say
-from client.site import TLSFiles, load_client_file
+from client.site import ClientFile, TLSFiles, load_client_file, split_key
+from common import federation as federations
 from common.errors import CertificateError, ConfigError
 from common.logs import LogFormat, json_handler, log_to, quiet_flower
 from common.wire import tls
@@ -26,14 +28,19 @@ INTERRUPTED = 130
 LONGEST_FAREWELL_S = 4.0  # for the task in hand, so that all is over within 10
 
 
-def join(document: Path, *, wait_s: float, log_format: LogFormat, console: Console) -> int:
+def join(document: Path, *, wait_s: float, log_format: LogFormat, console: Console, strict: bool = False) -> int:
     """Takes part until the run is over. Returns the exit code: 0, or 130 after Ctrl-C.
+
+    Args:
+        strict: first check the table against the owner's copy of the federation, every cell of it.
 
     Raises:
         CloisterError: what `Node.run` raises, and mistakes in the file, its certificates or its device.
     """
     settings = load_client_file(document)
     say = _say(log_format, console)
+    if strict:
+        say(check_table(settings, document))
     if (files := settings.tls) is None:
         host = settings.server.rpartition(":")[0]
         if not tls.is_loopback(host):
@@ -50,6 +57,20 @@ def join(document: Path, *, wait_s: float, log_format: LogFormat, console: Conso
     log_to(json_handler() if log_format == LogFormat.JSON else logging.StreamHandler())
     node = Node(settings, tls=material, wait_s=wait_s, say=say, ask=_ask if sys.stdin.isatty() else None)
     return asyncio.run(_until_interrupted(node, say))
+
+
+def check_table(settings: ClientFile, document: Path) -> str:
+    """Checks the owner's table against the owner's copy of the federation, before any server is heard.
+
+    Raises:
+        ConfigError: the client file names no federation, or that has mistakes.
+        DataError: cells that do not fit, with their lines.
+    """
+    if settings.federation is None:
+        raise ConfigError([f"{document}: federation is missing; --strict checks the table against the file it names"])
+    federation = federations.load(Path(settings.federation))
+    rows = data.read(Path(settings.data.path), federation.data_schema, key=split_key(Path(settings.state)))
+    return f"all {len(rows.y)} rows fit federation {federation.name}, fingerprint {federation.fingerprint}"
 
 
 def _reread(files: TLSFiles, say: Say) -> Callable[[], TLSMaterial]:

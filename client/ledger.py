@@ -142,7 +142,7 @@ class Ledger:
         """When a round of training was last charged, as ISO 8601; "" if never."""
         found = self._read(
             "SELECT json_extract(body, '$.time') FROM entries WHERE json_extract(body, '$.part') = 'train' "
-            "AND json_extract(body, '$.mechanism') != 'geometric' ORDER BY id DESC LIMIT 1"
+            "AND json_extract(body, '$.mechanism') IN ('gaussian', 'none') ORDER BY id DESC LIMIT 1"
         )
         return str(found[0][0]) if found else ""
 

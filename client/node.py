@@ -38,7 +38,7 @@ from common.wire import codec, tls
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
 from common.wire.identity import identify_process, number
-from common.wire.records import BUDGET_EXHAUSTED, FAILED, REFUSED
+from common.wire.records import BUDGET_EXHAUSTED, CLIENT_FAILED, FAILED, REFUSED
 from common.wire.text import shown
 from common.wire.tls import TLSMaterial
 
@@ -198,10 +198,10 @@ class Node:
                 await self._in_thread(self._site.budget, welcome.run)
                 self._begin_run(welcome.run)
         except BudgetExhausted as error:
-            await self._refuse(BUDGET_EXHAUSTED, str(error))
+            await self._refuse(BUDGET_EXHAUSTED, error.public)
             raise
         except Refusal as error:
-            await self._refuse(REFUSED, str(error))
+            await self._refuse(REFUSED, error.public)
             raise
         except CloisterError:
             # Data errors quote cells, and the others paths: they are the owner's to see.
@@ -287,7 +287,7 @@ class Node:
                     done = isinstance(answer, bytes)
             except CloisterError as error:
                 self._say(f"round {task.group}: {task.type} failed: {error}")
-                answer = pb.Failure(id=task.id, code=FAILED, reason="the client failed; its own log says more")
+                answer = pb.Failure(id=task.id, code=FAILED, reason=CLIENT_FAILED)
             finally:
                 self._working.discard(task.id)  # before we answer: who asks once more from now on is answered once more
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):

@@ -3,8 +3,7 @@
 A run releases three things: roughly how many training rows there are (once), model updates (each round), and noisy
 counts of the validation part (some rounds). Everything that depends on the number of rows, the sampling rate and
 through it the noise multiplier and epsilon, is computed from the released number and never from the exact one, so
-that it is post-processing and may be told. Only the refusal of a table that is too small for the batch, or too large
-for the delta, looks at the exact number, and tells that much about it.
+that it is post-processing and may be told. So is a refusal: no exact number of rows decides one.
 
 The count and the updates compose by simple addition of their epsilons, which holds however the second was chosen
 after seeing the first (Rogers et al. 2016, arXiv:1605.08294, on adaptively chosen parameters).
@@ -29,14 +28,13 @@ SMALLEST_EPSILON = 0.01  # no plan is made for less
 LESS = 0.9  # the next smaller epsilon that is tried when a plan does not fit the account
 
 
-def check_size(federation: Federation, dataset: Dataset) -> None:
-    """Raises `Refusal` if the table is too small for a batch, or too large for the delta."""
-    row, rows, batch = federation.privacy.row, len(dataset.y), federation.training.batch_size
-    needs_batch = row is None or row.sampling_rate is None  # else the batch size is but a divisor
-    if needs_batch and batch > rows:
+NOT_COVERED = "the data owner's privacy budget does not cover this run"  # whatever was spent, and on what
+
+
+def check_batch(federation: Federation, dataset: Dataset) -> None:
+    """Raises `Refusal` if the table is too small for a batch. Without privacy only, where updates are exact anyway."""
+    if (batch := federation.training.batch_size) > len(dataset.y):
         raise Refusal(f"training.batch_size {batch} is larger than the training part of this table")
-    if row is not None and row.delta * rows > 1:
-        raise Refusal(f"privacy.row.delta {row.delta:g} is above 1 / rows: it would allow to publish a row outright")
 
 
 def make_plan(
@@ -45,7 +43,8 @@ def make_plan(
     """Calibrates a run's noise once, so that all of it costs at most the federation's epsilon and what is left.
 
     Raises:
-        BudgetExhausted: too little is left for any plan; the message has the numbers.
+        BudgetExhausted: too little is left for any plan; the message has the numbers, for the owner.
+        Refusal: the released row count is too large for the federation's delta.
     """
     row = row_privacy(federation)
     left = policy.epsilon - spent(ledger.entries(), policy.delta)
@@ -53,14 +52,21 @@ def make_plan(
     if left <= max(2 * count_epsilon, SMALLEST_EPSILON):
         raise BudgetExhausted(
             f"policy.epsilon: {policy.epsilon:g} at delta {policy.delta:g}, of which {max(left, 0):.2f} is left; "
-            f"the federation asks for {row.epsilon:g}"
+            f"the federation asks for {row.epsilon:g}",
+            public=NOT_COVERED,
         )
     evaluate = "evaluation" in policy.releases
     if evaluate:
         evaluation_release(federation)  # refuses what cannot be planned, before anything is told
     told = 0
     if row.sampling_rate is None:
-        told = _released_rows(federation, dataset, policy, ledger, noise, run)
+        count = _released_rows(federation, dataset, policy, ledger, noise, run)
+        if row.delta * count > 1:
+            raise Refusal(
+                f"privacy.row.delta {row.delta:g} is above 1 / rows, of which about {count} were told: it would allow "
+                "to publish a row outright"
+            )
+        told = _shown(count, least=federation.training.batch_size)
     target = min(row.epsilon, left)
     while True:
         plan = plan_for(federation, rows=told, epsilon=target, evaluate=evaluate)
@@ -77,7 +83,7 @@ def make_plan(
 def _released_rows(
     federation: Federation, dataset: Dataset, policy: Policy, ledger: Ledger, noise: NoiseSource, run: str
 ) -> int:
-    """The training part's size with noise, to two significant digits.
+    """The training part's size with noise.
 
     Told once for a table and its split, unless a later federation pays less for it than was paid: then the
     number that was told says more about a row than that federation's plan may.
@@ -105,8 +111,12 @@ def _released_rows(
         _check_limits(federation, policy, known, [count])
         told = len(dataset.y) + noise.two_sided_geometric(count_epsilon)
         ledger.charge(replace(count, value=told), after=len(known))
-    least = federation.training.batch_size
-    told = max(told, least)
+    return told
+
+
+def _shown(count: int, *, least: int) -> int:
+    """A count to two significant digits, and not less than a batch."""
+    told = max(count, least)
     digits: int = 10 ** max(0, int(math.log10(told)) - 1)
     return max(round(told / digits) * digits, least)
 
@@ -146,7 +156,8 @@ def _check_limits(federation: Federation, policy: Policy, entries: list[Entry], 
         if total > limit:
             raise BudgetExhausted(
                 f"policy.{rule}: {limit:g} at delta {delta:g}, of which {spent(before, delta):.2f} is spent; with "
-                f"this run it would be {total:.2f}"
+                f"this run it would be {total:.2f}",
+                public=NOT_COVERED,
             )
 
 

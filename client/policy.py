@@ -33,6 +33,7 @@ class Policy(Document):
     max_rounds: Count | None = None
     max_local_steps: Count | None = None  # in a round
     min_seconds_between_rounds: Annotated[float, Field(ge=0)] = 0.0  # also of several federations
+    refusals: Annotated[int, Field(ge=0)] = 3  # how many documents that do not fit the table are told so, in all
     releases: tuple[Release, ...] = ("model", "evaluation", "row_count")
     arithmetic: Literal["exact", "any"] = "exact"  # any lets `arithmetic: opacus` train in floating point
     without_privacy: bool = False  # may a federation train on this table with no differential privacy?

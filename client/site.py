@@ -17,11 +17,11 @@ from pydantic import Field
 from client import data
 from client.approval import check_approval
 from client.budget import Budget, open_budget
-from client.data import Dataset
+from client.data import Dataset, Rows
 from client.device import describe_device, resolve_device
 from client.entries import Entry, Part
 from client.ledger import Ledger
-from client.plan import check_size
+from client.plan import check_batch
 from client.policy import Policy
 from client.training import Arithmetic
 from common import documents, noise
@@ -53,6 +53,7 @@ class ClientFile(Document):
     tls: TLSFiles | None  # null is plain text, for loopback only
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None  # without TLS only
     data: DataFile
+    federation: Name | None = None  # the owner's copy of the document, for `join --strict`
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     arithmetic: Arithmetic = "exact"  # of private training and evaluation; opacus is floating point
     state: Name
@@ -89,8 +90,11 @@ def load_client_file(path: Path) -> ClientFile:
     here = path.resolve().parent
     tls = read.tls and TLSFiles(**{k: str(here / v) for k, v in read.tls.model_dump().items()})
     head = str(here / read.head) if read.head else None
+    own = str(here / read.federation) if read.federation else None
     placed = read.data.model_copy(update={"path": str(here / read.data.path)})
-    return read.model_copy(update={"data": placed, "state": str(here / read.state), "head": head, "tls": tls})
+    return read.model_copy(
+        update={"data": placed, "state": str(here / read.state), "head": head, "tls": tls, "federation": own}
+    )
 
 
 @dataclass
@@ -111,11 +115,11 @@ class Site:
         """This site's plan and charges for a run; None if the federation trains without privacy.
 
         Raises:
-            Refusal: the policy, the table's size or what is left of the budget does not allow the run.
+            Refusal: the policy, what was told of the table's size or what is left of the budget does not allow the run.
         """
         self.policy.check(self.federation)
         if self.federation.privacy.row is None:
-            check_size(self.federation, self.dataset)
+            check_batch(self.federation, self.dataset)
             return None
         if run not in self._budgets:
             self._budgets[run] = open_budget(
@@ -173,8 +177,25 @@ class Site:
         return [
             f"device {describe_device(self.device)}{self._how()}",
             f"{rows + validation} rows: {rows} to train on, {validation} to validate on",
+            *self._size_warning(rows),
             *self.dataset.report.lines(),
         ]
+
+    def _size_warning(self, rows: int) -> list[str]:
+        """What the server is not told: it would say something about the exact number of rows."""
+        row = self.federation.privacy.row
+        if row is None:
+            return []
+        said = []
+        if row.delta * rows > 1:
+            said.append(
+                f"warning: privacy.row.delta {row.delta:g} is above 1 / rows: it allows to publish a row outright"
+            )
+        if row.sampling_rate is None and rows < (batch := self.federation.training.batch_size):
+            said.append(
+                f"warning: fewer rows than training.batch_size {batch}: each step takes all, and is mostly noise"
+            )
+        return said
 
 
 def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Site:
@@ -187,20 +208,61 @@ def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Sit
         LedgerError: the ledger is in use, or cannot be trusted.
     """
     state = Path(settings.state)
-    check_approval(settings.policy, federation, settings.approvals)
+    check_approval(settings.policy, federation, settings.approvals)  # before the document meets the data
     private = federation.privacy.row is not None
     device = resolve_device(settings.device, exact=private and settings.arithmetic == "exact")
     key = split_key(state)
-    rows = data.read(Path(settings.data.path), federation.data_schema, key=key)
-    return Site(
-        name=name,
-        federation=federation,
-        dataset=data.split(rows, federation.data_schema, key=key, device=device),
-        policy=settings.policy,
-        ledger=Ledger(settings.ledger, head=Path(settings.head) if settings.head else None),
-        noise=noise.secure(),
-        device=device,
-        arithmetic=settings.arithmetic,
+    ledger = Ledger(settings.ledger, head=Path(settings.head) if settings.head else None)
+    try:
+        rows = _read(settings, federation, key, ledger)
+        return Site(
+            name=name,
+            federation=federation,
+            dataset=data.split(rows, federation.data_schema, key=key, device=device, may_be_empty=private),
+            policy=settings.policy,
+            ledger=ledger,
+            noise=noise.secure(),
+            device=device,
+            arithmetic=settings.arithmetic,
+        )
+    except BaseException:
+        ledger.close()
+        raise
+
+
+def _read(settings: ClientFile, federation: Federation, key: bytes, ledger: Ledger) -> Rows:
+    """The table, as the document asks for it. Where rows are private, one that does not fit is left out: then whether
+    the table is taken depends on its columns and on no row.
+
+    That a document did not fit is heard by whoever sent it, so it is noted first, and after `policy.refusals` of them
+    no document that was not trained with before is tried on the table.
+    """
+    path, entries = Path(settings.data.path), ledger.entries()
+    refused = sum(e.mechanism == "refusal" for e in entries)
+    known = any(e.federation == federation.fingerprint and e.mechanism != "refusal" for e in entries)
+    if refused >= settings.policy.refusals and not known:
+        raise DataError(
+            f"policy.refusals: {refused} documents that did not fit this table were told so, and "
+            f"{settings.policy.refusals} may be; no other is tried on it. If they were honest mistakes, allow more"
+        )
+    try:
+        return data.read(path, federation.data_schema, key=key, leave_out=federation.privacy.row is not None)
+    except DataError:
+        if path.is_file():  # else it is the owner's mistake, and no document's
+            ledger.charge(_refusal(federation))
+        raise
+
+
+def _refusal(federation: Federation) -> Entry:
+    return Entry(
+        part="train",
+        split="",
+        run="",
+        task="",
+        attempt=1,
+        mechanism="refusal",
+        federation=federation.fingerprint,
+        content="",
     )
 
 

@@ -39,12 +39,17 @@ class EncodingReport:
     other: dict[str, int] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
     classes: dict[str, int] = field(default_factory=dict)
+    left_out: int = 0  # rows with a cell that does not fit
+    unfit: list[str] = field(default_factory=list)  # the first of those cells
 
     def lines(self) -> list[str]:
         """The report as sentences, the least expected first."""
         said = [f"column {name} is absent; it is optional and counts as missing" for name in self.absent]
         if sum(1 for n in self.classes.values() if n) == 1:
             said.append(f"all rows are of one class: {next(c for c, n in self.classes.items() if n)}")
+        if self.left_out:
+            rows = "1 row that does" if self.left_out == 1 else f"{self.left_out} rows that do"
+            said.append(f"left out: {rows} not fit the schema: {'; '.join(self.unfit)}")
         for what, counts in [
             ("outside their bounds, clamped", self.clamped),
             ("outside their categories, counted as other", self.other),
@@ -59,24 +64,35 @@ class EncodingReport:
 
 @dataclass(frozen=True)
 class Encoded:
-    """`x`: float32 [rows, inputs]. `y`: int64 class indices [rows], or float32 [rows] in [0, 1]."""
+    """`x`: float32 [rows, inputs]. `y`: int64 class indices [rows], or float32 [rows] in [0, 1]. `kept`: which of the
+    table's rows these are."""
 
     x: NDArray[np.float32]
     y: NDArray[np.int64] | NDArray[np.float32]
     report: EncodingReport
+    kept: NDArray[np.int64]
 
 
-def encode(frame: pl.DataFrame, schema: Schema, *, first_line: int = 1, source: str = "table") -> Encoded:
+def encode(
+    frame: pl.DataFrame,
+    schema: Schema,
+    *,
+    first_line: int = 1,
+    source: str = "table",
+    leave_out: bool = False,
+) -> Encoded:
     """A table to arrays.
 
     Args:
         frame: columns of text, numbers or booleans; columns that the schema does not name are ignored.
         first_line: the file's line of the first row, so that errors can name lines.
+        leave_out: rows with a cell that does not fit are left out, and reported, and no rows are no error: whether a
+            table is taken then says nothing about any row.
 
     Raises:
-        DataError: no rows, absent columns, or cells that do not fit; the first ten are quoted.
+        DataError: absent columns, and without `leave_out` no rows, or cells that do not fit; the first ten are quoted.
     """
-    if frame.height == 0:
+    if frame.height == 0 and not leave_out:
         raise DataError(f"{source}: the table has no rows")
     _check_columns(frame, schema, source)
     report = EncodingReport(rows=frame.height)
@@ -93,14 +109,20 @@ def encode(frame: pl.DataFrame, schema: Schema, *, first_line: int = 1, source: 
         encoder = _numeric if isinstance(feature, Numeric) else _categorical
         blocks.append(encoder(cells, feature, report, offending))  # type: ignore[arg-type]
     y = _target(_cells(frame[schema.target.name], source), schema.target, report, offending)
+    x, kept = np.concatenate(blocks, axis=1), np.arange(frame.height)
     if offending:
         offending.sort()
         lines = _lines(frame, first_line)
-        shown = "".join(f"\n  line {lines[row]}: {what}" for row, what in offending[:SHOWN_CELLS])
-        more = f"\n  and {len(offending) - SHOWN_CELLS} more" if len(offending) > SHOWN_CELLS else ""
-        cells_word = "cell does" if len(offending) == 1 else "cells do"
-        raise DataError(f"{source}: {len(offending)} {cells_word} not fit the schema:{shown}{more}")
-    return Encoded(x=np.concatenate(blocks, axis=1), y=y, report=report)
+        shown = [f"line {lines[row]}: {what}" for row, what in offending[:SHOWN_CELLS]]
+        if len(offending) > SHOWN_CELLS:
+            shown.append(f"and {len(offending) - SHOWN_CELLS} more")
+        if not leave_out:
+            cells_word = "cell does" if len(offending) == 1 else "cells do"
+            listed = "".join(f"\n  {line}" for line in shown)
+            raise DataError(f"{source}: {len(offending)} {cells_word} not fit the schema:{listed}")
+        kept = np.setdiff1d(kept, [row for row, _ in offending])
+        report.left_out, report.unfit = frame.height - len(kept), shown
+    return Encoded(x=x[kept], y=y[kept], report=report, kept=kept)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,12 @@ class PrivacyError(CloisterError):
 
 
 class Refusal(CloisterError):
-    """The data owner's side says no. The reason is meant for both sides, so it never quotes data."""
+    """The data owner's side says no. `public` is what the other side hears: it never depends on rows, nor on what other
+    federations have spent. The error's own text is the owner's."""
+
+    def __init__(self, message: str, *, public: str | None = None) -> None:
+        super().__init__(message)
+        self.public = message if public is None else public
 
 
 class BudgetExhausted(Refusal):

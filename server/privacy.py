@@ -64,8 +64,8 @@ def _row(run: Run, row: RowPrivacy) -> dict[str, Any]:
         "not_covered": [
             "that a client takes part, when, and how long it takes",
             "what a row's owner has told elsewhere, and rows that are copies of it at other clients",
-            "a refusal: that a table does not fit the schema, has fewer rows than a batch or more than 1 / delta, or "
-            "that a budget is spent",
+            "a refusal: that a table's columns do not fit the schema (a few times in all: each client's policy says "
+            "how many), that the row count it told is above 1 / delta, or that a budget is spent",
             "other runs: each client's own ledger adds them up",
         ],
         **_per_client(run, row),

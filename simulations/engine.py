@@ -192,7 +192,8 @@ def _sites(federation: Federation, named: dict[str, Rows], *, seed: int, device:
 
 def _split(name: str, rows: Rows, federation: Federation, *, key: bytes, device: torch.device) -> Dataset:
     try:
-        return data.split(rows, federation.data_schema, key=key, device=device)
+        private = federation.privacy.row is not None
+        return data.split(rows, federation.data_schema, key=key, device=device, may_be_empty=private)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
 

@@ -31,6 +31,8 @@ COUNTS = "counts"
 REFUSED = 1001
 BUDGET_EXHAUSTED = 1002
 FAILED = 1003
+# All that a server hears of a failure: which one it was may depend on rows.
+CLIENT_FAILED = "the client failed; its own log says more"
 LOST = 1004  # the client left
 LATE = 1005  # no answer before the round's deadline; said by the server
 

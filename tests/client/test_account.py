@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,18 @@ def test_one_run_is_shown_with_what_each_kind_of_release_costs(client_file):
     assert f"spent   {account['spent']:.2f}   left {account['left']:.2f}" in shown
     assert f"4 x model update  epsilon {updates:.2f}" in shown
     assert "noise multiplier 2, 5 steps at sampling rate 0.1" in shown
+
+
+def test_refusals_that_were_heard_are_counted_and_cost_no_epsilon(client_file):
+    refusal = {"mechanism": "refusal", "split": "", "content": "", "run": "", "noise_multiplier": None}
+    charge(client_file, *(replace(entry(task=f"{i}", **UPDATE), **refusal) for i in range(2)))
+    account = read_account(client_file).describe()
+    assert (account["refusals"], account["spent"], account["runs"]) == (2, 0.0, [])
+    assert "documents that did not fit the table, and were told so: 2" in lines(account)
+    charge(client_file, entry(**UPDATE), entry(part="validation", noise_multiplier=3.0))
+    both = read_account(client_file).describe()
+    costs = [epsilon([e.gaussian], 1e-3) for e in (entry(**UPDATE), entry(part="validation", noise_multiplier=3.0))]
+    assert both["spent"] == pytest.approx(max(costs))  # a refusal's empty split does not make it two
 
 
 def test_several_runs_cost_what_holds_for_adaptive_choices_and_the_reader_is_told(client_file):

@@ -20,6 +20,7 @@ from client import training
 from client.entries import spent
 from client.ledger import Ledger
 from client.node import Node
+from client.plan import NOT_COVERED
 from client.policy import Policy
 from client.site import ClientFile, DataFile
 from common import model as models
@@ -304,7 +305,7 @@ def test_what_a_private_client_sends_is_only_what_is_accounted(tmp_path):
     [
         (Policy(epsilon=8.0, delta=1e-4), Refusal, records.REFUSED, "policy.delta: asked 0.001, allowed 0.0001"),
         (Policy(epsilon=8.0, delta=1e-3, approved=("0" * 64,)), Refusal, records.REFUSED, "policy.approved"),
-        (Policy(epsilon=0.1, delta=1e-3), BudgetExhausted, records.BUDGET_EXHAUSTED, "policy.epsilon: 0.1"),
+        (Policy(epsilon=0.1, delta=1e-3), BudgetExhausted, records.BUDGET_EXHAUSTED, NOT_COVERED),
     ],
 )
 def test_a_policy_refusal_reaches_the_server_with_its_reason_and_charges_nothing(tmp_path, policy, error, code, reason):
@@ -317,8 +318,130 @@ def test_a_policy_refusal_reaches_the_server_with_its_reason_and_charges_nothing
 
     result, _ = play(tmp_path, server, policy=policy)
     assert isinstance(result, error)
+    if error is BudgetExhausted:
+        assert "policy.epsilon: 0.1 at delta 0.001, of which 0.10 is left" in str(result)  # numbers are the owner's
     ledger = tmp_path / "state" / "ada.ledger"
     assert not ledger.exists() or entries(tmp_path) == []
+
+
+SMALL = {"row": {"epsilon": 4.0, "delta": 1e-3, "clip": 1.0}, "evaluation": {"every": 0}}
+A = [{"name": "a", "type": "numeric", "bounds": [-1, 1]}]
+RATE = {"epsilon": 4.0, "delta": 1e-3, "clip": 1.0, "count_epsilon": None, "sampling_rate": 0.1}
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        {"training__batch_size": 333},  # more than there are
+        {"training__batch_size": 10},
+        {"privacy__row": RATE},  # with 1,200 rows delta is above 1 / rows
+        {"schema__target": {"name": "c", "classes": ["red", "blue"]}, "schema__features": A},  # a row with c = green?
+        {"schema__features": [{"name": "c", "type": "numeric", "bounds": [0, 1]}]},  # ... whose c is no number?
+        {"schema__validation_fraction": 0.9999},  # are all rows in one part?
+    ],
+    ids=["batch", "small batch", "delta", "class", "cell", "part"],
+)
+@pytest.mark.parametrize("rows", [0, 1, 5, 1200])
+def test_whether_a_private_client_takes_part_says_nothing_about_its_rows(tmp_path, probe, rows):
+    document = federation(**{"privacy": SMALL, **probe})
+
+    async def server(link: Link) -> None:
+        await link.welcome(document)
+        await link.hear("ready")
+        await link.finish()
+
+    table(max(rows, 1)).head(rows).write_csv(tmp_path / "ada.csv")
+    # With a count, 1,200 rows are too many for the delta, by what was told and paid for.
+    policy = Policy(epsilon=8.0, delta=1e-3)
+    if rows == 1200 and "privacy__row" not in probe:
+        document = federation(**{"privacy": {**SMALL, "row": {**SMALL["row"], "delta": 1e-6}}, **probe})
+    result, _ = play(tmp_path, server, policy=policy)
+    assert result == "completed"
+
+
+def test_rows_that_do_not_fit_are_left_out_and_the_owner_hears_which(tmp_path):
+    lines = [f"{a / 50},0.5,red,1" for a in range(40)]
+    lines[3], lines[7] = "0,confidential,red,1", "0,0.5,red,2"
+    (tmp_path / "ada.csv").write_text("\n".join(["a,b,c,y", *lines, ""]))
+
+    async def server(link: Link) -> None:
+        await link.welcome(federation(privacy=SMALL))
+        await link.hear("ready")
+        await link.finish()
+
+    _, said = play(tmp_path, server)
+    (told,) = (line for line in said if "left out" in line)
+    assert told.startswith("left out: 2 rows that do not fit the schema: line 5: b: expected a number, found")
+    assert "confidential" in told and "line 9: y: unknown class '2'" in told
+    assert any(line.startswith("38 rows: ") for line in said)
+
+
+def probes(folder: Path, documents: list[Federation], **policy: Any) -> list[tuple[int, str, str]]:
+    """What a server hears to each document, and what the owner is told."""
+    heard = []
+    for document in documents:
+
+        async def server(link: Link, document: Federation = document) -> None:
+            await link.welcome(document, run=document.name)
+            try:
+                failure = await link.hear("failure")
+                heard.append((failure.code, failure.reason))
+                await link.hear("goodbye")
+            except AssertionError:
+                heard.append((0, "ready"))
+                await link.finish()
+
+        result, _ = play(folder, server, policy=Policy(epsilon=8.0, delta=1e-3, **policy))
+        heard[-1] = (*heard[-1], str(result))
+    return heard
+
+
+def test_documents_that_do_not_fit_hear_one_sentence_and_after_three_none_is_tried(tmp_path):
+    def asking(column: str) -> Federation:
+        features = [{"name": column, "type": "numeric", "bounds": [0, 1]}]
+        return federation(privacy=SMALL, name=f"asks-{column}", schema__features=features)
+
+    heard = probes(
+        tmp_path, [asking("x"), asking("y1"), asking("a"), asking("z"), asking("b"), asking("a"), asking("w")]
+    )
+    sentence = "the client could not open its data; its own log says more"
+    assert [reason for _, reason, _ in heard] == [sentence, sentence, "ready", sentence, sentence, "ready", sentence]
+    assert {code for code, reason, _ in heard if reason == sentence} == {records.FAILED}
+    assert "the table lacks x" in heard[0][2] and "the table lacks z" in heard[3][2]
+    assert (
+        "policy.refusals: 3 documents that did not fit this table were told so, and 3 may be" in heard[4][2]
+    )  # b fits
+    assert heard[6][2] == heard[4][2]  # it was not tried
+    assert [e.mechanism for e in entries(tmp_path)].count("refusal") == 3
+    assert spent(entries(tmp_path), 1e-3) == pytest.approx(0.1)  # one row count
+    more = probes(tmp_path, [asking("b")], refusals=4)
+    assert more[0][1] == "ready"
+
+
+def test_a_file_that_is_not_there_is_the_owners_mistake_and_no_refusal(tmp_path):
+    async def server(link: Link) -> None:
+        await link.welcome(federation(privacy=SMALL))
+        await link.hear("failure")
+        await link.hear("goodbye")
+
+    (tmp_path / "ada.csv").mkdir()
+    result, _ = play(tmp_path, server)
+    assert isinstance(result, DataError)
+    assert entries(tmp_path) == []
+
+
+def test_a_document_that_the_owner_did_not_approve_does_not_meet_the_data(tmp_path):
+    (tmp_path / "ada.csv").write_text("nothing,fits\n1,2\n")
+
+    async def server(link: Link) -> None:
+        await link.welcome(federation(privacy=SMALL))
+        failure = await link.hear("failure")
+        assert (failure.code, "policy.approved" in failure.reason) == (records.REFUSED, True)
+        await link.hear("goodbye")
+
+    result, _ = play(tmp_path, server, policy=Policy(epsilon=8.0, delta=1e-3, approved=("0" * 64,)))
+    assert isinstance(result, Refusal)
+    assert not (tmp_path / "state" / "ada.ledger").exists()
 
 
 def test_data_that_does_not_fit_is_the_owners_to_see(tmp_path):
@@ -364,11 +487,12 @@ def test_a_new_run_that_the_budget_does_not_cover_is_refused_to_the_server(tmp_p
         await link.welcome(fed, run="another")
         failure = await link.hear("failure")
         assert (failure.id, failure.code) == ("", records.BUDGET_EXHAUSTED)
-        assert "policy.epsilon: 4.2" in failure.reason
+        assert failure.reason == NOT_COVERED  # and not what others, or this one, have spent
         await link.hear("goodbye")
 
     result, _ = play(tmp_path, first, then, policy=Policy(epsilon=4.2, delta=1e-3))
     assert isinstance(result, BudgetExhausted)
+    assert "policy.epsilon: 4.2" in str(result)
 
 
 def test_arrays_that_do_not_fit_the_model_are_refused(tmp_path):

@@ -305,3 +305,21 @@ def test_a_schema_that_contradicts_itself_is_refused(features, more, expected):
     contents: dict[str, Any] = {"features": features, "target": SICK, **more}
     with pytest.raises(documents.Mistakes, match="^" + re.escape(expected)):
         documents.validate(contents, Schema)
+
+
+def test_rows_that_do_not_fit_are_left_out_where_that_is_asked():
+    frame = pl.DataFrame({"age": ["60", "old", "40", "50"], "sick": ["0", "1", "9", "1"]})
+    encoded = encode(frame, schema(AGE), first_line=2, leave_out=True)
+    assert encoded.kept.tolist() == [0, 3]
+    assert_array_equal(encoded.x, encode(frame[[0, 3]], schema(AGE)).x)
+    assert_array_equal(encoded.y, [0, 1])
+    assert encoded.report.left_out == 2
+    assert encoded.report.unfit[0] == "line 3: age: expected a number, found 'old'"
+    assert encoded.report.lines()[0].startswith("left out: 2 rows that do not fit the schema: line 3: age")
+
+
+def test_what_is_kept_of_a_row_does_not_depend_on_the_others():
+    frame = pl.DataFrame({"age": ["60", "old", "40", "50"], "sick": ["0", "1", "9", "1"]})
+    for some in ([0], [1], [1, 2], [2, 3], []):
+        encoded = encode(frame[some], schema(AGE), leave_out=True)
+        assert [some[i] for i in encoded.kept] == [i for i in some if i in (0, 3)]

@@ -196,11 +196,16 @@ def test_a_simulation_of_a_numeric_target_runs(tmp_path):
 
 @pytest.mark.timeout(30)
 def test_a_simulation_whose_clients_all_refuse_ends_instead_of_waiting_for_others(tmp_path):
-    # 8 rows a client are fewer than a batch of 32, which a private client refuses.
-    document = federation(**PRIVATE, training__batch_size=32)
+    # 8 rows a client are fewer than a batch of 32, which a client refuses where no row is private.
+    document = federation(training__batch_size=32)
     with pytest.raises(RunFailed, match="0 of the 2 clients that a round needs are there; 4 refused to take part"):
         run(document, dealt(40, document=document), tmp_path / "run")
     assert load_model(tmp_path / "run")
+
+
+def test_private_clients_with_fewer_rows_than_a_batch_take_part(tmp_path):
+    document = federation(**PRIVATE, training__batch_size=32)
+    assert run(document, dealt(40, document=document), tmp_path / "run")["status"] == "completed"
 
 
 def test_simulated_noise_can_be_repeated_and_differs_between_clients(source):

@@ -1,0 +1,50 @@
+"""`join --strict`: the owner's table against the owner's copy of the document, before any server is heard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from client.join import check_table, join
+from client.site import load_client_file
+from common.errors import ConfigError, DataError
+from tests.support import PRIVATE, document, federation, table
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Path:
+    table().write_csv(tmp_path / "ada.csv")
+    (tmp_path / "federation.yaml").write_text(yaml.safe_dump(document(**PRIVATE)))
+    settings = {
+        "server": "127.0.0.1:1",
+        "tls": None,
+        "name": "ada",
+        "data": {"path": "ada.csv", "name": "ada"},
+        "federation": "federation.yaml",
+        "state": "state",
+        "policy": {"epsilon": 8.0, "delta": 1e-3},
+    }
+    (tmp_path / "client.yaml").write_text(yaml.safe_dump(settings))
+    return tmp_path / "client.yaml"
+
+
+def test_a_table_that_fits_is_said_to(client):
+    said = check_table(load_client_file(client), client)
+    assert said == f"all 200 rows fit federation small, fingerprint {federation(**PRIVATE).fingerprint}"
+
+
+def test_a_table_that_does_not_fit_ends_it_before_a_server_is_sought_and_nothing_is_noted(client):
+    path = client.parent / "ada.csv"
+    path.write_text(path.read_text().replace("red", "blue", 1).replace("\n0.", "\nx0.", 1))
+    with pytest.raises(DataError, match=r"ada\.csv: 1 cell does not fit the schema:\n  line \d+: a: expected a number"):
+        join(client, wait_s=0.0, log_format="text", console=Console(quiet=True), strict=True)
+    assert not list((client.parent / "state").glob("*.ledger"))
+
+
+def test_strict_needs_the_owners_copy_of_the_document(client):
+    client.write_text(client.read_text().replace("federation: federation.yaml\n", ""))
+    with pytest.raises(ConfigError, match=r"client\.yaml: federation is missing; --strict checks the table against"):
+        join(client, wait_s=0.0, log_format="text", console=Console(quiet=True), strict=True)
