@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -145,6 +146,8 @@ def _model(site: Site, message: Message) -> models.MLP:
     assert isinstance(arrays, ArrayRecord)
     try:
         state = records.to_state(arrays)
+        if any(array.dtype != np.float32 for array in state.values()):
+            raise TypeError("weights are float32")
         models.load_state(model, state)
     except (RuntimeError, TypeError, ValueError) as error:
         raise Refusal("the arrays that were sent do not fit the federation's model") from error

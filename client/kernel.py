@@ -27,9 +27,11 @@ most
 but for the rounding of floats before, which a factor of 1 + 2^-40 on each 2^15 covers. It is checked for each row, in
 64-bit integers.
 
-**Edge cases.** A row counts as zeros if one of its inputs is not finite, if a number of it passes 2^400, or if its norm
-is above S; all of these are decided by the row and the weights. No rows give zeros, and so does a row whose error is
-0. Numbers far below 2^-400 become 0. With weights that are not finite, rows count as zeros.
+**Edge cases.** A row counts as zeros if one of its inputs is not finite, if the step of a lattice would pass 2^400, or
+if its norm is above S; all of these are decided by the row and the weights. No rows give zeros, and so does a row whose
+error is 0. Numbers far below 2^-400 become 0. With weights that are not finite, or beyond float32's range, rows count
+as zeros. A float32 that is subnormal is taken as 0: whether a processor does that anyway is a mode of each thread, and
+may differ between two halves of a batch.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ from common.schema import Schema
 BITS = 15  # of each factor of a row's part in the sum
 EXACT = 53  # whole numbers up to 2^53 are exact in float64
 FAR = 400  # a lattice's power of two is from 2^-400 to 2^400
+SMALLEST, LARGEST = 2.0**-126, 2.0**128  # of float32's normal numbers
 ROWS = 2**21  # summed at a time: 2^21 rows of at most 2^31 stay within 2^53
 
 _TERMS = 9  # of exp's series
@@ -80,6 +83,7 @@ class _Layer:
     forward: _OnLattice  # [..., out, in], a step for each output: [..., 1, out]
     backward: _OnLattice | None  # [..., out, in], a step for each input: [..., 1, in]; none for the first layer
     bias: Tensor  # [..., 1, out]
+    fits: Tensor  # bool [..., 1, 1]: are the weights within float32's range?
 
 
 class ExactMLP:
@@ -101,13 +105,14 @@ class ExactMLP:
         if max(self.sizes) > WIDEST:
             raise ValueError(f"a layer may have at most 2^22 = {WIDEST} units, got {max(self.sizes)}")
         self._activation, self._loss = activation, loss
-        self._layers = [_layer(weight.to(REAL), bias.to(REAL), first=i == 0) for i, (weight, bias) in enumerate(layers)]
+        self._layers = [_layer(_real(weight), _real(bias), first=i == 0) for i, (weight, bias) in enumerate(layers)]
 
     @torch.inference_mode()
     def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[..., n, inputs] -> float64 [..., n, outputs], and which rows [..., n] are within range. Others give 0."""
         rows = _Rows(x)
         for i, layer in enumerate(self._layers):
+            rows.alive = rows.alive & layer.fits
             rows.value = _through(rows.on_lattice(rows.value), layer)
             if i < len(self._layers) - 1:
                 rows.value = _activate(rows.value, self._activation)
@@ -164,6 +169,7 @@ class ExactMLP:
         """Each layer's inputs and errors."""
         inputs, errors, active = [], [], []
         for i, layer in enumerate(self._layers):
+            rows.alive = rows.alive & layer.fits
             inputs.append(rows.on_lattice(rows.value))
             rows.value = _through(inputs[-1], layer)
             if i < len(self._layers) - 1:
@@ -196,22 +202,29 @@ class _Rows:
     """A batch on its way through the layers, and which of its rows still count."""
 
     def __init__(self, x: Tensor, present: Tensor | None = None) -> None:
-        self.value = x.to(REAL)
+        self.value = _real(x)
         self.alive = torch.ones_like(self.value[..., :1], dtype=torch.bool) if present is None else present[..., None]
 
     def on_lattice(self, a: Tensor) -> _OnLattice:
         """Each row [..., n, width] as whole numbers of so many bits that products of them are exact, and its step
         [..., n, 1]. A row that is too large, or not finite, becomes zeros and counts no more."""
-        found, fits = _on_lattice(a, -1, _bits(a.shape[-1]))
+        found, fits = _on_lattice(a, -1, row_bits(a.shape[-1]))
         self.alive = self.alive & fits
         return _OnLattice(torch.where(fits, found.whole, 0.0), found.step)
 
 
 def _layer(weight: Tensor, bias: Tensor, *, first: bool) -> _Layer:
     out, fan_in = weight.shape[-2:]
-    forward, _ = _on_lattice(weight, -1, EXACT - _log2(fan_in) - _bits(fan_in))
-    backward = None if first else _on_lattice(weight, -2, EXACT - _log2(out) - _bits(out))[0]
-    return _Layer(_OnLattice(forward.whole, forward.step.mT), backward, bias[..., None, :])
+    forward, _ = _on_lattice(weight, -1, weight_bits(fan_in))
+    backward = None if first else _on_lattice(weight, -2, weight_bits(out))[0]
+    largest = weight.abs().amax((-2, -1), keepdim=True)
+    fits = (largest <= LARGEST) & (bias.abs().amax(-1)[..., None, None] <= LARGEST)  # NaN does not
+    return _Layer(_OnLattice(forward.whole, forward.step.mT), backward, bias[..., None, :], fits)
+
+
+def _real(a: Tensor) -> Tensor:
+    """In float64. A float32 that is subnormal becomes 0, and is compared as 0 where the processor takes it for that."""
+    return torch.where(a.abs() < SMALLEST, 0.0, a).to(REAL) if a.dtype == torch.float32 else a.to(REAL)
 
 
 def _through(rows: _OnLattice, layer: _Layer) -> Tensor:
@@ -276,9 +289,14 @@ def _log2(width: int) -> int:
     return math.ceil(math.log2(max(width, 1)))
 
 
-def _bits(width: int) -> int:
+def row_bits(width: int) -> int:
     """The bits of a row of this width: its square, and its product with weights of no fewer bits, stay within 2^53."""
     return (EXACT - _log2(width)) // 2
+
+
+def weight_bits(width: int) -> int:
+    """The bits of weights beside a row of this width."""
+    return EXACT - _log2(width) - row_bits(width)
 
 
 # Activations and losses
@@ -320,9 +338,9 @@ def _slope(active: Tensor, activation: str) -> Tensor:
 def _error(out: Tensor, y: Tensor, loss: str) -> Tensor:
     """The loss' derivative by the logits, [..., n, outputs]."""
     if loss == "mse":
-        return (out - y.to(REAL)[..., None]) * 2.0
+        return (out - _real(y)[..., None]) * 2.0
     if loss == "binary_cross_entropy":
-        return _sigmoid(out) - y.to(REAL)[..., None]
+        return _sigmoid(out) - _real(y)[..., None]
     fine = 2.0 ** (EXACT - 1 - _log2(out.shape[-1]))
     whole = _exp(out - out.amax(-1, keepdim=True)).mul_(fine).round_()  # so that their sum is exact
     share = whole / whole.sum(-1, keepdim=True)

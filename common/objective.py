@@ -42,7 +42,7 @@ def counts(predicted: Tensor, y: Tensor, schema: Schema) -> Counts:
     if isinstance(schema.target, Classes):
         k = schema.outputs
         return np.bincount((y * k + predicted).cpu().numpy(), minlength=k * k).astype(np.float64)
-    error = (predicted.double() - y.double()).abs()
+    error = (predicted.double() - y.double()).abs()  # a subnormal float, whatever becomes of it, is far below a unit
     # A model can put out NaN; an error of 1, the largest there is, keeps the sensitivity true.
     error = torch.nan_to_num(error, nan=1.0)
     # Each row's is rounded by itself: sums of whole numbers are exact, in whatever order they are added.

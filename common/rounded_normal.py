@@ -152,7 +152,7 @@ class RoundedNormal:
         while True:
             fresh.extend()
             with mpmath.workprec(2 * fresh.count + 256):
-                ends = []
+                ends: list[int] = []
                 for numerator in (fresh.numerator, fresh.numerator + 1):
                     share = mpmath.mpf(numerator) / mpmath.mpf(2) ** fresh.count
                     if share == 0:
@@ -166,7 +166,10 @@ class RoundedNormal:
                         guess += step
                         if abs(step) < mpmath.mpf(2) ** -64:
                             break
-                    ends.append(int(mpmath.nint(guess)))
+                    low, high = (int(mpmath.nint(guess + side * mpmath.mpf(2) ** -32)) for side in (-1, 1))
+                    if low != high:  # too near a rounding edge to tell
+                        break
+                    ends.append(low)
             if len(ends) == 2 and ends[0] == ends[1]:
                 return True, -ends[0] if negative else ends[0]
 

@@ -260,6 +260,19 @@ def test_whoever_submits_a_run_does_not_choose_the_owners_client_file(monkeypatc
     assert client_apps._setting(own, "client-file", by_run=False) == "o.yaml"
 
 
+@pytest.mark.parametrize("dtype", ["float64", "int64", "complex64", "float16"])
+def test_a_model_of_another_type_is_refused_before_anything_is_charged(tmp_path, dtype):
+    # 1e300 is finite, and infinite once it is a float32.
+    state = {name: np.full(array.shape, 1, dtype) for name, array in models.state_of(models.build(FED)).items()}
+    if dtype == "float64":
+        state["layers.0.bias"][0] = 1e300
+    at = site(tmp_path)
+    reply = train(at, 1, state=state)  # type: ignore[arg-type]
+    at.ledger.close()
+    assert reply.error.code == REFUSED
+    assert updates(tmp_path) == []
+
+
 def test_a_model_of_another_shape_is_refused_before_anything_is_charged(tmp_path):
     at = site(tmp_path)
     reply = train(at, 1, fed=federation(**PRIVATE, model__hidden=[9]))

@@ -40,6 +40,30 @@ def errs_in_some_batches(rows, layer):
     return exact * (1 + 2.0**-20) if rows.whole.shape[-2] == 7 else exact
 
 
+@pytest.mark.parametrize("bits", [50, 51, 52, 52.5])
+def test_a_product_that_is_rounded_near_the_top_is_found(monkeypatch, bits):
+    exact = torch.Tensor.__matmul__
+
+    def rounding(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        found = exact(a, b)
+        if a.dtype != torch.float64:
+            return found
+        return torch.where(exact(a.abs(), b.abs()) > 2.0**bits, (found / 4).round() * 4, found)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", rounding)
+    assert not is_exact(CPU)
+
+
+def test_a_product_that_errs_where_it_is_wide_is_found(monkeypatch):
+    exact = torch.Tensor.__matmul__
+
+    def erring(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return exact(a, b) + (1 if a.shape[-1] > 128 and a.dtype == torch.float64 else 0)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", erring)
+    assert not is_exact(CPU)
+
+
 @pytest.mark.parametrize("wrong", [rounds_products, errs_in_some_batches])
 def test_a_device_that_errs_is_found_and_refused(monkeypatch, wrong):
     monkeypatch.setattr(kernel, "_through", wrong)

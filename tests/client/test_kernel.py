@@ -193,7 +193,7 @@ def test_partial_sums_stay_within_what_a_float_holds():
     # Of left and right at most 2^31 the squares, so no entry of right x left is above 2^31; and of products on the way.
     assert kernel.ROWS * 2**31 < 2**kernel.EXACT
     for width in (1, 2, 3, 784, 785, 4096, 65_536, WIDEST):
-        rows, weights = kernel._bits(width), kernel.EXACT - kernel._log2(width) - kernel._bits(width)
+        rows, weights = kernel.row_bits(width), kernel.weight_bits(width)
         assert weights >= rows >= 15
         assert width * 2**rows * 2**weights <= 2**kernel.EXACT
         assert width * 2 ** (2 * rows) <= 2**kernel.EXACT
@@ -234,6 +234,42 @@ def test_weights_that_explode_make_parts_of_zeros_and_no_error(bad):
     sums = net.clipped_sum(torch.ones(5, 3), torch.zeros(5, dtype=torch.int64), clip=1.0)
     assert all(not part.any() for part in sums)
     assert net.predictions(torch.ones(5, 3)).tolist() == [0] * 5
+
+
+def test_weights_beyond_float32_make_parts_of_zeros():
+    # In float64 they could pass the lattice, and be rounded in a product. A message's weights are float32.
+    for layers in (
+        [(torch.full((4, 3), 2.0**200, dtype=torch.float64), torch.zeros(4, dtype=torch.float64))],
+        [(torch.ones(4, 3, dtype=torch.float64), torch.full((4,), 2.0**200, dtype=torch.float64))],
+    ):
+        net = ExactMLP(layers, activation="relu", loss="cross_entropy")
+        assert not net.clipped_sum(torch.ones(5, 3), torch.zeros(5, dtype=torch.int64), clip=1.0)[0].any()
+        assert not net.logits(torch.ones(5, 3))[1].any()
+
+
+@pytest.fixture
+def flushing() -> Iterator[None]:
+    """This thread takes subnormal numbers for 0; those of a pool that runs already do not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    (torch.rand(1 << 20) + 1).sum()
+    if not torch.set_flush_denormal(True):
+        pytest.skip("the processor has no such mode")
+    yield
+    torch.set_flush_denormal(False)
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("loss", ["mse", "binary_cross_entropy"])
+def test_a_thread_that_takes_subnormal_numbers_for_0_moves_no_row(flushing, loss):
+    # Torch gives the rows beyond 32,768 numbers to another thread, so one more row moved all of the others.
+    layers = [(torch.full((1, 1), 3e38), torch.zeros(1)) for _ in range(2)]
+    net = ExactMLP(layers, activation="relu", loss=loss)
+    tiny = torch.from_numpy(np.full(40_000, 1e-40, np.float32))
+    y = tiny if loss == "mse" else torch.zeros(40_000)
+    less, more = (net.clipped_sum(tiny[:n, None], y[:n], clip=1.0) for n in (32_768, 32_769))
+    one = net.clipped_sum(tiny[:1, None], y[:1], clip=1.0)
+    assert same(more, [a + b for a, b in zip(less, one, strict=True)])
 
 
 def test_what_is_longer_than_the_sensitivity_is_left_out():
