@@ -247,28 +247,24 @@ def test_weights_beyond_float32_make_parts_of_zeros():
         assert not net.logits(torch.ones(5, 3))[1].any()
 
 
-@pytest.fixture
-def flushing() -> Iterator[None]:
-    """This thread takes subnormal numbers for 0; those of a pool that runs already do not."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    (torch.rand(1 << 20) + 1).sum()
-    if not torch.set_flush_denormal(True):
-        pytest.skip("the processor has no such mode")
-    yield
-    torch.set_flush_denormal(False)
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("loss", ["mse", "binary_cross_entropy"])
-def test_a_thread_that_takes_subnormal_numbers_for_0_moves_no_row(flushing, loss):
-    # Torch gives the rows beyond 32,768 numbers to another thread, so one more row moved all of the others.
+def test_a_thread_that_takes_subnormal_numbers_for_0_moves_no_row(loss):
+    # Torch gives what is beyond 32,768 numbers to another thread, which has a mode of its own: one more row moved all.
     layers = [(torch.full((1, 1), 3e38), torch.zeros(1)) for _ in range(2)]
     net = ExactMLP(layers, activation="relu", loss=loss)
     tiny = torch.from_numpy(np.full(40_000, 1e-40, np.float32))
     y = tiny if loss == "mse" else torch.zeros(40_000)
-    less, more = (net.clipped_sum(tiny[:n, None], y[:n], clip=1.0) for n in (32_768, 32_769))
-    one = net.clipped_sum(tiny[:1, None], y[:1], clip=1.0)
+
+    def run(rows: int) -> list[Tensor]:
+        return net.clipped_sum(tiny[:rows, None], y[:rows], clip=1.0)
+
+    with threads(2):
+        run(40_000)  # the other thread starts here, without the mode
+        assert torch.set_flush_denormal(True)
+        try:
+            one, less, more = (run(rows) for rows in (1, 32_768, 32_769))
+        finally:
+            torch.set_flush_denormal(False)
     assert same(more, [a + b for a, b in zip(less, one, strict=True)])
 
 
