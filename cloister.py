@@ -42,12 +42,13 @@ def _verb(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def verb(*args: Any, **kwargs: Any) -> None:
         from common.errors import CloisterError, ConfigError
+        from common.wire.text import shown_lines
 
         try:
             function(*args, **kwargs)
         except CloisterError as error:
             for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
-                print(f"error: {line}", file=sys.stderr)
+                print(f"error: {shown_lines(line)}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
 
     return verb

@@ -14,6 +14,7 @@ from client.policy import Policy
 from client.site import load_client_file
 from common.errors import LedgerError
 from common.privacy import GaussianRelease, epsilon
+from common.wire.text import shown
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,11 @@ def read_account(document: Path, *, verify: bool = False, head: str | None = Non
 
 
 def lines(account: dict[str, Any]) -> list[str]:
-    """`Account.describe` for a person."""
+    """`Account.describe` for a person. Runs have the names that servers gave them, in old ledgers unchecked."""
+    return [shown(line) for line in _lines(account)]
+
+
+def _lines(account: dict[str, Any]) -> list[str]:
     out = [
         f"dataset {account['dataset']}: epsilon {account['epsilon']:g} at delta {account['delta']:g}, for all "
         "federations together",

@@ -62,6 +62,8 @@ def _answer(
     try:
         with site_of(context) as site:
             run = str(_config(message).get(RUN, context.run_id))
+            if site.run not in (None, run):
+                raise Refusal("this task is of another run than the one that this client was welcomed to")
             return Message(work(site, message, run), reply_to=message)
     except BudgetExhausted as refusal:
         log.error("a task was refused: %s", refusal)

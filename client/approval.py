@@ -14,6 +14,7 @@ import yaml
 from client.policy import Policy
 from common.errors import LedgerError, Refusal
 from common.federation import Federation
+from common.wire.text import shown_lines
 
 
 def check_approval(policy: Policy, federation: Federation, record: Path) -> None:
@@ -59,4 +60,5 @@ def remember(federation: Federation, record: Path) -> None:
 def question(federation: Federation) -> str:
     """The whole document and its fingerprint, for the owner to say yes or no to."""
     document = yaml.safe_dump(json.loads(federation.canonical), sort_keys=False, allow_unicode=True)
+    document = shown_lines(document)
     return f"{document}fingerprint: {federation.fingerprint}\nTake part in this federation? [yes/no] "

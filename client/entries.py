@@ -35,6 +35,11 @@ class Entry:
     epsilon: float | None = None
     value: int | None = None
     time: str = ""
+    authority: str = ""  # a digest of the key that vouches for the server; "" without TLS, and in entries of before
+
+    def counts_for(self, authority: str) -> bool:
+        """Does it count among what this authority's federations have had? Where no authority is known, all do."""
+        return not authority or self.authority in ("", authority)
 
     @property
     def gaussian(self) -> GaussianRelease:

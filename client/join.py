@@ -18,7 +18,7 @@ from client.node import Node, Say
 from client.site import ClientFile, TLSFiles, load_client_file, split_key
 from common import federation as federations
 from common.errors import CertificateError, ConfigError
-from common.logs import LogFormat, json_handler, log_to, quiet_flower
+from common.logs import LogFormat, json_handler, log_to, quiet_flower, text_handler
 from common.wire import tls
 from common.wire.tls import TLSMaterial
 
@@ -54,7 +54,7 @@ def join(document: Path, *, wait_s: float, log_format: LogFormat, console: Conso
             say(f"warning: {warning}")
     resolve_device(settings.device)
     quiet_flower()
-    log_to(json_handler() if log_format == LogFormat.JSON else logging.StreamHandler())
+    log_to(json_handler() if log_format == LogFormat.JSON else text_handler())
     node = Node(settings, tls=material, wait_s=wait_s, say=say, ask=_ask if sys.stdin.isatty() else None)
     return asyncio.run(_until_interrupted(node, say))
 

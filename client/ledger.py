@@ -66,12 +66,16 @@ class Head:
 class Ledger:
     """One dataset's account. `Ledger.in_memory()` is for simulations, `Ledger.reading()` for looking."""
 
-    def __init__(self, path: Path | None, *, head: Path | None = None) -> None:
-        """`head` is where the head is kept; by default beside the ledger.
+    authority = ""
+
+    def __init__(self, path: Path | None, *, head: Path | None = None, authority: str = "") -> None:
+        """`head` is where the head is kept; by default beside the ledger. Entries are charged to `authority`: a digest
+        of the key that vouches for the server, "" without TLS.
 
         Raises:
             LedgerError: another process has it, it cannot be opened, or it cannot be trusted.
         """
+        self.authority = authority
         self._turn, self._head_turn = threading.Lock(), threading.Lock()
         path = path and path.resolve()  # one file, one lock, by whatever name
         self._path = path
@@ -146,6 +150,11 @@ class Ledger:
         )
         return str(found[0][0]) if found else ""
 
+    def rounds(self) -> int:
+        """How many rounds of training were charged to this authority, whatever its runs and documents were called."""
+        of_training = (e for e in self.entries() if e.part == "train" and e.mechanism in ("gaussian", "none"))
+        return sum(e.counts_for(self.authority) for e in of_training)
+
     def charge(self, entry: Entry, *, after: int | None = None) -> None:
         """Writes the entry, durably, before it returns. Raises `LedgerError` if what it pays for may not be released.
 
@@ -158,7 +167,8 @@ class Ledger:
                 raise LedgerError(f"{self._path}: another process writes to it; stop one of them. Nothing is released")
             last = self._db.execute("SELECT body, hash FROM entries ORDER BY id DESC LIMIT 1").fetchone()
             before, previous = (json.loads(last[0])["time"], last[1]) if last else ("", "")
-            body = json.dumps({**asdict(entry), "time": max(now, before)}, sort_keys=True)
+            stamped = {**asdict(entry), "time": max(now, before), "authority": self.authority}
+            body = json.dumps(stamped, sort_keys=True)
             self._db.execute("INSERT INTO entries (body, hash) VALUES (?, ?)", (body, _link(previous, body)))
         try:
             self._write_head()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -39,9 +40,10 @@ from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
 from common.wire.identity import identify_process, number
 from common.wire.records import BUDGET_EXHAUSTED, CLIENT_FAILED, FAILED, REFUSED
-from common.wire.text import shown
+from common.wire.text import is_name, shown
 from common.wire.tls import TLSMaterial
 
+TASKS = ("train", "evaluate")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 15.0
 OPTIONS = [
     ("grpc.keepalive_time_ms", 20_000),
@@ -72,13 +74,15 @@ class Node:
         """`tls` is asked before each connection, so that a renewed certificate needs no restart; None is plain text on
         loopback. `wait_s` is how long the server may be away before the node gives up. `say` tells the owner; `ask`
         puts a question that is answered by yes or no, None where nobody can be asked."""
-        self._settings, self._tls, self._wait_s, self._say, self._ask = settings, tls, wait_s, say, ask
+        self._settings, self._tls, self._wait_s, self._ask = settings, tls, wait_s, ask
+        self._say: Say = lambda text: say(shown(text, 4000))  # it may have words of the server, or of the table
         self._site: Site | None = None
         self._outbox: Outbox | None = None
         self._fingerprint = ""
         self._run = ""
         self._name = ""
         self._welcome = False  # has the current stream got as far as a welcome?
+        self._ready = False  # ... and have we said that we are ready?
         self._call: Call | None = None
         self._left = False  # have we said goodbye?
         self._sending = asyncio.Lock()
@@ -98,7 +102,7 @@ class Node:
         away_since, pause = time.monotonic(), FIRST_PAUSE_S
         try:
             while not self._left:
-                self._welcome = False
+                self._welcome = self._ready = False
                 try:
                     async with self._channel() as channel:
                         self._call = service.SessionStub(channel).Connect()
@@ -155,28 +159,44 @@ class Node:
         await self._send(pb.ClientFrame(hello=hello))
         incoming: tuple[pb.Task, codec.Assembly] | None = None
         async for frame in _frames(call):
-            kind = frame.WhichOneof("frame")
-            if kind == "welcome":
-                await self._welcomed(frame.welcome)
-            elif kind == "rejected":
-                raise ProtocolError(f"the server turned us away: {shown(frame.rejected.reason)}")
-            elif kind == "task":
-                incoming = self._receive(frame.task, codec.Assembly(frame.task.size), frame.task.data)
-            elif kind == "chunk" and incoming is not None:
-                incoming = self._receive(*incoming, frame.chunk.data)
-            elif kind == "ack":
-                assert self._outbox is not None
-                self._outbox.drop(frame.ack.id)
-            elif kind == "goodbye":
-                if frame.goodbye.finished:
-                    return shown(frame.goodbye.reason)
-                if frame.goodbye.comes_back:
-                    self._say(f"the server has ended and will come back: {shown(frame.goodbye.reason)}")
-                    return None
-                raise ConnectionFailed(f"the server ended the session: {shown(frame.goodbye.reason)}")
-            else:
-                raise ProtocolError(f"the server sent a frame {kind} that is not expected here")
+            try:
+                incoming, end = await self._heard(frame, incoming)
+            except ProtocolError as error:
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await self._refuse(FAILED, f"protocol error: {error}")
+                raise
+            if end is not None:
+                return end or None
         return None
+
+    async def _heard(
+        self, frame: pb.ServerFrame, incoming: tuple[pb.Task, codec.Assembly] | None
+    ) -> tuple[tuple[pb.Task, codec.Assembly] | None, str | None]:
+        """Does what a frame asks. Returns what of a task is still incomplete, and how the stream ends: None while it
+        goes on, the server's last word if the run is over, and "" if the server will come back."""
+        kind = frame.WhichOneof("frame")
+        if kind in ("task", "chunk", "ack") and not self._ready:
+            raise ProtocolError(f"a frame {kind} before the welcome")
+        if kind == "welcome":
+            await self._welcomed(frame.welcome)
+        elif kind == "rejected":
+            raise ProtocolError(f"the server turned us away: {shown(frame.rejected.reason)}")
+        elif kind == "task":
+            incoming = self._receive(frame.task, codec.Assembly(frame.task.size), frame.task.data)
+        elif kind == "chunk" and incoming is not None:
+            incoming = self._receive(*incoming, frame.chunk.data)
+        elif kind == "ack" and self._outbox is not None:
+            self._outbox.drop(frame.ack.id)
+        elif kind == "goodbye":
+            if frame.goodbye.finished:
+                return None, shown(frame.goodbye.reason) or "finished"
+            if frame.goodbye.comes_back:
+                self._say(f"the server has ended and will come back: {shown(frame.goodbye.reason)}")
+                return None, ""
+            raise ConnectionFailed(f"the server ended the session: {shown(frame.goodbye.reason)}")
+        else:
+            raise ProtocolError(f"a frame {kind}, which is not expected here")
+        return incoming, None
 
     def _receive(self, task: pb.Task, assembly: codec.Assembly, data: bytes) -> tuple[pb.Task, codec.Assembly] | None:
         """Takes a piece of a task's content. Returns what is still incomplete; a whole task is begun."""
@@ -188,6 +208,9 @@ class Node:
     async def _welcomed(self, welcome: pb.Welcome) -> None:
         """Checks the federation, opens the site and plans the budget, once; then says ready."""
         self._welcome = True
+        for what, name in (("run", welcome.run), ("client", welcome.name)):
+            if not is_name(name):
+                raise ProtocolError(f"a welcome with a {what}'s name that is none: {shown(name, 40)!r}")
         try:
             if self._site is None:
                 await self._ask_owner(welcome)
@@ -209,6 +232,7 @@ class Node:
             raise
         self._say(f"connected to {self._settings.server} as {self._name}, ready")
         await self._send(pb.ClientFrame(ready=pb.Ready(fingerprint=self._fingerprint)))
+        self._ready = True
         # Before the first task, which waits for the same thread.
         asyncio.get_running_loop().run_in_executor(self._worker, self._warm_up)
 
@@ -253,6 +277,7 @@ class Node:
         except BaseException:
             site.ledger.close()
             raise
+        site.run = welcome.run
         self._site, self._name = site, welcome.name
         self._app = client_app(lambda context: nullcontext(site))
 
@@ -260,6 +285,8 @@ class Node:
         """Another federation or run that asks for the same task does not get this one's reply."""
         self._outbox = Outbox(self._settings.outbox, run=f"{self._fingerprint}/{run}")
         self._run = run
+        if self._site is not None:
+            self._site.run = run
 
     async def _refuse(self, code: int, reason: str) -> None:
         await self._send(pb.ClientFrame(failure=pb.Failure(code=code, reason=reason)))
@@ -267,6 +294,12 @@ class Node:
 
     def _begin(self, task: pb.Task, content: bytes) -> None:
         """Starts a task, unless it is being done already."""
+        if not (is_name(task.id) and is_name(task.group)):
+            raise ProtocolError(f"a task with a name that is none: {shown(task.id, 40)!r}, {shown(task.group, 40)!r}")
+        if task.type not in TASKS:
+            raise ProtocolError(f"a task {shown(task.type, 40)!r}; known are {' and '.join(TASKS)}")
+        if not 0 < task.ttl < math.inf:
+            raise ProtocolError(f"a task of {task.ttl:g} s")
         if task.id in self._working:
             return
         self._working.add(task.id)

@@ -108,7 +108,7 @@ def _released_rows(
             content=dataset.content,
             epsilon=count_epsilon,
         )
-        _check_limits(federation, policy, known, [count])
+        _check_limits(ledger.authority, policy, known, [count])
         told = len(dataset.y) + noise.two_sided_geometric(count_epsilon)
         ledger.charge(replace(count, value=told), after=len(known))
     return told
@@ -140,15 +140,16 @@ def check_account(
     if evaluations > 0:
         release = GaussianRelease(noise_multiplier=plan.evaluation_noise, steps=evaluations)
         planned.append(entry_for(federation, dataset, run, "planned", "validation", release))
-    _check_limits(federation, policy, entries, planned)
+    _check_limits(ledger.authority, policy, entries, planned)
 
 
-def _check_limits(federation: Federation, policy: Policy, entries: list[Entry], planned: list[Entry]) -> None:
-    """Raises `BudgetExhausted` if `planned` would pass what the owner allows, in all or to this federation."""
+def _check_limits(authority: str, policy: Policy, entries: list[Entry], planned: list[Entry]) -> None:
+    """Raises `BudgetExhausted` if `planned` would pass what the owner allows, in all or to this authority, whatever its
+    documents and runs are called: their names are the server's."""
     limits = [("epsilon", policy.epsilon, policy.delta, entries)]
     if policy.federation_epsilon is not None:
-        # A count that another federation has paid for is used by this one too.
-        own = [e for e in entries if e.federation == federation.fingerprint or e.mechanism == "geometric"]
+        # A count that another authority's federation has paid for is used by this one too.
+        own = [e for e in entries if e.counts_for(authority) or e.mechanism == "geometric"]
         delta = policy.federation_delta or policy.delta
         limits.append(("federation_epsilon", policy.federation_epsilon, delta, own))
     for rule, limit, delta, before in limits:

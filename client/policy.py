@@ -26,11 +26,11 @@ class Policy(Document):
 
     epsilon: Positive
     delta: Delta
-    federation_epsilon: Positive | None = None  # the most that one federation may cost, over all its runs
+    federation_epsilon: Positive | None = None  # the most that one authority's federations may cost together
     federation_delta: Delta | None = None
     min_noise_multiplier: Annotated[float, Field(ge=0)] = 0.0
     max_clip: Positive | None = None
-    max_rounds: Count | None = None
+    max_rounds: Count | None = None  # of training for one authority, over all its runs
     max_local_steps: Count | None = None  # in a round
     min_seconds_between_rounds: Annotated[float, Field(ge=0)] = 0.0  # also of several federations
     refusals: Annotated[int, Field(ge=0)] = 3  # how many documents that do not fit the table are told so, in all
@@ -69,7 +69,7 @@ class Policy(Document):
             raise _refusal("min_noise_multiplier", f"{multiplier:.3g}", f"at least {self.min_noise_multiplier:g}")
 
     def check_rounds(self, rounds: int) -> None:
-        """Raises `Refusal` if those are too many rounds for a run."""
+        """Raises `Refusal` if those are too many rounds."""
         _at_most("max_rounds", rounds, self.max_rounds)
 
     def check_steps(self, steps: int) -> None:

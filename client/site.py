@@ -31,6 +31,7 @@ from common.federation import Federation
 from common.mistakes import Problem
 from common.noise import NoiseSource
 from common.schema import Name
+from common.wire import tls
 
 
 class DataFile(Document):
@@ -109,6 +110,7 @@ class Site:
     noise: NoiseSource
     device: torch.device
     arithmetic: Arithmetic = "exact"
+    run: str | None = None  # the run that a server welcomed us to; None where there is no welcome
     _budgets: dict[str, Budget] = field(default_factory=dict)
 
     def budget(self, run: str) -> Budget | None:
@@ -144,9 +146,8 @@ class Site:
             Refusal: the run has had all the rounds that the policy allows, or it is too early for one.
             LedgerError: it could not be written.
         """
-        if part == "train" and self.policy.max_rounds is not None:
-            earlier = sum(e.run == run and e.part == part and e.mechanism == "none" for e in self.ledger.entries())
-            self.policy.check_rounds(earlier + 1)
+        if part == "train":
+            self.policy.check_rounds(self.ledger.rounds() + 1)
         if part == "train":
             self.policy.check_time(self.ledger.last_round(), datetime.now(UTC))
         self.ledger.charge(
@@ -212,7 +213,8 @@ def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Sit
     private = federation.privacy.row is not None
     device = resolve_device(settings.device, exact=private and settings.arithmetic == "exact")
     key = split_key(state)
-    ledger = Ledger(settings.ledger, head=Path(settings.head) if settings.head else None)
+    head = Path(settings.head) if settings.head else None
+    ledger = Ledger(settings.ledger, head=head, authority=_authority(settings))
     try:
         rows = _read(settings, federation, key, ledger)
         return Site(
@@ -251,6 +253,11 @@ def _read(settings: ClientFile, federation: Federation, key: bytes, ledger: Ledg
         if path.is_file():  # else it is the owner's mistake, and no document's
             ledger.charge(_refusal(federation))
         raise
+
+
+def _authority(settings: ClientFile) -> str:
+    """Who stands behind the servers that this client hears: a digest of its authority's key; "" without TLS."""
+    return tls.key_digest(Path(settings.tls.ca)) if settings.tls else ""
 
 
 def _refusal(federation: Federation) -> Entry:

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from common.wire.text import shown_lines
+
 
 class LogFormat(StrEnum):
     """How a process tells what it does, on stderr."""
@@ -24,6 +26,13 @@ def log_to(handler: logging.Handler) -> None:
     logger.setLevel(logging.INFO)
 
 
+def text_handler() -> logging.Handler:
+    """Lines for a person, on stderr. What others said in them cannot move the cursor or change a colour."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_ShownFormatter())
+    return handler
+
+
 def json_handler() -> logging.Handler:
     """One JSON object a line, on stderr: time, level, logger, message, and what a record carries besides."""
     handler = logging.StreamHandler()
@@ -37,6 +46,11 @@ def quiet_flower() -> None:
 
 
 _USUAL = {*vars(logging.makeLogRecord({})), "message", "taskName"}
+
+
+class _ShownFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return shown_lines(super().format(record))
 
 
 class _JSONFormatter(logging.Formatter):

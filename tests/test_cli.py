@@ -151,7 +151,7 @@ def test_a_wrong_simulation_is_one_clear_line_and_writes_nothing(files, argument
 
 
 def test_a_batch_larger_than_every_clients_table_is_refused_before_anything_is_written(files):
-    Path("large.yaml").write_text(yaml.safe_dump(document(**PRIVATE, training__batch_size=500)))
+    Path("large.yaml").write_text(yaml.safe_dump(document(training__batch_size=500)))
     done = run("simulate", "large.yaml", "--data", "table.csv", "--clients", 2)
     assert done.exit_code == 2
     assert "error: 2 of 2 clients refuse, and 2 are needed; client-0: training.batch_size 500 is larger" in done.output

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 LONGEST = 300  # characters
+# Names that the other side gives: of a run, a client, a task. They are shown, logged and kept.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,255}")
+
+
+def is_name(text: str) -> bool:
+    """Is it a name that another side may give?"""
+    return NAME.fullmatch(text) is not None
+
+
+def shown_lines(text: str, limit: int = 4000) -> str:
+    """`shown`, for text of several lines: each is made fit by itself."""
+    return "\n".join(shown(line, limit) for line in text.split("\n"))
 
 
 def shown(text: str, limit: int = LONGEST) -> str:

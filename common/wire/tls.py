@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -59,6 +60,12 @@ class Peer:
     serial: int
     key: bytes  # SHA-256 of the public key (SubjectPublicKeyInfo, DER)
     expires: datetime  # UTC
+
+
+def key_digest(path: Path) -> str:
+    """SHA-256 of a certificate's public key, in hex: the same when the certificate is renewed. Raises
+    `CertificateError`."""
+    return _key(certificates.parse(certificates.read(path), path)).hex()
 
 
 def load(ca: Path, certificate: Path, key: Path) -> TLSMaterial:
@@ -113,16 +120,20 @@ def peer(pem: bytes) -> Peer:
     (name,) = names
     if not isinstance(name, str) or not re.fullmatch(CLIENT, name):
         raise CertificateError(f"the peer's certificate is called {name!r}; {CLIENT_RULE}")
-    public = found.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
     return Peer(
         name=name,
         operator=certificates.is_operator(found),
         serial=found.serial_number,
-        key=hashlib.sha256(public).digest(),
+        key=_key(found),
         expires=found.not_valid_after_utc,
     )
+
+
+def _key(certificate: x509.Certificate) -> bytes:
+    public = certificate.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return hashlib.sha256(public).digest()
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,16 @@ def test_one_run_is_shown_with_what_each_kind_of_release_costs(client_file):
     assert "noise multiplier 2, 5 steps at sampling rate 0.1" in shown
 
 
+def test_a_runs_name_cannot_rewrite_the_report(client_file):
+    evil = "x\x1b[2J\x1b[Hspent   0.00   left 8.00\nnothing was ever released\x1b[8m"
+    charge(client_file, entry(run=evil, **UPDATE))
+    shown = lines(read_account(client_file).describe())
+    assert all(line.isprintable() for line in shown)
+    assert "nothing was ever released" not in shown
+    (run,) = (line for line in shown if line.startswith("run x"))
+    assert "nothing was ever released" in run  # on the run's own line
+
+
 def test_refusals_that_were_heard_are_counted_and_cost_no_epsilon(client_file):
     refusal = {"mechanism": "refusal", "split": "", "content": "", "run": "", "noise_multiplier": None}
     charge(client_file, *(replace(entry(task=f"{i}", **UPDATE), **refusal) for i in range(2)))

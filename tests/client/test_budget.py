@@ -514,15 +514,20 @@ def test_epochs_that_are_more_steps_than_the_policy_wants_are_refused():
         )
 
 
-def test_one_federation_may_be_held_to_less_than_all_together():
+def test_one_authoritys_federations_may_be_held_to_less_than_all_together_whatever_they_are_called():
     ledger, policy = Ledger.in_memory(), Policy(epsilon=100.0, delta=DELTA, federation_epsilon=9.0)
+    ledger.authority = "one"
     spend(opened(ledger, run="first", policy=policy))
     spend(opened(ledger, run="second", policy=policy))
     with pytest.raises(BudgetExhausted, match=r"^policy\.federation_epsilon: 9 at delta 0\.001, of which \d\.\d+ is"):
         for i in range(9):
-            spend(opened(ledger, run=f"more-{i}", policy=policy))
+            spend(opened(ledger, run=f"more-{i}", federation=private(name=f"name-{i}"), policy=policy))
     assert 8 < spent(ledger.entries(), DELTA) <= 9.0
-    opened(ledger, run="other", federation=private(name="other"), policy=policy)
+    ledger.authority = "another"
+    opened(ledger, run="other", policy=policy)
+    ledger.authority = ""  # without TLS nobody knows who asks
+    with pytest.raises(BudgetExhausted, match=r"^policy\.federation_epsilon"):
+        opened(ledger, run="unknown", policy=policy)
 
 
 def test_what_one_federation_may_cost_is_told_at_a_delta_of_its_own():

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import io
+import json
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,6 +17,7 @@ import grpc
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
+from rich.console import Console
 
 from client import node as node_room
 from client import training
@@ -29,6 +33,7 @@ from common.federation import Federation
 from common.wire import codec, records
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
+from common.wire.text import shown_lines
 from tests.support import PRIVATE, federation, table
 
 Script = Callable[["Link"], Awaitable[None]]
@@ -510,22 +515,156 @@ def test_arrays_that_do_not_fit_the_model_are_refused(tmp_path):
     play(tmp_path, server)
 
 
+NOW, WELCOMED = "before the welcome", "after it"
+
+
+def a_task(**changes: Any) -> pb.Task:
+    return pb.Task(**{"id": "t", "type": "train", "group": "1", "size": 1, "ttl": 9.0, "data": b"x", **changes})
+
+
 @pytest.mark.parametrize(
-    ("frame", "reason"),
+    ("when", "frame", "reason"),
     [
-        ({"chunk": pb.Chunk(data=b"x")}, "a frame chunk that is not expected here"),
-        ({"rejected": pb.Rejected(reason="who are you")}, "the server turned us away: who are you"),
-        ({"task": pb.Task(id="t", size=1 << 40)}, "is not accepted"),
+        (NOW, {"chunk": pb.Chunk(data=b"x")}, "a frame chunk before the welcome"),
+        (NOW, {"task": a_task()}, "a frame task before the welcome"),
+        (NOW, {"ack": pb.Ack(id="t")}, "a frame ack before the welcome"),
+        (NOW, {}, "a frame None, which is not expected here"),
+        (NOW, {"rejected": pb.Rejected(reason="who are you")}, "the server turned us away: who are you"),
+        (NOW, {"welcome": pb.Welcome(federation="", run="a\nb", name="ada")}, "a welcome with a run's name that is"),
+        (NOW, {"welcome": pb.Welcome(federation="", run="r" * 257, name="ada")}, "a welcome with a run's name that"),
+        (NOW, {"welcome": pb.Welcome(federation="", run="r", name="\x1b[2J")}, "a welcome with a client's name that"),
+        (WELCOMED, {"chunk": pb.Chunk(data=b"x")}, "a frame chunk, which is not expected here"),
+        (WELCOMED, {"task": pb.Task(id="t", size=1 << 40)}, "is not accepted"),
+        (
+            WELCOMED,
+            {"task": pb.Task(id="t", type="query", group="1", size=1, ttl=9, data=b"x")},
+            "a task 'query'; known",
+        ),
+        (
+            WELCOMED,
+            {"task": pb.Task(id="\x07", type="train", group="1", size=1, ttl=9, data=b"x")},
+            "a task with a name",
+        ),
+        (WELCOMED, {"task": pb.Task(id="t", type="train", group="", size=1, ttl=9, data=b"x")}, "a task with a name"),
+        (
+            WELCOMED,
+            {"task": pb.Task(id="t", type="train", group="1", size=1, ttl=np.nan, data=b"x")},
+            "a task of nan s",
+        ),
+        (WELCOMED, {"task": pb.Task(id="t", type="train", group="1", size=1, ttl=-5, data=b"x")}, "a task of -5 s"),
     ],
 )
-def test_a_server_that_breaks_the_protocol_is_left(tmp_path, frame, reason):
+def test_a_server_that_breaks_the_protocol_is_answered_and_left(tmp_path, when, frame, reason):
     async def server(link: Link) -> None:
-        await link.hear("hello")
+        if when == WELCOMED:
+            await link.welcome(federation(**PRIVATE))
+            await link.hear("ready")
+        else:
+            await link.hear("hello")
         await link.say(**frame)
+        failure = await link.hear("failure")
+        assert (failure.id, failure.code) == ("", records.FAILED)
+        assert failure.reason.startswith("protocol error: ")
+        assert reason in failure.reason
 
     result, _ = play(tmp_path, server)
     assert isinstance(result, ProtocolError)
     assert reason in str(result)
+
+
+def test_a_task_of_another_run_than_the_welcomed_one_is_refused_and_not_charged(tmp_path):
+    fed = federation(**PRIVATE)
+
+    async def server(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        for kind in ("train", "evaluate"):
+            await link.ask(fed, run="another", task_type=kind)
+            failure = await link.hear("failure")
+            assert failure.code == records.REFUSED
+            assert failure.reason == "this task is of another run than the one that this client was welcomed to"
+        await link.ask(fed)
+        await link.answer()
+        await link.finish()
+
+    play(tmp_path, server)
+    assert [(e.mechanism, e.run) for e in entries(tmp_path)] == [("geometric", "run"), ("gaussian", "run")]
+
+
+@pytest.mark.parametrize("document", [federation(), federation(**PRIVATE)], ids=["exact", "private"])
+def test_max_rounds_holds_whatever_runs_and_documents_are_called(tmp_path, document):
+    told: list[str] = []
+
+    def asking(number: int) -> Script:
+        async def server(link: Link) -> None:
+            renamed = document.model_copy(update={"name": f"name-{number}"})
+            await link.welcome(renamed, run=f"run-{number}")
+            await link.hear("ready")
+            await link.ask(renamed, run=f"run-{number}")
+            frame = await asyncio.wait_for(anext(link._requests), 30)
+            told.append(frame.failure.reason if frame.HasField("failure") else "update")
+            await link.finish()
+
+        return server
+
+    policy = Policy(epsilon=100.0, delta=1e-3, without_privacy=True, max_rounds=3)
+    for number in range(5):
+        play(tmp_path, asking(number), policy=policy)
+    assert told == ["update"] * 3 + ["policy.max_rounds: asked 4, allowed 3"] * 2
+
+
+EVIL = "\x1b[2J\x1b[31m\x07\x9b8m\u202eEVIL\r\n"
+
+
+def every_text_field() -> list[tuple[str, str]]:
+    frames = pb.ServerFrame.DESCRIPTOR.fields
+    found = [(f.name, t.name) for f in frames for t in f.message_type.fields if t.type == t.TYPE_STRING]
+    assert ("welcome", "run") in found and ("goodbye", "reason") in found and len(found) >= 8
+    return found
+
+
+@pytest.mark.parametrize(("frame", "text"), every_text_field())
+def test_no_text_of_a_server_can_move_the_owners_cursor(tmp_path, capfd, frame, text):
+    fed = federation(**PRIVATE)
+
+    async def server(link: Link) -> None:
+        await link.hear("hello")
+        welcome = {"federation": fed.canonical, "run": "run", "name": "ada"}
+        if frame == "welcome":
+            # In the document too: a column's name is shown where the table lacks it.
+            named = json.dumps(json.loads(fed.canonical) | {"schema": {"features": [{"name": EVIL}]}})
+            await link.say(welcome=pb.Welcome(**{**welcome, text: named if text == "federation" else EVIL}))
+        else:
+            await link.say(welcome=pb.Welcome(**welcome))
+            await link.hear("ready")
+            finished = {"finished": True} if frame == "goodbye" else {}
+            kind = {"task": a_task, "rejected": pb.Rejected, "ack": pb.Ack, "goodbye": pb.Goodbye}[frame]
+            await link.say(**{frame: kind(**finished, **{text: EVIL})})
+        with contextlib.suppress(Exception):  # the client may have left
+            if frame != "ack":
+                await link.hear("failure")
+            await link.say(goodbye=pb.Goodbye(reason=EVIL, finished=True))
+
+    result, said = play(tmp_path, server)
+    console, err = Console(file=io.StringIO()), io.StringIO()
+    for line in [*said, shown_lines(str(result))]:
+        console.print(line, markup=False)
+    printed = console.file.getvalue() + err.getvalue() + "".join(capfd.readouterr())  # type: ignore[attr-defined]
+    assert "EVIL" in printed or (frame, text) in [("ack", "id"), ("welcome", "federation")]
+    assert not [c for c in printed if not c.isprintable() and c != "\n"]
+
+
+def test_a_column_that_the_server_names_is_shown_as_text(tmp_path):
+    named = federation(privacy=SMALL, schema__features=[{"name": EVIL, "type": "numeric", "bounds": [0, 1]}])
+
+    async def server(link: Link) -> None:
+        await link.welcome(named)
+        await link.hear("failure")
+        await link.hear("goodbye")
+
+    result, _ = play(tmp_path, server)
+    assert "EVIL" in str(result)
+    assert all(line.isprintable() for line in shown_lines(str(result)).split("\n"))
 
 
 def test_whoever_leaves_is_heard_and_does_not_come_back(tmp_path):

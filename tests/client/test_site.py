@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from client.site import load_client_file, split_key
-from common.errors import ConfigError, DataError
+from client.policy import Policy
+from client.site import ClientFile, DataFile, TLSFiles, load_client_file, open_site, split_key
+from common.errors import ConfigError, DataError, Refusal
+from common.wire import tls
+from tests.support import federation, table
 
 
 def test_a_split_key_is_made_once_and_readable_by_its_owner_alone(tmp_path):
@@ -62,3 +65,32 @@ def test_floating_point_that_the_policy_does_not_allow_is_a_mistake_of_the_clien
     (tmp_path / "ada.yaml").write_text(CLIENT.format(arithmetic="arithmetic: opacus", policy=""))
     with pytest.raises(ConfigError, match=r"ada\.yaml:7: arithmetic opacus is floating point, which can tell more"):
         load_client_file(tmp_path / "ada.yaml")
+
+
+def test_charges_name_the_authority_by_its_key_and_another_ones_do_not_count(tmp_path):
+    table().write_csv(tmp_path / "ada.csv")
+    charged = []
+    for authority in ("one", "two", "one"):
+        certs = tmp_path / authority
+        if not certs.exists():
+            tls.create_authority(certs)
+            tls.create_client(certs, "ada")
+        files = TLSFiles(ca=f"{certs}/ca.pem", certificate=f"{certs}/ada.pem", key=f"{certs}/ada.key")
+        settings = ClientFile(
+            server="localhost:1",
+            tls=files,
+            data=DataFile(path=str(tmp_path / "ada.csv"), name="ada"),
+            device="cpu",
+            state=str(tmp_path / "state"),
+            policy=Policy(epsilon=8.0, delta=1e-3, without_privacy=True, max_rounds=2),
+        )
+        site = open_site(settings, federation(), name="ada")
+        site.charge_exact("train", f"run-{len(charged)}", "task")
+        charged.append((site.ledger.entries()[-1].authority, site.ledger.rounds()))
+        if len(charged) == 3:
+            with pytest.raises(Refusal, match=r"^policy\.max_rounds: asked 3, allowed 2$"):
+                site.charge_exact("train", "another run", "task")
+        site.ledger.close()
+    keys = [key for key, _ in charged]
+    assert keys[0] == keys[2] != keys[1] and all(len(key) == 64 for key in keys)
+    assert [rounds for _, rounds in charged] == [1, 1, 2]
