@@ -50,7 +50,14 @@ class Budget:
     @property
     def epsilon(self) -> float:
         """What this run has cost a row so far, at the plan's delta."""
-        return self.plan.epsilon(rounds=self.rounds_charged, evaluations=self.evaluations_charged)
+        return self._cost_of(self.rounds_charged, self.evaluations_charged)
+
+    def _cost_of(self, rounds: int, evaluations: int) -> float:
+        """What so much of the plan costs a row: the larger of its two parts' costs, or their sum if the table has
+        changed since the run began (client/entries.py `spent`)."""
+        if self._one_table:
+            return self.plan.epsilon(rounds=rounds, evaluations=evaluations)
+        return self.plan.epsilon(rounds=rounds, evaluations=0) + self.plan.epsilon(rounds=0, evaluations=evaluations)
 
     @property
     def limit(self) -> float:
@@ -132,7 +139,7 @@ class Budget:
         plan, opacus = self.plan, self._planned_opinion()
         return {
             "epsilon": self.epsilon,
-            "planned_epsilon": plan.total,
+            "planned_epsilon": self._cost_of(plan.rounds, plan.evaluations),
             "delta": plan.delta,
             "noise_multiplier": plan.noise_multiplier,
             "sampling_rate": plan.sampling_rate,
@@ -167,6 +174,7 @@ class Budget:
         entries = [e for e in self._ledger.entries() if e.run == self._run and e.mechanism == "gaussian"]
         self.rounds_charged = sum(e.part == "train" for e in entries)
         self.evaluations_charged = sum(e.part == "validation" for e in entries)
+        self._one_table = {e.content for e in entries} <= {self._dataset.content}
         self._attempts = {e.task: e.attempt for e in entries}
 
     def _charge(self, task: str, part: Part, release: GaussianRelease) -> None:

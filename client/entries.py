@@ -54,8 +54,11 @@ def spent(
 ) -> float:
     """Epsilon, at `delta`, of all entries and of `more` that are only planned.
 
-    A row is in one part, so it pays the larger of the two parts' costs (parallel composition; McSherry 2009).
-    Where the table was split in more than one way, a row may have been in both parts, and pays for all.
+    While the table stays as it is, and is split in one way, a row is in one part, so it pays the larger of the two
+    parts' costs (parallel composition; McSherry 2009): a table without the row differs in that part alone, for every
+    entry. Otherwise the parts' costs are added (sequential composition). A table that was split in two ways may have
+    had the row in either part, and so may one that has changed: a person whose cell was corrected is another row by its
+    digest, and may be dealt to the other part. A table that has only grown cannot be told from one that was corrected.
 
     Within a run the parameters of its Gaussian releases are fixed beforehand, and PLD's figure holds (of a run that was
     stopped in the light of its results, only together with the `more` that it had planned). A later run is
@@ -63,7 +66,7 @@ def spent(
     figure for all runs as if they had been fixed beforehand: to compare, not to rely on.
     """
     everything = [e for e in (*entries, *more) if e.mechanism in ("gaussian", "geometric")]
-    if len({e.split for e in everything}) > 1:
+    if len({(e.split, e.content) for e in everything}) > 1:
         return _sequential(everything, delta, accountant)
     parts = {e.part for e in everything}
     costs = (_sequential([e for e in everything if e.part == part], delta, accountant) for part in parts)

@@ -54,8 +54,8 @@ def _row(run: Run, row: RowPrivacy) -> dict[str, Any]:
             "PLD (privacy loss distributions, composed numerically); the row count's epsilon is added to the updates'"
         ),
         "composition": (
-            "each row is either in its client's training part or in its validation part, so it pays the larger of "
-            "the two parts' costs"
+            "while a client's table stays as it is, each row is either in its training part or in its validation part, "
+            "so it pays the larger of the two parts' costs; once the table has changed, their sum"
         ),
         "whole_model": (
             "a row is at one client, so the model, and all else that left, costs it what its own client's releases "

@@ -13,6 +13,10 @@ room that defends:
     rounds beyond the plan                          client/test_node: beyond the plan
     two federations, two runs, on one dataset       client/test_budget: a second federation; runs that take turns
     a dataset's file renamed, or grown              here
+    a corrected cell that moves a row               here; client/test_budget: the parts' costs are added
+    a document that asks a question of the table    client/test_node: says nothing about its rows; after three
+    many runs, many names                           client/test_node: max_rounds; client/test_site: the authority
+    escape codes                                    client/test_node: move the owner's cursor; client/test_account
     a changed or an equal seed                      client/test_node: a real client's noise; server/test_central
     an empty Poisson batch                          client/test_training: takes its noisy step
     one row                                         here; client/test_training: the noise that is charged
@@ -309,6 +313,25 @@ def test_a_file_that_was_renamed_or_has_grown_is_the_same_account(tmp_path):
     again.ledger.close()
     assert before < spent(entries, 1e-3) <= 6.0
     assert len({e.content for e in entries}) == 2  # and the change does not go unnoticed
+
+
+def test_a_corrected_cell_does_not_let_a_person_pay_for_one_part_only(tmp_path):
+    # The row of a person whose cell was corrected may be dealt to the other part: then that person is in both.
+    fed = federation(**{**PRIVATE, "privacy__evaluation": {"every": 1, "noise": 3.0}})
+    at = site(tmp_path, fed, epsilon=30.0)
+    for server_round in (1, 2, 3):
+        assert not train(at, server_round, run="one").has_error()
+    at.ledger.close()
+    rows = table()
+    corrected = rows.with_columns(pl.when(pl.int_range(pl.len()) == 0).then(0.123456).otherwise(pl.col("a")).alias("a"))
+    corrected.write_csv(tmp_path / "ada.csv")
+    at = site(tmp_path, fed, epsilon=30.0)
+    assert not train(at, 1, run="two", kind="evaluate").has_error()
+    entries = at.ledger.entries()
+    at.ledger.close()
+    parts = [spent([e for e in entries if e.part == part], 1e-3) for part in ("train", "validation")]
+    assert {e.split for e in entries if e.mechanism == "gaussian"} == {entries[-1].split}
+    assert spent(entries, 1e-3) > sum(sorted(parts)) * 0.9 > max(parts)
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])

@@ -514,6 +514,49 @@ def test_epochs_that_are_more_steps_than_the_policy_wants_are_refused():
         )
 
 
+def test_once_the_table_has_changed_the_parts_costs_are_added():
+    # A corrected cell makes another row of a person's, which may be dealt to the other part: that person pays for both.
+    update = Entry(
+        part="train",
+        split="s",
+        run="one",
+        task="1",
+        attempt=1,
+        mechanism="gaussian",
+        federation="f",
+        content="before",
+        noise_multiplier=2.0,
+        sampling_rate=0.1,
+        steps=10,
+    )
+    counts = replace(update, part="validation", noise_multiplier=3.0, sampling_rate=1.0, steps=1)
+    alone = [spent([e], DELTA) for e in (update, counts)]
+    assert spent([update, counts], DELTA) == max(alone)
+    after = [replace(counts, content="after"), replace(counts, split="t")]
+    for other in after:
+        assert spent([update, other], DELTA) > max(alone)
+        # By dp-accounting, as if both were of one part.
+        together = recomputed([update, replace(other, part="train")], "train")
+        assert spent([update, other], DELTA) == pytest.approx(together, rel=2e-3)
+    refusal = replace(update, content="", split="", mechanism="refusal", part="validation")
+    assert spent([update, counts, refusal], DELTA) == max(alone)
+
+
+def test_a_run_whose_table_changes_pays_for_both_parts_and_says_so():
+    ledger = Ledger.in_memory()
+    spend(opened(ledger), rounds=2, evaluations=0)
+    same = opened(ledger)
+    spend(same, rounds=0, evaluations=1)
+    before, changed = same.statement(), opened(ledger, dataset=replace(DATASET, content="another"))
+    after = changed.statement()
+    parts = [changed.plan.epsilon(rounds=2, evaluations=0), changed.plan.epsilon(rounds=0, evaluations=1)]
+    assert before["epsilon"] == max(parts)
+    assert after["epsilon"] == pytest.approx(sum(parts))
+    assert after["planned_epsilon"] > before["planned_epsilon"]
+    assert after["epsilon"] >= spent(ledger.entries(), DELTA) - 1e-9
+    ledger.close()
+
+
 def test_one_authoritys_federations_may_be_held_to_less_than_all_together_whatever_they_are_called():
     ledger, policy = Ledger.in_memory(), Policy(epsilon=100.0, delta=DELTA, federation_epsilon=9.0)
     ledger.authority = "one"
