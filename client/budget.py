@@ -10,7 +10,7 @@ from typing import Any
 from client.data import Dataset
 from client.entries import Part
 from client.ledger import Ledger
-from client.plan import check_account, entry_for, make_plan
+from client.plan import NOT_COVERED, check_account, entry_for, make_plan
 from client.policy import Policy
 from client.training import DPSGD, Arithmetic
 from common import second_opinion
@@ -139,7 +139,7 @@ class Budget:
         plan, opacus = self.plan, self._planned_opinion()
         return {
             "epsilon": self.epsilon,
-            "planned_epsilon": self._cost_of(plan.rounds, plan.evaluations),
+            "planned_epsilon": plan.total if self._one_table else row_privacy(self._federation).epsilon,
             "delta": plan.delta,
             "noise_multiplier": plan.noise_multiplier,
             "sampling_rate": plan.sampling_rate,
@@ -177,7 +177,20 @@ class Budget:
         self._one_table = {e.content for e in entries} <= {self._dataset.content}
         self._attempts = {e.task: e.attempt for e in entries}
 
+    def _check_parts(self, part: Part) -> None:
+        """Raises `BudgetExhausted` if, once the table has changed, both parts together would pass what the federation
+        says a row may cost."""
+        limit = row_privacy(self._federation).epsilon
+        rounds, evaluations = self.rounds_charged + (part == "train"), self.evaluations_charged + (part != "train")
+        if not self._one_table and (cost := self._cost_of(rounds, evaluations)) > limit:
+            raise BudgetExhausted(
+                f"the table has changed since run {self._run} began here, so the costs of its two parts are added: "
+                f"they would be {cost:.2f}, and the federation allows {limit:g}",
+                public=NOT_COVERED,
+            )
+
     def _charge(self, task: str, part: Part, release: GaussianRelease) -> None:
+        self._check_parts(part)
         count = self._ledger.count()
         if count != self._checked:  # another run has spent from the same account
             check_account(self._federation, self._dataset, self._policy, self._ledger, self._run, self.plan)

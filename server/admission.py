@@ -32,6 +32,23 @@ from common.wire.records import ARRAYS, COUNTS, FAILED, METRICS, PRIVACY, WEIGHT
 from common.wire.text import shown
 
 Statement = dict[str, float]
+# What a private client states (client/budget.py), and what each number can be. Older clients lack the last ones.
+STATED = {
+    "epsilon": (0.0, math.inf),
+    "planned_epsilon": (0.0, math.inf),
+    "delta": (0.0, 1.0),
+    "noise_multiplier": (0.0, math.inf),
+    "sampling_rate": (0.0, 1.0),
+    "steps": (0.0, 1e15),
+    "count_epsilon": (0.0, math.inf),
+    "rows": (0.0, 1e12),
+    "evaluation_noise": (0.0, math.inf),
+    "evaluations": (0.0, 1e9),
+    "secure_noise": (0.0, 1.0),
+    "exact_arithmetic": (0.0, 1.0),
+    "opacus_planned_epsilon": (0.0, math.inf),
+    "opacus_prv": (0.0, 1.0),
+}
 
 LARGEST_METRIC = 1e30  # sums of such numbers, times weights, are far from overflow
 LARGEST_WEIGHT = 1e12  # no table has more rows, and sums of such weights are far from overflow
@@ -54,6 +71,7 @@ class Admission:
     server_round: int
     metrics: Collection[str]  # the names that a reply's metrics must have, all and no other
     private: bool = False  # whether each reply must say what its client has released
+    limit: float = math.inf  # the most that a private client may say it has cost a row: the document's epsilon
     state: State | None = None  # training only: the model that was sent, which each reply's arrays must resemble
     wire: Dtype = "float32"  # training only: the type in which updates travel
     counts: int | None = None  # evaluation only: how many counts there are
@@ -79,12 +97,12 @@ class Admission:
                 self.rejected.append(Rejection(node_id, code, shown(reply.error.reason or "no reason given")))
                 return False
             # What a client says it has released, it has, also in a reply that does not count.
-            if (statement := _statement(reply)) is not None:
+            if (statement := _statement(reply, self.limit)) is not None:
                 self.statements[node_id] = statement
             if self.state is not None:
                 _check_arrays(reply, self.state, self.wire)
             _check_metrics(reply, self.metrics, self.counts)
-            if self.private and statement is None:
+            if self.private and (statement is None or "epsilon" not in statement):
                 raise _Fault("a private client must state what it has released, and this reply does not")
         except _Fault as fault:
             self.rejected.append(Rejection(node_id, 0, shown(str(fault))))
@@ -170,7 +188,7 @@ def _check_metrics(reply: Message, expected: Collection[str], counts: int | None
         raise _Fault(f"weight {WEIGHT} must be greater than 0 and at most {LARGEST_WEIGHT:g}, got {weight}")
 
 
-def _statement(reply: Message) -> Statement | None:
+def _statement(reply: Message, limit: float) -> Statement | None:
     record = reply.content.get(PRIVACY)
     if not isinstance(record, ConfigRecord):
         return None
@@ -178,6 +196,13 @@ def _statement(reply: Message) -> Statement | None:
     for name, value in record.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
             raise _Fault(f"the privacy statement's {name} is not a finite number")
+        if name not in STATED:
+            raise _Fault(f"the privacy statement has {shown(name, 40)!r}, which no client states")
+        low, high = STATED[name]
+        if name in ("epsilon", "planned_epsilon"):
+            high = limit * (1 + 1e-9)
+        if not low <= value <= high:
+            raise _Fault(f"the privacy statement's {name} is {value:g}; it is from {low:g} to {high:g}")
         statement[name] = value
     return statement
 

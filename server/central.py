@@ -86,11 +86,10 @@ class CentralDP:
         # (Andrew et al. 2021, theorem 1).
         self._update_noise = self.updates.noise_multiplier / math.sqrt(1 - share)
         self._count_noise = self.updates.noise_multiplier / math.sqrt(share) if share else 0.0
-        evaluations = self.evaluations.noise_multiplier if self.evaluations else 0.0
-        if (most := max(self._update_noise, self._count_noise, evaluations)) > MOST_NOISE:
+        if (most := max(self._update_noise, self._count_noise)) > MOST_NOISE:
             raise PrivacyError(
-                f"privacy.client: noise multiplier {most:g} is above {MOST_NOISE:g}; raise epsilon, lower "
-                "evaluation.noise, or take a share further from 0 and 1"
+                f"privacy.client: noise multiplier {most:g} is above {MOST_NOISE:g}; raise epsilon, or take a share "
+                "further from 0 and 1"
             )
 
     @property

@@ -135,12 +135,13 @@ def _train(run: Run, grid: Grid, strategy: Strategy, nodes: list[int], server_ro
         needed = len(asked)
     else:
         asked, needed = cohort.choose(run, nodes, server_round)
-    private, of_a_mean = run.federation.privacy.row is not None, run.federation.strategy.name in OF_A_MEAN
+    row, of_a_mean = run.federation.privacy.row, run.federation.strategy.name in OF_A_MEAN
     admission = Admission(
         asked=asked,
         server_round=server_round,
-        metrics={WEIGHT} if private else {WEIGHT, LOSS},
-        private=private,
+        metrics={WEIGHT, LOSS} if row is None else {WEIGHT},
+        private=row is not None,
+        limit=math.inf if row is None else row.epsilon,
         state=run.state,
         wire=run.federation.wire.dtype,
         keep=not of_a_mean,
@@ -239,14 +240,15 @@ def _evaluate(run: Run, grid: Grid, strategy: Strategy, server_round: int) -> tu
     if not nodes:
         return None, []
     config = ConfigRecord({RUN: run.name})
-    schema = run.federation.data_schema
+    schema, row = run.federation.data_schema, run.federation.privacy.row
     arrays = records.from_state(run.state)
     messages = list(strategy.configure_evaluate(server_round, arrays, config, CohortGrid(grid, nodes)))
     admission = Admission(
         asked=nodes,
         server_round=server_round,
         metrics={WEIGHT, COUNTS},
-        private=run.federation.privacy.row is not None,
+        private=row is not None,
+        limit=math.inf if row is None else row.epsilon,
         counts=count_size(schema),
     )
     for _ in _admitted(run, grid, messages, admission, len(nodes)):

@@ -552,8 +552,12 @@ def test_a_run_whose_table_changes_pays_for_both_parts_and_says_so():
     parts = [changed.plan.epsilon(rounds=2, evaluations=0), changed.plan.epsilon(rounds=0, evaluations=1)]
     assert before["epsilon"] == max(parts)
     assert after["epsilon"] == pytest.approx(sum(parts))
-    assert after["planned_epsilon"] > before["planned_epsilon"]
+    assert after["planned_epsilon"] == 4.0 >= before["planned_epsilon"]
     assert after["epsilon"] >= spent(ledger.entries(), DELTA) - 1e-9
+    with pytest.raises(
+        BudgetExhausted, match=r"the table has changed since run run began here, .* federation allows 4"
+    ):
+        changed.charge_update("train/9")  # both parts would cost more than the federation says
     ledger.close()
 
 

@@ -12,11 +12,13 @@ from flwr.serverapp.strategy import FedAvg
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client.ledger import Ledger
 from common.wire import records
 from common.wire.identity import identify_process
 from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, COUNTS, FAILED, LOSS, METRICS, PRIVACY, REFUSED, WEIGHT
-from server.admission import Admission, admit
+from server.admission import STATED, Admission, admit
 from simulations.inline import InlineGrid
+from tests.client.test_budget import opened
 
 STATE = {"w": np.zeros((2, 3), np.float32), "b": np.zeros(3, np.float32)}
 ROUND = 4
@@ -244,6 +246,35 @@ def test_a_private_clients_statement_is_kept():
     older = {"epsilon": 1.5, "steps": 6}  # of a client that tells no figure of Opacus
     admission = admit_training([reply(1, content(statement=statement)), reply(2, content(statement=older))])
     assert admission.statements == {1: statement, 2: older}
+
+
+@pytest.mark.parametrize(
+    "statement, reason",
+    [
+        ({"epsilon": -0.1}, "the privacy statement's epsilon is -0.1; it is from 0 to 4"),
+        ({"epsilon": 4.1}, "the privacy statement's epsilon is 4.1; it is from 0 to 4"),
+        ({"epsilon": 1.0, "planned_epsilon": 9.0}, "the privacy statement's planned_epsilon is 9; it is from 0 to 4"),
+        ({"epsilon": 1.0, "delta": 2.0}, "the privacy statement's delta is 2; it is from 0 to 1"),
+        ({"epsilon": 1.0, "steps": -1}, "the privacy statement's steps is -1; it is from 0 to 1e+15"),
+        ({"epsilon": 1.0, "secure_noise": 7}, "the privacy statement's secure_noise is 7; it is from 0 to 1"),
+        ({"epsilon": 1.0, "\x1b[2J": 0.0}, "the privacy statement has ' [2J', which no client states"),
+        ({}, "a private client must state what it has released, and this reply does not"),
+    ],
+)
+def test_a_statement_that_cannot_be_true_is_rejected(statement, reason):
+    answer = reply(1, content(statement=statement))
+    rules = {"asked": {1}, "server_round": ROUND, "metrics": {WEIGHT, LOSS}, "private": True, "limit": 4.0}
+    assert only_rejection(admit([answer], **rules, state=STATE)) == (0, reason)
+
+
+def test_every_number_that_a_client_states_is_known():
+    ledger = Ledger.in_memory()
+    said = opened(ledger).statement()
+    ledger.close()
+    assert set(said) == set(STATED)
+    answer = reply(1, content(statement=said))
+    rules = {"asked": {1}, "server_round": ROUND, "metrics": {WEIGHT, LOSS}, "private": True, "limit": 4.0}
+    assert admit([answer], **rules, state=STATE).admitted == [answer]
 
 
 @pytest.mark.parametrize("value", ["much", math.nan, math.inf, True, [1.0], b"1", 10**400])
