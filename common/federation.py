@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,6 +31,10 @@ Rounds = Annotated[int, Field(ge=1, le=1_000_000)]
 # Far outside, float32 rounds a clipped gradient up by more than the noise covers.
 Clip = Annotated[float, Field(ge=1e-6, le=1e6)]
 WIDEST = 2**22  # units of a layer: with more, too few bits are left for each factor of an exact product
+# What no client should be asked: a private step holds some 64 bytes a parameter, and a machine computes 10^10 to 10^13
+# operations a second.
+MOST_PARAMETERS, BYTES_A_PARAMETER = 2**27, 64
+MOST_OPERATIONS, SLOW_MACHINE = 1e16, 1e10  # of a client in a round; a second
 LEAST_EVALUATION_NOISE = 0.01  # the noise has a grid, which must be fine beside it
 Dtype = Literal["float32", "bfloat16", "int8"]
 
@@ -303,6 +308,7 @@ class Federation(Document):
                 f"make {self.layer_sizes[0]} inputs; with privacy.row a layer may have at most {WIDEST}, beyond which "
                 "its products are not exact",
             )
+        yield from self._size_problems()
         yield from self._loss_problems()
         yield from self._early_stopping_problems()
         yield from self._strategy_problems()
@@ -311,6 +317,24 @@ class Federation(Document):
             yield (
                 ("schema", "validation_fraction"),
                 "is 0, so there is nothing to evaluate; set privacy.evaluation.every to 0",
+            )
+
+    def _size_problems(self) -> Iterator[Problem]:
+        parameters = sum((fan_in + 1) * out for fan_in, out in pairwise(self.layer_sizes))
+        if parameters > MOST_PARAMETERS:
+            yield (
+                ("model", "hidden"),
+                f"make {parameters:,} parameters, some {parameters * BYTES_A_PARAMETER / 2**30:,.0f} GiB at each "
+                f"client; at most {MOST_PARAMETERS:,} are accepted",
+            )
+        steps, batch = self.training.local_steps or 0, self.training.batch_size
+        operations = 6 * parameters * batch * steps
+        if operations > MOST_OPERATIONS:
+            yield (
+                ("training", "local_steps"),
+                f"of batch {batch} on {parameters:,} parameters are {operations:.1e} operations in each round, "
+                f"{operations / SLOW_MACHINE / 86_400:,.0f} days where 10^10 a second are computed; at most "
+                f"{MOST_OPERATIONS:.0e} are accepted",
             )
 
     def _loss_problems(self) -> Iterator[Problem]:

@@ -52,6 +52,14 @@ def test_every_shipped_document_loads(path):
             {"training__optimizer": "adam", "training__momentum": 0.9},
             "training.momentum belongs to optimizer sgd (optimizer is adam)",
         ),
+        (
+            {"model__hidden": [20_000, 20_000]},
+            "model.hidden make 400,180,002 parameters, some 24 GiB at each client; at most 134,217,728 are accepted",
+        ),
+        (
+            {"training__local_steps": 10**9, "training__batch_size": 10**6},
+            "training.local_steps of batch 1000000 on 66 parameters are 4.0e+17 operations in each round, 458 days",
+        ),
         ({"training__seed": 2**63}, "training.seed must be less than 9223372036854775808"),
         ({"training__loss": "mse"}, "training.loss mse needs a numeric target; for classes use cross_entropy"),
         (
