@@ -260,7 +260,8 @@ def test_a_thread_that_takes_subnormal_numbers_for_0_moves_no_row(loss):
 
     with threads(2):
         run(40_000)  # the other thread starts here, without the mode
-        assert torch.set_flush_denormal(True)
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this processor has no such mode")
         try:
             one, less, more = (run(rows) for rows in (1, 32_768, 32_769))
         finally:
