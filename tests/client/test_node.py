@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 from rich.console import Console
+from safetensors import numpy as safetensors
 
 from client import node as node_room
 from client import training
@@ -652,6 +653,22 @@ def test_no_text_of_a_server_can_move_the_owners_cursor(tmp_path, capfd, frame, 
     printed = console.file.getvalue() + err.getvalue() + "".join(capfd.readouterr())  # type: ignore[attr-defined]
     assert "EVIL" in printed or (frame, text) in [("ack", "id"), ("welcome", "federation")]
     assert not [c for c in printed if not c.isprintable() and c != "\n"]
+
+
+def test_an_array_that_the_server_names_is_told_to_the_owner_as_text(tmp_path):
+    fed = federation()
+    content = safetensors.save({EVIL: np.zeros(1)}, metadata={"cloister": "[]"})
+
+    async def server(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        await link.say(task=a_task(size=len(content), ttl=60.0, data=content))
+        assert (await link.hear("failure")).code == records.FAILED
+        await link.finish()
+
+    _, said = play(tmp_path, server)
+    (told,) = (line for line in said if "arrays that belong to no record" in line)
+    assert "EVIL" in told and told.isprintable()
 
 
 def test_a_column_that_the_server_names_is_shown_as_text(tmp_path):
