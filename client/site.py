@@ -146,7 +146,7 @@ class Site:
             Refusal: the run has had all the rounds that the policy allows, or it is too early for one.
             LedgerError: it could not be written.
         """
-        if part == "train":
+        if part == "train" and self.policy.max_rounds is not None:  # counting reads the whole ledger
             self.policy.check_rounds(self.ledger.rounds() + 1)
         if part == "train":
             self.policy.check_time(self.ledger.last_round(), datetime.now(UTC))
