@@ -15,7 +15,7 @@ reply that is missing, rejected or late only leaves its place in the sum empty: 
 
 All of this is done in integers, since the low bits of a float sum with float noise tell what was summed (Mironov 2012).
 Each client's part v_k is a vector of whole units that follows from its reply and public numbers alone, of an L2 norm
-of at most S, checked exactly (common/lattice_vectors.py). What leaves is
+of at most S, checked exactly (server/lattice_vectors.py). What leaves is
 
     sum of v_k + rint(N(0, (noise_multiplier x S)^2 I)) = rint(sum of v_k + N(0, (noise_multiplier x S)^2 I))
 
@@ -40,7 +40,6 @@ from numpy.typing import NDArray
 
 from common.errors import PrivacyError
 from common.federation import ClientPrivacy, Federation
-from common.lattice_vectors import clipped, longest
 from common.metrics import COUNT_UNIT, Counts, count_sensitivity, count_size, rows_of
 from common.noise import NoiseSource
 from common.privacy import client_releases, epsilon
@@ -48,6 +47,7 @@ from common.rounded_normal import Integers
 from common.state import State
 from common.wire import records
 from common.wire.records import ARRAYS, COUNTS, METRICS, WEIGHT
+from server.lattice_vectors import clipped, longest
 
 FROM_SEED, FROM_SYSTEM = "a seeded stream: for simulations only", "AES-256 counter mode, keyed by the operating system"
 

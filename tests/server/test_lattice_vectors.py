@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from common.lattice_vectors import MOST_STEPS, clipped, longest, or_zeros, squared_length
+from server.lattice_vectors import MOST_STEPS, clipped, longest, or_zeros, squared_length
 
 CLIP = 2**24
 odd = st.sampled_from([0.0, -0.0, 5e-324, 2.3e-308, 1e-38, 3e38, 1.7e308, math.nan, math.inf, -math.inf])
