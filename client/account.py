@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from client.entries import Entry, spent
+from client.entries import Entry, Part, cost_of_run, spent
 from client.ledger import Head, Ledger
+from client.plan import remaining, stored
 from client.policy import Policy
 from client.site import load_client_file
 from common.errors import LedgerError
-from common.privacy import GaussianRelease, epsilon
+from common.planning import Plan
+from common.privacy import GaussianRelease
 from common.wire.text import shown
+
+WHAT = {
+    ("gaussian", "train"): "model update",
+    ("gaussian", "validation"): "evaluation",
+    ("geometric", "train"): "row count",
+    ("none", "train"): "exact update",
+    ("none", "validation"): "exact counts",
+}
 
 
 @dataclass(frozen=True)
@@ -24,20 +34,20 @@ class Account:
     dataset: str
     policy: Policy
     entries: list[Entry]
+    plans: dict[str, Plan]  # of the runs that had one
     head: Head
     verified: bool
 
     def describe(self) -> dict[str, Any]:
         """All there is to say, as plain values: what `cloister budget --json` prints."""
         policy, delta = self.policy, self.policy.delta
-        bound = spent(self.entries, delta)
+        counted = spent(self.entries, delta)
         return {
             "dataset": self.dataset,
             "epsilon": policy.epsilon,
             "delta": delta,
-            "spent": bound,
-            "left": max(0.0, policy.epsilon - bound),
-            "by": {accountant: spent(self.entries, delta, accountant=accountant) for accountant in ("pld", "rdp")},
+            "spent": counted,
+            "left": max(0.0, policy.epsilon - counted),
             "exact": sum(e.mechanism == "none" for e in self.entries),
             "refusals": sum(e.mechanism == "refusal" for e in self.entries),
             "runs": [self._run(run) for run in dict.fromkeys(e.run for e in self.entries if e.mechanism != "refusal")],
@@ -48,43 +58,46 @@ class Account:
 
     def _run(self, run: str) -> dict[str, Any]:
         mine = [e for e in self.entries if e.run == run and e.mechanism != "refusal"]
+        # Whoever sees results may choose when to stop, so what was charged bounds nothing without the rest of the plan.
+        rest = remaining(self.plans[run], mine) if run in self.plans else []
+        planned = [_planned(mine[-1], part, release) for part, release in rest]
         return {
             "run": run,
             "federation": mine[0].federation,
             "first": mine[0].time,
             "last": mine[-1].time,
-            "epsilon": spent(mine, self.policy.delta),
-            "released": list(_released(mine, self.policy.delta)),
+            "epsilon": cost_of_run([*mine, *planned], self.policy.delta),
+            "released": list(_released(mine)),
         }
 
 
-def _released(entries: Iterable[Entry], delta: float) -> Iterable[dict[str, Any]]:
-    """Equal releases of one run as one, with what they cost by themselves."""
+def _planned(like: Entry, part: Part, release: GaussianRelease) -> Entry:
+    """A release of the same run, table and split that was planned."""
+    return replace(
+        like,
+        part=part,
+        mechanism="gaussian",
+        noise_multiplier=release.noise_multiplier,
+        sampling_rate=release.sampling_rate,
+        steps=release.steps,
+        epsilon=None,
+        value=None,
+    )
+
+
+def _released(entries: Iterable[Entry]) -> Iterable[dict[str, Any]]:
+    """Equal releases of one run as one."""
     times: Counter[tuple[Any, ...]] = Counter()
     for e in entries:
         times[e.part, e.mechanism, e.noise_multiplier, e.sampling_rate, e.steps, e.epsilon] += 1
     for (part, mechanism, multiplier, rate, steps, pure), number in times.items():
-        if mechanism == "none":
-            yield {
-                "what": "exact update" if part == "train" else "exact counts",
-                "part": part,
-                "times": number,
-                "epsilon": None,
-            }
-            continue
+        what = WHAT[mechanism, part]
+        told: dict[str, Any] = {"what": what, "part": part, "times": number, "private": mechanism != "none"}
         if mechanism == "geometric":
-            yield {"what": "row count", "part": part, "times": number, "epsilon": number * pure}
-            continue
-        release = GaussianRelease(noise_multiplier=multiplier, sampling_rate=rate, steps=steps * number)
-        yield {
-            "what": "model update" if part == "train" else "evaluation",
-            "part": part,
-            "times": number,
-            "epsilon": epsilon([release], delta),
-            "noise_multiplier": multiplier,
-            "sampling_rate": rate,
-            "steps": steps,
-        }
+            told["epsilon"] = number * pure
+        if mechanism == "gaussian":
+            told |= {"noise_multiplier": multiplier, "sampling_rate": rate, "steps": steps}
+        yield told
 
 
 def read_account(document: Path, *, verify: bool = False, head: str | None = None) -> Account:
@@ -106,12 +119,14 @@ def read_account(document: Path, *, verify: bool = False, head: str | None = Non
             raise LedgerError(
                 f"{settings.ledger}: is missing, but has had {known.entries} entries, says the head given"
             )
-        return Account(settings.data.name, settings.policy, [], Head(0, ""), verified=verify)
+        return Account(settings.data.name, settings.policy, [], {}, Head(0, ""), verified=verify)
     ledger = Ledger.reading(settings.ledger, head=kept)
     try:
         if verify or known is not None:
             ledger.verify(known)
-        return Account(settings.data.name, settings.policy, ledger.entries(), ledger.head(), verified=verify)
+        entries = ledger.entries()
+        plans = {run: plan[0] for run in {e.run for e in entries} if (plan := stored(ledger, run))}
+        return Account(settings.data.name, settings.policy, entries, plans, ledger.head(), verified=verify)
     finally:
         ledger.close()
 
@@ -123,35 +138,41 @@ def lines(account: dict[str, Any]) -> list[str]:
 
 def _lines(account: dict[str, Any]) -> list[str]:
     out = [
-        f"dataset {account['dataset']}: epsilon {account['epsilon']:g} at delta {account['delta']:g}, for all "
-        "federations together",
+        f"dataset {account['dataset']}: epsilon {account['epsilon']:g} at delta {account['delta']:g} bounds what a row "
+        "may cost, for all federations together",
         f"spent   {account['spent']:.2f}   left {account['left']:.2f}",
     ]
     if account["refusals"]:
         out.append(f"documents that did not fit the table, and were told so: {account['refusals']}")
     if not account["runs"]:
         return [*out, "nothing was ever released"]
-    by = account["by"]
-    out.append(f"        (PLD {by['pld']:.2f}, RDP {by['rdp']:.2f}{_why_more(account)})")
+    if len(account["runs"]) > 1:
+        out.append("        (runs are chosen in the light of earlier ones, which may cost more than their sum, below)")
     if account["exact"]:
         out.append(f"and {account['exact']} exact releases without privacy, which no epsilon bounds")
     for run in account["runs"]:
-        out += ["", f"run {run['run']}, federation {run['federation'][:16]}...: epsilon {run['epsilon']:.2f}"]
+        out += ["", f"run {run['run']}, federation {run['federation'][:16]}...: " + _bound(run)]
         out.append(f"  {run['first']} to {run['last']}")
         for release in run["released"]:
-            detail = ""
-            if "steps" in release:
-                detail = f", noise multiplier {release['noise_multiplier']:.3g}"
-                if release["part"] == "train":
-                    detail += f", {release['steps']} steps at sampling rate {release['sampling_rate']:.3g}"
-            cost = "no privacy    " if release["epsilon"] is None else f"epsilon {release['epsilon']:<6.2f}"
-            out.append(f"  {release['times']:>5} x {release['what']:<13} {cost} ({release['part']} rows{detail})")
+            out.append(f"  {release['times']:>5} x {release['what']:<13} {_detail(release)}")
     chain = "; chain and head verified" if account["verified"] else "; --verify checks them"
     return [*out, "", f"{account['entries']} entries{chain}", f"head {account['head']}"]
 
 
-def _why_more(account: dict[str, Any]) -> str:
-    """Why the figure that counts may be above both."""
-    if account["spent"] <= account["by"]["rdp"] + 1e-9:
-        return ""
-    return "; runs that are chosen in the light of earlier ones cost what is spent"
+def _bound(run: dict[str, Any]) -> str:
+    if not all(release["private"] for release in run["released"]):
+        return "no privacy"
+    return f"at most epsilon {run['epsilon']:.2f}, all that was planned included"
+
+
+def _detail(release: dict[str, Any]) -> str:
+    """How a release was made private."""
+    rows = f"of {release['part']} rows"
+    if not release["private"]:
+        return f"{rows}, without privacy"
+    if "epsilon" in release:
+        return f"{rows}, epsilon {release['epsilon']:.2f}"
+    detail = f"{rows}, noise multiplier {release['noise_multiplier']:.3g}"
+    if release["part"] == "train":
+        detail += f", {release['steps']} steps at sampling rate {release['sampling_rate']:.3g}"
+    return detail

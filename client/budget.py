@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
 from client.data import Dataset
 from client.entries import Part
 from client.ledger import Ledger
-from client.plan import NOT_COVERED, check_account, entry_for, make_plan
+from client.plan import NOT_COVERED, check_account, entry_for, make_plan, store, stored
 from client.policy import Policy
 from client.training import DPSGD, Arithmetic
 from common import second_opinion
@@ -219,14 +218,18 @@ def open_budget(
     """Plans a run, or takes up the plan it had before a restart.
 
     Raises:
-        Refusal: the released row count is too large for the delta, or the policy wants more noise or fewer steps.
+        Refusal: the released row count is too large for the delta, the policy wants more noise or fewer steps, or the
+            run was planned here for another federation.
         BudgetExhausted: what is left of the account does not cover a plan; the message has the numbers.
     """
-    plan = _stored(ledger, federation, run)
-    if plan is None:
+    known = stored(ledger, run)
+    if known is None:
         plan = make_plan(federation, dataset, policy, ledger, noise, run)
-        ledger.store_plan(run, {**asdict(plan), "federation": federation.fingerprint})
+        store(ledger, federation, run, plan)
     else:
+        plan, fingerprint = known
+        if fingerprint != federation.fingerprint:
+            raise Refusal(f"run {run} was planned here for another federation than {federation.fingerprint}")
         check_account(federation, dataset, policy, ledger, run, plan)
     policy.check_noise(plan.noise_multiplier)
     policy.check_steps(plan.steps)
@@ -240,13 +243,3 @@ def open_budget(
         secure=noise.hardened,
         arithmetic=arithmetic,
     )
-
-
-def _stored(ledger: Ledger, federation: Federation, run: str) -> Plan | None:
-    """The plan that the run had before a restart. Raises `Refusal` if it was made for another federation."""
-    stored: dict[str, Any] | None = ledger.plan(run)
-    if stored is None:
-        return None
-    if stored.pop("federation") != federation.fingerprint:
-        raise Refusal(f"run {run} was planned here for another federation than {federation.fingerprint}")
-    return Plan(**stored)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from common.privacy import Accountant, GaussianRelease, epsilon, epsilon_of_adaptive
+from common.privacy import GaussianRelease, epsilon, epsilon_of_adaptive
 
 Part = Literal["train", "validation"]
 
@@ -49,10 +49,8 @@ class Entry:
         )
 
 
-def spent(
-    entries: Iterable[Entry], delta: float, *, more: Iterable[Entry] = (), accountant: Accountant | None = None
-) -> float:
-    """Epsilon, at `delta`, of all entries and of `more` that are only planned.
+def spent(entries: Iterable[Entry], delta: float, *, more: Iterable[Entry] = ()) -> float:
+    """Epsilon, at `delta`, of all entries and of `more` that are only planned, whoever chose them and when.
 
     While the table stays as it is, and is split in one way, a row is in one part, so it pays the larger of the two
     parts' costs (parallel composition; McSherry 2009): a table without the row differs in that part alone, for every
@@ -61,22 +59,50 @@ def spent(
     digest, and may be dealt to the other part. A table that has only grown cannot be told from one that was corrected.
 
     Within a run the parameters of its Gaussian releases are fixed beforehand, and PLD's figure holds (of a run that was
-    stopped in the light of its results, only together with the `more` that it had planned). A later run is
-    chosen in the light of earlier ones; several runs cost what RDP's filter says. An `accountant` by name gives its
-    figure for all runs as if they had been fixed beforehand: to compare, not to rely on.
+    stopped in the light of its results, only together with the `more` that it had planned). A later run is chosen in
+    the light of earlier ones, and RDP's filter holds. Whether there is a later run may depend on the first one's
+    outputs, so neither figure alone bounds everything. Each gets delta / 2. Proof, for an account that is kept within
+    epsilon by this figure: let P and Q be the laws of all that is told, with the row and without it, S any event, and
+    L that a part has had a second run.
+
+        P(S, not L) <= e^epsilon Q(S, not L) + delta / 2    what is told outside L follows from the first run alone,
+                                                            played to the end of its plan, whose PLD kept to epsilon
+        P(S, L)     <= e^epsilon Q(S, L) + delta / 2        on L the filter kept to epsilon at the last release, and
+                                                            before it, since it only grows: a mechanism that the filter
+                                                            stops whenever it is passed does on L what ours does
+
+    The sum is (epsilon, delta). Which run is the first depends on row counts at most; their epsilons are added.
     """
-    everything = [e for e in (*entries, *more) if e.mechanism in ("gaussian", "geometric")]
+    return _over_parts((*entries, *more), lambda part: _of_any_runs(part, delta / 2))
+
+
+def cost_of_run(entries: Iterable[Entry], delta: float) -> float:
+    """Epsilon, at `delta`, of one run by itself, as its statement has it: parts as in `spent`, by PLD.
+
+    No bound on an account: such figures of several runs do not add up to one.
+    """
+    everything = list(entries)
+    assert len({e.run for e in everything if e.mechanism == "gaussian"}) <= 1, "one run's entries"
+    return _over_parts(everything, lambda part: _pure(part) + epsilon(_releases(part), delta))
+
+
+def _over_parts(entries: Iterable[Entry], cost: Callable[[list[Entry]], float]) -> float:
+    """The larger of the two parts' costs, or that of all if a row may have been in both."""
+    everything = [e for e in entries if e.mechanism in ("gaussian", "geometric")]
     if len({(e.split, e.content) for e in everything}) > 1:
-        return _sequential(everything, delta, accountant)
+        return cost(everything)
     parts = {e.part for e in everything}
-    costs = (_sequential([e for e in everything if e.part == part], delta, accountant) for part in parts)
-    return max(costs, default=0.0)
+    return max((cost([e for e in everything if e.part == part]) for part in parts), default=0.0)
 
 
-def _sequential(entries: list[Entry], delta: float, accountant: Accountant | None) -> float:
-    pure = sum(e.epsilon or 0.0 for e in entries if e.mechanism == "geometric")
-    gaussian = [e for e in entries if e.mechanism == "gaussian"]
-    releases = [e.gaussian for e in gaussian]
-    if accountant is None and len({e.run for e in gaussian}) > 1:
-        return pure + epsilon_of_adaptive(releases, delta)
-    return pure + epsilon(releases, delta, accountant=accountant or "pld")
+def _of_any_runs(entries: list[Entry], delta: float) -> float:
+    several = len({e.run for e in entries if e.mechanism == "gaussian"}) > 1
+    return _pure(entries) + (epsilon_of_adaptive if several else epsilon)(_releases(entries), delta)
+
+
+def _pure(entries: list[Entry]) -> float:
+    return sum(e.epsilon or 0.0 for e in entries if e.mechanism == "geometric")
+
+
+def _releases(entries: list[Entry]) -> list[GaussianRelease]:
+    return [e.gaussian for e in entries if e.mechanism == "gaussian"]

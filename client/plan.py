@@ -12,7 +12,10 @@ after seeing the first (Rogers et al. 2016, arXiv:1605.08294, on adaptively chos
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from typing import Any
 
 from client.data import Dataset
 from client.entries import Entry, Part, spent
@@ -26,6 +29,7 @@ from common.privacy import GaussianRelease, evaluation_release
 
 SMALLEST_EPSILON = 0.01  # no plan is made for less
 LESS = 0.9  # the next smaller epsilon that is tried when a plan does not fit the account
+FINE = 1.005  # between one that fits and one that does not, the search stops at this ratio
 
 
 NOT_COVERED = "the data owner's privacy budget does not cover this run"  # whatever was spent, and on what
@@ -67,17 +71,30 @@ def make_plan(
                 "to publish a row outright"
             )
         told = _shown(count, least=federation.training.batch_size)
-    target = min(row.epsilon, left)
+
+    def fitting(updates: float) -> Plan:
+        plan = plan_for(federation, rows=told, epsilon=count_epsilon + updates, evaluate=evaluate)
+        check_account(federation, dataset, policy, ledger, run, plan)
+        return plan
+
+    # The account's figure is not the plan's: it holds at half of delta, and those of several runs do not simply add up.
+    # So what fits is found by trying.
+    target = high = min(row.epsilon, left) - count_epsilon
     while True:
-        plan = plan_for(federation, rows=told, epsilon=target, evaluate=evaluate)
         try:
-            check_account(federation, dataset, policy, ledger, run, plan)
-            return plan
+            plan = fitting(target)
+            break
         except BudgetExhausted:
-            # Epsilons of several runs do not simply add up, so what is left is found by trying.
-            target = count_epsilon + LESS * (target - count_epsilon)
-            if target - count_epsilon <= max(count_epsilon, SMALLEST_EPSILON):
+            target, high = LESS * target, target
+            if target <= max(count_epsilon, SMALLEST_EPSILON):
                 raise
+    while high / target > FINE:
+        middle = math.sqrt(target * high)
+        try:
+            plan, target = fitting(middle), middle
+        except BudgetExhausted:
+            high = middle
+    return plan
 
 
 def _released_rows(
@@ -121,26 +138,39 @@ def _shown(count: int, *, least: int) -> int:
     return max(round(told / digits) * digits, least)
 
 
+def store(ledger: Ledger, federation: Federation, run: str, plan: Plan) -> None:
+    """Keeps a run's plan, so that a restart goes on with the noise that was calibrated."""
+    ledger.store_plan(run, {**asdict(plan), "federation": federation.fingerprint})
+
+
+def stored(ledger: Ledger, run: str) -> tuple[Plan, str] | None:
+    """A run's plan and the fingerprint of the federation that it was made for, if the run was ever planned here."""
+    body: dict[str, Any] | None = ledger.plan(run)
+    if body is None:
+        return None
+    fingerprint: str = body.pop("federation")
+    return Plan(**body), fingerprint
+
+
 def check_account(
     federation: Federation, dataset: Dataset, policy: Policy, ledger: Ledger, run: str, plan: Plan
 ) -> None:
     """Raises `BudgetExhausted` unless the account covers all that the plan has not charged yet."""
     entries = ledger.entries()
-    charged = [e for e in entries if e.run == run and e.mechanism == "gaussian"]
-    rounds = plan.rounds - sum(e.part == "train" for e in charged)
-    evaluations = plan.evaluations - sum(e.part == "validation" for e in charged)
-    planned: list[Entry] = []
-    if rounds > 0:
-        release = GaussianRelease(
-            noise_multiplier=plan.noise_multiplier,
-            sampling_rate=plan.sampling_rate,
-            steps=plan.steps * rounds,
-        )
-        planned.append(entry_for(federation, dataset, run, "planned", "train", release))
-    if evaluations > 0:
-        release = GaussianRelease(noise_multiplier=plan.evaluation_noise, steps=evaluations)
-        planned.append(entry_for(federation, dataset, run, "planned", "validation", release))
+    rest = remaining(plan, [e for e in entries if e.run == run])
+    planned = [entry_for(federation, dataset, run, "planned", part, release) for part, release in rest]
     _check_limits(ledger.authority, policy, entries, planned)
+
+
+def remaining(plan: Plan, charged: Iterable[Entry]) -> list[tuple[Part, GaussianRelease]]:
+    """What of a plan its run's entries have not charged yet."""
+    times = Counter(e.part for e in charged if e.mechanism == "gaussian")
+    rest: list[tuple[Part, GaussianRelease]] = []
+    if (rounds := plan.rounds - times["train"]) > 0:
+        rest.append(("train", replace(plan.update, steps=plan.steps * rounds)))
+    if (evaluations := plan.evaluations - times["validation"]) > 0:
+        rest.append(("validation", GaussianRelease(noise_multiplier=plan.evaluation_noise, steps=evaluations)))
+    return rest
 
 
 def _check_limits(authority: str, policy: Policy, entries: list[Entry], planned: list[Entry]) -> None:

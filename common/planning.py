@@ -41,7 +41,7 @@ class Plan:
         )
 
     def epsilon(self, *, rounds: int, evaluations: int) -> float:
-        """What so much of the plan costs a row, which is in the training part or in the validation part."""
+        """What so much of the plan costs a row, which is in one part while the table stays as it is."""
         updates = epsilon([replace(self.update, steps=self.steps * rounds)], self.delta)
         counts = GaussianRelease(noise_multiplier=self.evaluation_noise, steps=evaluations) if evaluations else None
         return max(self.count_epsilon + updates, epsilon([counts], self.delta) if counts else 0.0)

@@ -107,7 +107,8 @@ def of_plan(plan: Plan, *, rounds: int, evaluations: int) -> Opinion:
 
 
 def together(count_epsilon: float, updates: Opinion, counts: Opinion) -> Opinion:
-    """A row is in the training part or in the validation part, and pays the larger cost."""
+    """While the table stays as it is, a row is in the training part or in the validation part, and pays the larger
+    cost."""
     return Opinion(
         accountant="PRV" if {updates.accountant, counts.accountant} == {"PRV"} else "RDP",
         low=max(count_epsilon + updates.low, counts.low),

@@ -56,7 +56,7 @@ from client import app as client_apps
 from client import dpsgd as private_training
 from client import kernel, training
 from client.app import client_app
-from client.entries import Entry, spent
+from client.entries import Entry, cost_of_run, spent
 from client.ledger import Ledger
 from client.policy import Policy
 from client.site import ClientFile, DataFile, Site, open_site
@@ -170,7 +170,7 @@ def test_a_client_that_is_restarted_after_each_round_pays_as_one_that_never_was(
     entries = at.ledger.entries()
     at.ledger.close()
     assert stated == sorted(set(stated))
-    assert stated[-1] == pytest.approx(spent(entries, 1e-3))
+    assert stated[-1] == pytest.approx(cost_of_run(entries, 1e-3))
     assert 3.9 < stated[-1] <= 4.0
 
 

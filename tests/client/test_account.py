@@ -13,6 +13,7 @@ from client.entries import spent
 from client.ledger import Ledger
 from common.errors import LedgerError
 from common.privacy import epsilon
+from tests.client.test_budget import opened
 from tests.client.test_ledger import counted, entry
 
 
@@ -50,26 +51,35 @@ def test_an_account_that_never_spent_says_so_and_no_file_is_made(client_file):
     assert not (client_file.parent / "state").exists()
 
 
-def test_one_run_is_shown_with_what_each_kind_of_release_costs(client_file):
-    charge(
-        client_file,
-        counted(0.1),
-        *(entry(task=f"{i}", **UPDATE) for i in range(4)),
-        entry(part="validation", noise_multiplier=3.0),
-    )
+def test_one_run_is_shown_with_how_each_kind_of_release_was_made_private(client_file):
+    updates, counts = [entry(task=f"{i}", **UPDATE) for i in range(4)], entry(part="validation", noise_multiplier=3.0)
+    charge(client_file, counted(0.1), *updates, counts)
     account = read_account(client_file).describe()
     (run,) = account["runs"]
     by_kind = {r["what"]: r for r in run["released"]}
     assert {kind: r["times"] for kind, r in by_kind.items()} == {"row count": 1, "model update": 4, "evaluation": 1}
-    updates = epsilon([entry(**UPDATE).gaussian] * 4, 1e-3)
-    assert by_kind["model update"]["epsilon"] == pytest.approx(updates)
-    assert account["spent"] == pytest.approx(max(0.1 + updates, by_kind["evaluation"]["epsilon"]))
+    assert by_kind["row count"]["epsilon"] == 0.1
+    assert [r for r in run["released"] if "epsilon" in r] == [by_kind["row count"]]  # the others' would be no bounds
+    costs = [0.1 + epsilon([e.gaussian for e in updates], 1e-3), epsilon([counts.gaussian], 1e-3)]
+    assert run["epsilon"] == pytest.approx(max(costs))
+    assert account["spent"] == pytest.approx(epsilon([counts.gaussian], 1e-3 / 2))
     assert account["left"] == pytest.approx(8.0 - account["spent"])
-    assert account["by"]["pld"] == account["spent"] < account["by"]["rdp"]
     shown = "\n".join(lines(account))
     assert f"spent   {account['spent']:.2f}   left {account['left']:.2f}" in shown
-    assert f"4 x model update  epsilon {updates:.2f}" in shown
-    assert "noise multiplier 2, 5 steps at sampling rate 0.1" in shown
+    assert "4 x model update  of train rows, noise multiplier 2, 5 steps at sampling rate 0.1" in shown
+    assert f"at most epsilon {run['epsilon']:.2f}, all that was planned included" in shown
+
+
+def test_a_run_is_shown_with_what_its_whole_plan_may_cost(client_file):
+    # Whoever sees its results may have chosen when to stop: what was charged so far would be no bound.
+    ledger = Ledger(client_file.parent / "state" / "hearts.ledger")
+    budget = opened(ledger)
+    budget.charge_update("run/train/1")
+    ledger.close()
+    (run,) = read_account(client_file).describe()["runs"]
+    assert {r["what"]: r["times"] for r in run["released"]} == {"row count": 1, "model update": 1}
+    assert run["epsilon"] == pytest.approx(budget.plan.total)
+    assert run["epsilon"] > 1.2 * budget.epsilon
 
 
 def test_a_runs_name_cannot_rewrite_the_report(client_file):
@@ -90,7 +100,7 @@ def test_refusals_that_were_heard_are_counted_and_cost_no_epsilon(client_file):
     assert "documents that did not fit the table, and were told so: 2" in lines(account)
     charge(client_file, entry(**UPDATE), entry(part="validation", noise_multiplier=3.0))
     both = read_account(client_file).describe()
-    costs = [epsilon([e.gaussian], 1e-3) for e in (entry(**UPDATE), entry(part="validation", noise_multiplier=3.0))]
+    costs = [epsilon([e.gaussian], 1e-3 / 2) for e in (entry(**UPDATE), entry(part="validation", noise_multiplier=3.0))]
     assert both["spent"] == pytest.approx(max(costs))  # a refusal's empty split does not make it two
 
 
@@ -100,7 +110,9 @@ def test_several_runs_cost_what_holds_for_adaptive_choices_and_the_reader_is_tol
     account = read_account(client_file).describe()
     assert [r["run"] for r in account["runs"]] == ["run-0", "run-1"]
     assert account["spent"] == pytest.approx(spent(entries, 1e-3))
-    assert account["spent"] > account["by"]["rdp"] > account["by"]["pld"]
+    together = [epsilon([e.gaussian for e in entries], 1e-3, accountant=by) for by in ("pld", "rdp")]
+    assert account["spent"] > max(together)
+    assert "by" not in account  # figures that bound nothing once there are several runs
     assert any("chosen in the light of earlier ones" in line for line in lines(account))
 
 
@@ -118,7 +130,8 @@ def test_exact_releases_are_shown_and_have_no_epsilon(client_file):
     assert (account["spent"], account["exact"]) == (0.0, 2)
     shown = "\n".join(lines(account))
     assert "and 2 exact releases without privacy, which no epsilon bounds" in shown
-    assert "1 x exact update  no privacy" in shown
+    assert "1 x exact update  of train rows, without privacy" in shown
+    assert shown.count("no privacy") == 1
 
 
 def test_verify_finds_an_old_copy_and_looking_does_not_mind(client_file):

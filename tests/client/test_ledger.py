@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from client import ledger as ledgers
-from client.entries import Entry, spent
+from client.entries import Entry, cost_of_run, spent
 from client.ledger import Head, Ledger
 from common.errors import LedgerError
-from common.privacy import GaussianRelease, epsilon
+from common.privacy import GaussianRelease, epsilon, epsilon_of_adaptive
 from tests.support import ROOT
 
 
@@ -530,8 +530,8 @@ DELTA = 1e-3
 
 
 def cost(sigma: float, times: int = 1) -> float:
-    """Of `times` sums with noise multiplier `sigma`, which are like one with sigma / sqrt(times)."""
-    return epsilon([GaussianRelease(noise_multiplier=sigma / math.sqrt(times))], DELTA)
+    """Of `times` sums with noise multiplier `sigma`, which are like one with sigma / sqrt(times), at half of delta."""
+    return epsilon([GaussianRelease(noise_multiplier=sigma / math.sqrt(times))], DELTA / 2)
 
 
 @pytest.mark.parametrize(
@@ -562,14 +562,28 @@ def test_what_was_spent(entries, expected):
 
 def test_runs_chosen_one_after_the_other_compose_by_the_bound_that_holds_for_that():
     # RDP of a Gaussian mechanism is alpha / (2 sigma^2) at order alpha (Mironov 2017, corollary 3), and it adds up; the
-    # conversion to epsilon is Canonne, Kamath, Steinke 2020 (arXiv:2004.00010), proposition 12; six orders share delta.
+    # conversion to epsilon is Canonne, Kamath, Steinke 2020 (arXiv:2004.00010), proposition 12; six orders share
+    # half of delta: the other half is for the outputs on which there was no second run, whose bound is another.
     def bound(order: int) -> float:
         rdp = 2 * order / (2 * 8.0**2)
-        return rdp + math.log1p(-1 / order) - math.log(DELTA / 6 * order) / (order - 1)
+        return rdp + math.log1p(-1 / order) - math.log(DELTA / 2 / 6 * order) / (order - 1)
 
     runs = [entry(), entry(run="another")]
     assert spent(runs, DELTA) == pytest.approx(min(map(bound, (2, 3, 4, 6, 10, 20))), rel=1e-6)
     assert spent(runs, DELTA) > 1.05 * spent([entry(), entry()], DELTA)
+
+
+def test_two_bounds_that_hold_on_complementary_events_share_delta():
+    # Whether there is a second run may depend on the first's outputs: neither bound may then use all of delta.
+    one, two = [entry()], [entry(), entry(run="another")]
+    by_pld, by_filter = epsilon([entry().gaussian], DELTA), epsilon_of_adaptive([entry().gaussian] * 2, DELTA)
+    assert spent(one, DELTA) > 1.05 * by_pld
+    assert spent(two, DELTA) > 1.05 * by_filter
+    assert spent(one, 2 * DELTA) == pytest.approx(by_pld)  # at 2 delta each has delta, as both once had
+    assert spent(two, 2 * DELTA) == pytest.approx(by_filter)
+    assert cost_of_run(one, DELTA) == by_pld  # a run that was fixed beforehand, by itself
+    with pytest.raises(AssertionError):
+        cost_of_run(two, DELTA)
 
 
 def test_what_is_planned_counts_as_if_it_were_spent():

@@ -22,7 +22,7 @@ from safetensors import numpy as safetensors
 
 from client import node as node_room
 from client import training
-from client.entries import spent
+from client.entries import cost_of_run, spent
 from client.ledger import Ledger
 from client.node import Node
 from client.plan import NOT_COVERED
@@ -301,7 +301,7 @@ def test_what_a_private_client_sends_is_only_what_is_accounted(tmp_path):
     _, said = play(tmp_path, server)
     assert [e.mechanism for e in entries(tmp_path)] == ["geometric", "gaussian", "gaussian"]
     (end,) = (line for line in said if line.startswith("run run is over: "))
-    charged = spent(entries(tmp_path), 1e-3)
+    charged = cost_of_run(entries(tmp_path), 1e-3)
     assert f"what was charged costs a row epsilon {charged:.2f} at delta 0.001; Opacus (PRV): " in end
     assert float(end.split("Opacus (PRV): ")[1].split(",")[0]) == pytest.approx(charged, abs=0.011)
 

@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from safetensors.numpy import load_file
 
-from client.entries import Entry, spent
+from client.entries import Entry, cost_of_run
 from client.ledger import Ledger
 from common.wire import tls
 from tests.integration.federation import NAMES, Federation, Process
@@ -56,7 +56,7 @@ def test_a_private_federation_from_first_hello_to_last_goodbye(federation):
         ledger.close()
         assert [e.mechanism for e in entries] == ["geometric"] + 8 * ["gaussian"]
         assert {e.attempt for e in entries} == {1}
-        assert result["privacy"]["row"]["per_client"][name] >= spent(entries, 1e-3) - 1e-9
+        assert result["privacy"]["row"]["per_client"][name] >= cost_of_run(entries, 1e-3) - 1e-9
         kept = (fed.folder / "state" / name / f"{name}.outbox").rglob("*")
         assert [path for path in kept if path.is_file()] == []
 
