@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from client.data import Dataset
-from client.entries import Part
+from client.entries import PARTS, Part
 from client.ledger import Ledger
 from client.plan import NOT_COVERED, check_account, entry_for, make_plan, store, stored
 from client.policy import Policy
@@ -68,8 +68,8 @@ class Budget:
         plan = self.plan
         return (
             f"privacy plan: {plan.rounds} rounds of {plan.steps} steps, sampling rate {plan.sampling_rate:.3f}, noise "
-            f"multiplier {plan.noise_multiplier:.2f}; all of it costs a row at most epsilon {plan.total:.2f} at delta "
-            f"{plan.delta:g}"
+            f"multiplier {plan.noise_multiplier:.2f}; all of it, with {plan.attempts} spare attempts, costs a row at "
+            f"most epsilon {plan.total:.2f} at delta {plan.delta:g}"
         )
 
     def confirm(self) -> str:
@@ -89,7 +89,7 @@ class Budget:
     def in_the_end(self) -> str:
         """What was charged, by our accountant and by Opacus', from the ledger's entries: for the owner."""
         delta = self.plan.delta
-        charged = {part: self._charged(part) for part in ("train", "validation")}
+        charged = {part: self._charged(part) for part in PARTS}
         updates, counts = (second_opinion.opinion(history, delta) for history in charged.values())
         theirs = second_opinion.together(self.plan.count_epsilon, updates, counts)
         said = f"what was charged costs a row epsilon {self.epsilon:.2f} at delta {delta:g}; {theirs}"
@@ -101,7 +101,7 @@ class Budget:
 
         Raises:
             Refusal: it is too early for a round, or Opacus does not confirm the plan.
-            BudgetExhausted: the plan has no round left, or other runs have spent what it needs.
+            BudgetExhausted: the plan has no round and no attempt left, or other runs have spent what it needs.
             LedgerError: the charge could not be written.
         """
         self.confirm()
@@ -109,12 +109,8 @@ class Budget:
         self._policy.check_time(self._ledger.last_round(), datetime.now(UTC))
         if self._policy.max_rounds is not None:  # counting reads the whole ledger
             self._policy.check_rounds(self._ledger.rounds() + 1)
-        if self.rounds_charged >= plan.rounds:
-            raise BudgetExhausted(
-                f"the plan's {plan.rounds} rounds are all charged (epsilon {self.epsilon:.2f} of {row.epsilon:g})"
-            )
+        self._check_planned(task, "train")
         self._charge(task, "train", plan.update)
-        self.rounds_charged += 1
         return DPSGD(
             steps=plan.steps,
             sampling_rate=plan.sampling_rate,
@@ -128,10 +124,8 @@ class Budget:
         """Charges one evaluation and returns its noise multiplier. Raises as `charge_update`."""
         self.confirm()
         self._policy.check_release("evaluation")
-        if self.evaluations_charged >= self.plan.evaluations:
-            raise BudgetExhausted(f"the plan's {self.plan.evaluations} evaluations are all charged")
+        self._check_planned(task, "validation")
         self._charge(task, "validation", GaussianRelease(noise_multiplier=self.plan.evaluation_noise))
-        self.evaluations_charged += 1
         return self.plan.evaluation_noise
 
     def statement(self) -> dict[str, int | float]:
@@ -155,9 +149,9 @@ class Budget:
         }
 
     def _planned_opinion(self) -> Opinion:
-        return second_opinion.of_plan(self.plan, rounds=self.plan.rounds, evaluations=self.plan.evaluations)
+        return second_opinion.of_plan(self.plan, rounds=self.plan.most_updates, evaluations=self.plan.most_evaluations)
 
-    def _charged(self, part: str) -> History:
+    def _charged(self, part: Part) -> History:
         """What the ledger says this run has been charged in one part."""
         steps: Counter[tuple[float, float]] = Counter()
         for entry in self._ledger.entries():
@@ -172,10 +166,34 @@ class Budget:
     def _recount(self) -> None:
         """Reads from the ledger what this run has been charged."""
         entries = [e for e in self._ledger.entries() if e.run == self._run and e.mechanism == "gaussian"]
-        self.rounds_charged = sum(e.part == "train" for e in entries)
-        self.evaluations_charged = sum(e.part == "validation" for e in entries)
+        self._tasks: dict[Part, Counter[str]] = {
+            part: Counter(e.task for e in entries if e.part == part) for part in PARTS
+        }
         self._one_table = {e.content for e in entries} <= {self._dataset.content}
-        self._attempts = {e.task: e.attempt for e in entries}
+
+    @property
+    def rounds_charged(self) -> int:
+        """Attempts at rounds: one that was tried twice counts twice."""
+        return self._tasks["train"].total()
+
+    @property
+    def evaluations_charged(self) -> int:
+        """Attempts at evaluations."""
+        return self._tasks["validation"].total()
+
+    def _check_planned(self, task: str, part: Part) -> None:
+        """Raises `BudgetExhausted` if the plan has nothing left for this task. A spare attempt is for a task that was
+        charged before, by a client that died before it had answered."""
+        plan, tasks = self.plan, self._tasks[part]
+        what, planned, spare = "rounds", plan.rounds, plan.attempts
+        if part == "validation":
+            what, planned, spare = "evaluations", plan.evaluations, plan.evaluation_attempts
+        no_round = task not in tasks and len(tasks) >= planned
+        if no_round or tasks.total() >= planned + spare:
+            used = f" and {spare} spare attempts" if spare and not no_round else ""
+            raise BudgetExhausted(
+                f"the plan's {planned} {what}{used} are all charged (epsilon {self.epsilon:.2f} of {self.limit:g})"
+            )
 
     def _check_parts(self, part: Part) -> None:
         """Raises `BudgetExhausted` if, once the table has changed, both parts together would pass what the federation
@@ -194,14 +212,14 @@ class Budget:
         count = self._ledger.count()
         if count != self._checked:  # another run has spent from the same account
             check_account(self._federation, self._dataset, self._policy, self._ledger, self._run, self.plan)
-        attempt = self._attempts.get(task, 0) + 1
+        attempt = self._tasks[part][task] + 1
         entry = entry_for(self._federation, self._dataset, self._run, task, part, release)
         try:
             self._ledger.charge(replace(entry, attempt=attempt), after=count)
         except LedgerError:
             self._recount()  # it may be charged, though nothing is released
             raise
-        self._attempts[task] = attempt
+        self._tasks[part][task] = attempt
         self._checked = count + 1
 
 

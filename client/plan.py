@@ -73,7 +73,9 @@ def make_plan(
         told = _shown(count, least=federation.training.batch_size)
 
     def fitting(updates: float) -> Plan:
-        plan = plan_for(federation, rows=told, epsilon=count_epsilon + updates, evaluate=evaluate)
+        plan = plan_for(
+            federation, rows=told, epsilon=count_epsilon + updates, evaluate=evaluate, attempts=policy.attempts
+        )
         check_account(federation, dataset, policy, ledger, run, plan)
         return plan
 
@@ -166,9 +168,9 @@ def remaining(plan: Plan, charged: Iterable[Entry]) -> list[tuple[Part, Gaussian
     """What of a plan its run's entries have not charged yet."""
     times = Counter(e.part for e in charged if e.mechanism == "gaussian")
     rest: list[tuple[Part, GaussianRelease]] = []
-    if (rounds := plan.rounds - times["train"]) > 0:
+    if (rounds := plan.most_updates - times["train"]) > 0:
         rest.append(("train", replace(plan.update, steps=plan.steps * rounds)))
-    if (evaluations := plan.evaluations - times["validation"]) > 0:
+    if (evaluations := plan.most_evaluations - times["validation"]) > 0:
         rest.append(("validation", GaussianRelease(noise_multiplier=plan.evaluation_noise, steps=evaluations)))
     return rest
 

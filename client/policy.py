@@ -11,6 +11,7 @@ from pydantic import Field
 from common.documents import Document
 from common.errors import Refusal
 from common.federation import Federation
+from common.planning import ATTEMPTS
 
 Positive = Annotated[float, Field(gt=0)]
 Delta = Annotated[float, Field(gt=0, lt=1)]
@@ -31,6 +32,7 @@ class Policy(Document):
     min_noise_multiplier: Annotated[float, Field(ge=0)] = 0.0
     max_clip: Positive | None = None
     max_rounds: Count | None = None  # of training for one authority, over all its runs
+    attempts: Annotated[int, Field(ge=0)] = ATTEMPTS  # at rounds of a run that a crash cut off
     max_local_steps: Count | None = None  # in a round
     min_seconds_between_rounds: Annotated[float, Field(ge=0)] = 0.0  # also of several federations
     refusals: Annotated[int, Field(ge=0)] = 3  # how many documents that do not fit the table are told so, in all

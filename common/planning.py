@@ -17,6 +17,8 @@ from common.privacy import GaussianRelease, calibrate, client_releases, epsilon,
 
 REVERSE_NOISE = (0.6, 0.8, 1.0, 1.5, 2.0, 4.0)
 MOST_ROUNDS = 1_000_000
+ATTEMPTS = 3  # spare ones, unless a policy says otherwise
+ROUNDS_AN_ATTEMPT = 10  # for each so many rounds at most one is spare: in 3 rounds, 3 would cost 15 % more noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,17 @@ class Plan:
     evaluations: int
     count_epsilon: float
     delta: float
+    attempts: int = 0  # spare ones: so often a round may be charged again, by a client that died in it
+    evaluation_attempts: int = 0
+
+    @property
+    def most_updates(self) -> int:
+        """Rounds, and those of them that are tried again."""
+        return self.rounds + self.attempts
+
+    @property
+    def most_evaluations(self) -> int:
+        return self.evaluations + self.evaluation_attempts
 
     @property
     def update(self) -> GaussianRelease:
@@ -49,7 +62,7 @@ class Plan:
     @property
     def total(self) -> float:
         """What all of it costs a row, at most, whenever it stops."""
-        return self.epsilon(rounds=self.rounds, evaluations=self.evaluations)
+        return self.epsilon(rounds=self.most_updates, evaluations=self.most_evaluations)
 
 
 def row_privacy(federation: Federation) -> RowPrivacy:
@@ -59,12 +72,16 @@ def row_privacy(federation: Federation) -> RowPrivacy:
     return row
 
 
-def plan_for(federation: Federation, *, rows: int, epsilon: float, evaluate: bool = True) -> Plan:
+def plan_for(
+    federation: Federation, *, rows: int, epsilon: float, evaluate: bool = True, attempts: int = ATTEMPTS
+) -> Plan:
     """The plan with the least noise for which row count and updates cost at most `epsilon`.
 
     Args:
         rows: of the training part, as told; not used where the federation gives a sampling rate.
         evaluate: whether evaluations may leave.
+        attempts: how often a client that died in a round may try it again, at most; paid for in noise. Evaluations have
+            as many, if `epsilon` covers them: their noise is the federation's to choose.
 
     Raises:
         PrivacyError: no noise keeps to `epsilon`, or the evaluations alone cost more than the federation's.
@@ -72,20 +89,34 @@ def plan_for(federation: Federation, *, rows: int, epsilon: float, evaluate: boo
     row, training = row_privacy(federation), federation.training
     rate = row.sampling_rate or min(1.0, training.batch_size / rows)
     steps = training.steps(rate)
+    attempts = spare_attempts(training.rounds, most=attempts)
+    all_steps = steps * (training.rounds + attempts)
     evaluation = evaluation_release(federation) if evaluate else None
     count_epsilon = row.count_epsilon or 0.0
     return Plan(
         rows=0 if row.sampling_rate else rows,
         sampling_rate=rate,
-        noise_multiplier=calibrate(
-            epsilon - count_epsilon, row.delta, sampling_rate=rate, steps=steps * training.rounds
-        ),
+        noise_multiplier=calibrate(epsilon - count_epsilon, row.delta, sampling_rate=rate, steps=all_steps),
         steps=steps,
         rounds=training.rounds,
         evaluation_noise=evaluation.noise_multiplier if evaluation else 0.0,
         evaluations=evaluation.steps if evaluation else 0,
         count_epsilon=count_epsilon,
         delta=row.delta,
+        attempts=attempts,
+        evaluation_attempts=_spare(evaluation, attempts, epsilon, row.delta) if evaluation else 0,
+    )
+
+
+def spare_attempts(rounds: int, *, most: int = ATTEMPTS) -> int:
+    """How many of the attempts that a policy allows are planned for so many rounds."""
+    return min(most, math.ceil(rounds / ROUNDS_AN_ATTEMPT))
+
+
+def _spare(evaluation: GaussianRelease, most: int, limit: float, delta: float) -> int:
+    """How many more evaluations keep to the limit."""
+    return next(
+        (n for n in range(most, 0, -1) if epsilon([replace(evaluation, steps=evaluation.steps + n)], delta) <= limit), 0
     )
 
 
@@ -119,7 +150,7 @@ def forecast(federation: Federation, rows: int) -> dict[str, Any]:
     if row.delta * part > 1:
         raise PrivacyError(f"privacy.row.delta {row.delta:g} is above 1 / rows, {1 / part:.2g}; no client would agree")
     plan = plan_for(federation, rows=part, epsilon=row.epsilon)
-    updates = plan.epsilon(rounds=plan.rounds, evaluations=0)
+    updates = plan.epsilon(rounds=plan.most_updates, evaluations=0)
     return {
         "federation": federation.name,
         "rows": rows,
@@ -128,6 +159,7 @@ def forecast(federation: Federation, rows: int) -> dict[str, Any]:
         "delta": row.delta,
         "clip": row.clip,
         "rounds": plan.rounds,
+        "attempts": plan.attempts,
         "steps": plan.steps,
         "sampling_rate": plan.sampling_rate,
         "noise_multiplier": plan.noise_multiplier,
@@ -136,7 +168,7 @@ def forecast(federation: Federation, rows: int) -> dict[str, Any]:
         "evaluations": {
             "times": plan.evaluations,
             "noise_multiplier": plan.evaluation_noise,
-            "epsilon": plan.epsilon(rounds=0, evaluations=plan.evaluations) if plan.evaluations else 0.0,
+            "epsilon": plan.epsilon(rounds=0, evaluations=plan.most_evaluations) if plan.evaluations else 0.0,
         },
         "client": _client(federation),
         "reverse": [
@@ -150,7 +182,8 @@ def rounds_within(plan: Plan, noise_multiplier: float, limit: float) -> int:
     """How many rounds of that noise cost a row at most `limit`; `MOST_ROUNDS` stands for that many or more."""
 
     def fits(rounds: int) -> bool:
-        return replace(plan, noise_multiplier=noise_multiplier).epsilon(rounds=rounds, evaluations=0) <= limit
+        noisy = replace(plan, noise_multiplier=noise_multiplier)
+        return noisy.epsilon(rounds=rounds + spare_attempts(rounds), evaluations=0) <= limit
 
     low, high = 0, 1
     while fits(high):
@@ -183,7 +216,7 @@ def _alternatives(federation: Federation, part: int) -> list[dict[str, Any]]:
     for rounds in _around(training.rounds):
         for batch in _around(training.batch_size):
             rate = row.sampling_rate or min(1.0, batch / part)
-            steps = _with_batch(federation, batch).training.steps(rate) * rounds
+            steps = _with_batch(federation, batch).training.steps(rate) * (rounds + spare_attempts(rounds))
             noise = {
                 f"{target:g}": calibrate(
                     target - (row.count_epsilon or 0.0), row.delta, sampling_rate=rate, steps=steps, accountant="rdp"
@@ -211,6 +244,7 @@ def lines(forecast: dict[str, Any]) -> list[str]:
         f"a table of {f['rows']} rows, about {f['training_rows']} to train on, in federation {f['federation']}:",
         f"  {f['rounds']} rounds of {f['steps']} steps, sampling rate {f['sampling_rate']:.3f}, "
         f"noise multiplier {f['noise_multiplier']:.2f}, clip {f['clip']:g}",
+        f"  and {f['attempts']} spare attempts at a round, for a client that dies in one",
         f"  costs a row epsilon {f['epsilon']:.2f} at delta {f['delta']:g}: {f['of_which']['row_count']:.2f} for the "
         f"row count and {f['of_which']['updates']:.2f} for the updates",
     ]

@@ -122,10 +122,10 @@ def check_plan(plan: Plan, *, limit: float) -> None:
 
     The sentence is for both sides; the owner's log has the numbers.
     """
-    updates, counts = _updates(plan, plan.rounds), _counts(plan, plan.evaluations)
+    updates, counts = _updates(plan, plan.most_updates), _counts(plan, plan.most_evaluations)
     for what, history in (("updates", updates), ("evaluations", counts)):
         check(what, history, plan.delta, epsilon((_release(*one) for one in history), plan.delta))
-    theirs = of_plan(plan, rounds=plan.rounds, evaluations=plan.evaluations)
+    theirs = of_plan(plan, rounds=plan.most_updates, evaluations=plan.most_evaluations)
     if not theirs.low <= limit * (1 + ROUNDING):
         _refuse("plan", limit, theirs)
 

@@ -171,7 +171,7 @@ def test_a_client_that_is_restarted_after_each_round_pays_as_one_that_never_was(
     at.ledger.close()
     assert stated == sorted(set(stated))
     assert stated[-1] == pytest.approx(cost_of_run(entries, 1e-3))
-    assert 3.9 < stated[-1] <= 4.0
+    assert 3.2 < stated[-1] <= 4.0  # what is left of 4 was planned for spare attempts, of which none was needed
 
 
 def test_what_is_sent_is_trained_with_the_noise_that_was_charged(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -31,7 +32,14 @@ from tests.support import PRIVATE, federation, table
 
 DELTA = 1e-3
 ROUNDS = 3
-GENEROUS = Policy(epsilon=100.0, delta=DELTA)
+
+
+def owner(**rules: Any) -> Policy:
+    """A policy without spare attempts, so that figures are those of the rounds alone."""
+    return Policy(**{"attempts": 0, **rules})
+
+
+GENEROUS = owner(epsilon=100.0, delta=DELTA)
 
 
 def private(**changes: Any) -> Federation:
@@ -209,6 +217,54 @@ def test_a_task_that_is_tried_again_is_charged_again():
     ledger.close()
 
 
+def test_a_round_that_is_tried_again_takes_a_spare_attempt_and_none_of_the_rounds():
+    asked = private(training__rounds=11, privacy__evaluation={"every": 1, "noise": 6.0})
+    policy = Policy(epsilon=9.0, delta=DELTA, attempts=2)
+    ledger = Ledger.in_memory()
+
+    def restarted() -> Budget:
+        return opened(ledger, federation=asked, policy=policy)
+
+    for i in range(11):  # a client that dies in each of two rounds, and in two evaluations, after it was charged
+        for _ in range(2 if i < 2 else 1):
+            restarted().charge_update(f"run/train/{i}")
+            restarted().charge_evaluation(f"run/evaluate/{i}")
+    budget = restarted()
+    assert len({e.task for e in ledger.entries() if e.mechanism == "gaussian"}) == 2 * 11
+    assert (budget.rounds_charged, budget.evaluations_charged) == (11 + 2, 11 + 2)
+    with pytest.raises(BudgetExhausted, match="the plan's 11 rounds and 2 spare attempts are all charged"):
+        budget.charge_update("run/train/2")
+    with pytest.raises(BudgetExhausted, match="the plan's 11 evaluations and 2 spare attempts are all charged"):
+        budget.charge_evaluation("run/evaluate/2")
+    # All of it was planned, and is paid for: by dp-accounting, too.
+    assert budget.epsilon == budget.plan.total <= 4.0
+    assert 3.9 < recomputed(ledger.entries(), "train") <= 4.0
+    assert recomputed(ledger.entries(), "validation") <= 4.0
+    ledger.close()
+
+
+def test_a_spare_attempt_is_no_further_round():
+    ledger, policy = Ledger.in_memory(), Policy(epsilon=9.0, delta=DELTA)
+    budget = opened(ledger, policy=policy)
+    spend(budget)
+    for again in (budget, opened(ledger, policy=policy)):
+        with pytest.raises(BudgetExhausted, match=r"the plan's 3 rounds are all charged"):
+            again.charge_update("train/4")
+        with pytest.raises(BudgetExhausted, match=r"the plan's 1 evaluations are all charged"):
+            again.charge_evaluation("evaluate/4")
+    ledger.close()
+
+
+def test_a_plan_that_was_stored_before_there_were_spare_attempts_has_none():
+    ledger = Ledger.in_memory()
+    opened(ledger)
+    ((stored,),) = ledger._db.execute("SELECT body FROM plans")
+    older = {k: v for k, v in json.loads(stored).items() if not k.endswith("attempts")}
+    ledger._db.execute("UPDATE plans SET body = ?", (json.dumps(older),))
+    assert opened(ledger, policy=Policy(epsilon=9.0, delta=DELTA)).plan.attempts == 0
+    ledger.close()
+
+
 def test_a_charge_that_cannot_be_written_does_not_count_and_gives_nothing_away():
     ledger = Ledger.in_memory()
     budget = opened(ledger)
@@ -257,7 +313,7 @@ def test_a_policy_that_was_tightened_refuses_the_rest_of_a_run():
     ledger = Ledger.in_memory()
     spend(opened(ledger), rounds=1, evaluations=0)
     with pytest.raises(BudgetExhausted, match=r"policy\.epsilon: 3 at delta 0\.001, of which \d\.\d\d is spent; with"):
-        opened(ledger, policy=Policy(epsilon=3.0, delta=DELTA))
+        opened(ledger, policy=owner(epsilon=3.0, delta=DELTA))
     ledger.close()
 
 
@@ -267,19 +323,19 @@ def test_a_policy_that_was_tightened_refuses_the_rest_of_a_run():
 def test_a_first_run_that_may_spend_the_whole_account_needs_little_more_noise():
     # Its plan is at delta; the account, in which others may follow, is at half of it.
     generous = opened(Ledger.in_memory()).plan
-    ledger, policy = Ledger.in_memory(), Policy(epsilon=4.0, delta=DELTA)
+    ledger, policy = Ledger.in_memory(), owner(epsilon=4.0, delta=DELTA)
     budget = opened(ledger, policy=policy)
     assert 1.0 < budget.plan.noise_multiplier / generous.noise_multiplier < 1.06
     spend(budget)
     assert 3.95 < spent(ledger.entries(), DELTA) <= 4.0
     assert recomputed(ledger.entries(), "train", DELTA / 2) <= 4.0
-    roomy = opened(Ledger.in_memory(), policy=Policy(epsilon=4.6, delta=DELTA)).plan
+    roomy = opened(Ledger.in_memory(), policy=owner(epsilon=4.6, delta=DELTA)).plan
     assert roomy.noise_multiplier == generous.noise_multiplier
     ledger.close()
 
 
 def test_a_second_federation_is_calibrated_to_what_is_left():
-    ledger, policy = Ledger.in_memory(), Policy(epsilon=9.0, delta=DELTA)
+    ledger, policy = Ledger.in_memory(), owner(epsilon=9.0, delta=DELTA)
     first = opened(ledger, policy=policy)
     spend(first)
     second = opened(ledger, run="second", federation=private(name="second"), policy=policy)
@@ -298,7 +354,7 @@ def test_a_run_that_was_planned_for_another_federation_is_refused():
 
 
 def test_a_federation_for_which_nothing_is_left_is_refused_with_the_numbers():
-    ledger, policy = Ledger.in_memory(), Policy(epsilon=4.6, delta=DELTA)
+    ledger, policy = Ledger.in_memory(), owner(epsilon=4.6, delta=DELTA)
     spend(opened(ledger, policy=policy))
     said = r"^policy\.epsilon: 4\.6 at delta 0\.001, of which 0\.0\d is left; the federation asks for 4$"
     with pytest.raises(BudgetExhausted, match=said):
@@ -308,7 +364,7 @@ def test_a_federation_for_which_nothing_is_left_is_refused_with_the_numbers():
 
 def test_evaluations_that_the_account_does_not_cover_are_refused_with_the_numbers():
     # 20 evaluations at noise 6.5 are like one at 6.5 / sqrt(20) = 1.45 and cost 2.0; 40 of them in two runs cost 4.0.
-    ledger, policy = Ledger.in_memory(), Policy(epsilon=2.5, delta=DELTA)
+    ledger, policy = Ledger.in_memory(), owner(epsilon=2.5, delta=DELTA)
     many = {"row": {"epsilon": 3.5, "delta": DELTA, "clip": 1.0}, "evaluation": {"every": 1, "noise": 6.5}}
     asked = private(privacy=many, training__rounds=20)
     spend(opened(ledger, federation=asked, policy=policy), rounds=1, evaluations=20)
@@ -319,7 +375,7 @@ def test_evaluations_that_the_account_does_not_cover_are_refused_with_the_number
 
 def test_runs_that_take_turns_cannot_spend_together_what_each_could_alone():
     # A server may open as many runs as it likes before it asks any for an update.
-    ledger, policy = Ledger.in_memory(), Policy(epsilon=5.0, delta=DELTA)
+    ledger, policy = Ledger.in_memory(), owner(epsilon=5.0, delta=DELTA)
     budgets = [opened(ledger, run=f"run-{i}", policy=policy) for i in range(3)]
     refused = 0
     for i in range(ROUNDS):
@@ -512,7 +568,7 @@ def test_then_nothing_depends_on_the_tables_size():
 
 def test_a_plan_with_less_noise_than_the_policy_wants_is_refused():
     needed = opened(Ledger.in_memory()).plan.noise_multiplier
-    just, more = (Policy(epsilon=100.0, delta=DELTA, min_noise_multiplier=needed * f) for f in (0.99, 1.01))
+    just, more = (owner(epsilon=100.0, delta=DELTA, min_noise_multiplier=needed * f) for f in (0.99, 1.01))
     opened(Ledger.in_memory(), federation=private(privacy__evaluation__noise=9.0), policy=just)
     with pytest.raises(Refusal, match=rf"^policy\.min_noise_multiplier: asked {needed:.3g}, allowed at least"):
         opened(Ledger.in_memory(), federation=private(privacy__evaluation__noise=9.0), policy=more)
@@ -521,11 +577,9 @@ def test_a_plan_with_less_noise_than_the_policy_wants_is_refused():
 def test_epochs_that_are_more_steps_than_the_policy_wants_are_refused():
     epochs = private(training__local_steps=..., training__local_epochs=2)
     steps = opened(Ledger.in_memory(), federation=epochs).plan.steps
-    opened(Ledger.in_memory(), federation=epochs, policy=Policy(epsilon=9.0, delta=DELTA, max_local_steps=steps))
+    opened(Ledger.in_memory(), federation=epochs, policy=owner(epsilon=9.0, delta=DELTA, max_local_steps=steps))
     with pytest.raises(Refusal, match=rf"^policy\.max_local_steps: asked {steps}, allowed {steps - 1}$"):
-        opened(
-            Ledger.in_memory(), federation=epochs, policy=Policy(epsilon=9.0, delta=DELTA, max_local_steps=steps - 1)
-        )
+        opened(Ledger.in_memory(), federation=epochs, policy=owner(epsilon=9.0, delta=DELTA, max_local_steps=steps - 1))
 
 
 def test_once_the_table_has_changed_the_parts_costs_are_added():
@@ -576,7 +630,7 @@ def test_a_run_whose_table_changes_pays_for_both_parts_and_says_so():
 
 
 def test_one_authoritys_federations_may_be_held_to_less_than_all_together_whatever_they_are_called():
-    ledger, policy = Ledger.in_memory(), Policy(epsilon=100.0, delta=DELTA, federation_epsilon=9.0)
+    ledger, policy = Ledger.in_memory(), owner(epsilon=100.0, delta=DELTA, federation_epsilon=9.0)
     ledger.authority = "one"
     spend(opened(ledger, run="first", policy=policy))
     spend(opened(ledger, run="second", policy=policy))
@@ -593,13 +647,13 @@ def test_one_authoritys_federations_may_be_held_to_less_than_all_together_whatev
 
 def test_what_one_federation_may_cost_is_told_at_a_delta_of_its_own():
     ledger = Ledger.in_memory()
-    at_less = opened(ledger, policy=Policy(epsilon=100.0, delta=1e-5, federation_epsilon=4.0, federation_delta=DELTA))
+    at_less = opened(ledger, policy=owner(epsilon=100.0, delta=1e-5, federation_epsilon=4.0, federation_delta=DELTA))
     spend(at_less)
     assert spent(ledger.entries(), DELTA) <= 4.0 < spent(ledger.entries(), 1e-5)
 
 
 def test_a_run_that_is_refused_has_not_been_charged_its_row_count():
-    ledger, policy = Ledger.in_memory(), Policy(epsilon=100.0, delta=DELTA, federation_epsilon=4.0)
+    ledger, policy = Ledger.in_memory(), owner(epsilon=100.0, delta=DELTA, federation_epsilon=4.0)
     spend(opened(ledger, policy=policy))
     before = ledger.count()
     for i in range(3):  # a table that changes would be counted anew each time
@@ -609,7 +663,7 @@ def test_a_run_that_is_refused_has_not_been_charged_its_row_count():
 
 
 def test_a_count_that_another_federation_paid_for_is_not_free():
-    ledger, policy = Ledger.in_memory(), Policy(epsilon=100.0, delta=DELTA, federation_epsilon=9.0)
+    ledger, policy = Ledger.in_memory(), owner(epsilon=100.0, delta=DELTA, federation_epsilon=9.0)
     opened(ledger)
     (count,) = counts_of(ledger)
     second = private(name="second")
@@ -642,7 +696,7 @@ def test_a_charge_that_was_written_but_whose_head_was_not_is_counted(monkeypatch
 
 def test_an_evaluation_that_may_not_leave_is_refused_and_costs_nothing():
     ledger = Ledger.in_memory()
-    budget = opened(ledger, policy=Policy(epsilon=9.0, delta=DELTA, releases=("model", "row_count")))
+    budget = opened(ledger, policy=owner(epsilon=9.0, delta=DELTA, releases=("model", "row_count")))
     with pytest.raises(Refusal, match=r"^policy\.releases: asked evaluation, allowed model, row_count$"):
         budget.charge_evaluation("evaluate/1")
     budget.charge_update("train/1")
@@ -651,7 +705,7 @@ def test_an_evaluation_that_may_not_leave_is_refused_and_costs_nothing():
 
 def test_a_round_that_comes_too_early_is_refused_and_not_charged(monkeypatch):
     ledger = Ledger.in_memory()
-    budget = opened(ledger, policy=Policy(epsilon=9.0, delta=DELTA, min_seconds_between_rounds=3600))
+    budget = opened(ledger, policy=owner(epsilon=9.0, delta=DELTA, min_seconds_between_rounds=3600))
     budget.charge_update("train/1")
     with pytest.raises(Refusal, match=r"^policy\.min_seconds_between_rounds: asked a round at .* UTC, allowed from"):
         budget.charge_update("train/2")

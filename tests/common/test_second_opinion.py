@@ -140,7 +140,7 @@ def test_no_plan_takes_more_than_seconds_and_an_equal_one_nothing():
 def test_a_plan_is_confirmed_with_its_row_count_and_its_evaluations():
     plan = planned()
     check_plan(plan, limit=4.0)
-    theirs = of_plan(plan, rounds=plan.rounds, evaluations=plan.evaluations)
+    theirs = of_plan(plan, rounds=plan.most_updates, evaluations=plan.most_evaluations)
     assert (theirs.accountant, theirs.figure) == ("PRV", pytest.approx(plan.total, rel=1e-3))
     dear = planned(evaluation_noise=0.5)
     assert of_plan(dear, rounds=3, evaluations=1).figure == pytest.approx(ours(0.5, 1.0, 1, 1e-3), rel=1e-3)
