@@ -23,7 +23,7 @@ from client.budget import Budget
 from client.device import resolve_device
 from client.kernel import exact_counts
 from client.ledger import Ledger
-from client.policy import Policy
+from client.policy import for_one_run
 from client.site import Site, load_client_file, open_site
 from common import federation as federations
 from common import model as models
@@ -206,14 +206,11 @@ def _simulated_site(context: Context, federation: Federation) -> Site:
     device = resolve_device("auto", exact=federation.privacy.row is not None)
     rows = data.read(files[number], federation.data_schema, key=key)
     state = Path(tempfile.gettempdir()) / f"cloister-{os.getuid()}" / f"run-{context.run_id}"
-    row = federation.privacy.row
     return Site(
         name=files[number].stem,
         federation=federation,
         dataset=data.split(rows, federation.data_schema, key=key, device=device),
-        policy=Policy(
-            epsilon=row.epsilon if row else 1.0, delta=row.delta if row else 0.5, without_privacy=row is None
-        ),
+        policy=for_one_run(federation),
         ledger=Ledger(state / f"{number}.ledger"),
         noise=noise.secure(),
         device=device,

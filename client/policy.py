@@ -108,3 +108,12 @@ def _at_most(rule: str, asked: float, allowed: float | None) -> None:
 
 def _refusal(rule: str, asked: str, allowed: str) -> Refusal:
     return Refusal(f"policy.{rule}: asked {asked}, allowed {allowed}")
+
+
+def for_one_run(federation: Federation) -> Policy:
+    """Of a simulated owner, who allows this federation once, as it is planned, and nothing after it."""
+    row = federation.privacy.row
+    if row is None:
+        return Policy(epsilon=1.0, delta=0.5, without_privacy=True)
+    # One run's bound has half of an account's delta (client/entries.py `spent`), and a delta is below 1.
+    return Policy(epsilon=row.epsilon, delta=min(2 * row.delta, (1 + row.delta) / 2))

@@ -20,7 +20,7 @@ from client import data
 from client.app import client_app, table_files
 from client.data import Dataset, Rows
 from client.ledger import Ledger
-from client.policy import Policy
+from client.policy import for_one_run
 from client.site import Site
 from common import noise, tables
 from common.errors import ConfigError, DataError, Refusal
@@ -171,8 +171,7 @@ def _labels(rows: Rows, federation: Federation) -> list[int]:
 
 
 def _sites(federation: Federation, named: dict[str, Rows], *, seed: int, device: torch.device) -> list[Site]:
-    key, row = _split_key(seed), federation.privacy.row
-    policy = Policy(epsilon=row.epsilon if row else 1.0, delta=row.delta if row else 0.5, without_privacy=row is None)
+    key = _split_key(seed)
     least = federation.strategy.min_clients
     if len(named) < least:
         raise ConfigError([f"strategy.min_clients is {least}, but there are only {len(named)} clients"])
@@ -181,7 +180,7 @@ def _sites(federation: Federation, named: dict[str, Rows], *, seed: int, device:
             name=name,
             federation=federation,
             dataset=_split(name, rows, federation, key=key, device=device),
-            policy=policy,
+            policy=for_one_run(federation),
             ledger=Ledger.in_memory(),
             noise=noise.seeded(seed, number(name)),
             device=device,

@@ -12,6 +12,7 @@ import torch
 from client.site import Site
 from common.errors import ConfigError, DataError, RunFailed
 from common.federation import Federation
+from common.planning import plan_for
 from server.rundir import RunFolder, load_model
 from simulations.engine import simulate, sites_from_files, sites_from_table
 from tests.support import PRIVATE, federation, table
@@ -206,6 +207,15 @@ def test_a_simulation_whose_clients_all_refuse_ends_instead_of_waiting_for_other
 def test_private_clients_with_fewer_rows_than_a_batch_take_part(tmp_path):
     document = federation(**PRIVATE, training__batch_size=32)
     assert run(document, dealt(40, document=document), tmp_path / "run")["status"] == "completed"
+
+
+@pytest.mark.parametrize("changes", [{}, {"privacy__row": {"epsilon": 0.5, "delta": 0.01, "clip": 1.0}}])
+def test_a_simulated_client_plans_the_noise_of_a_real_one_whose_account_has_room(source, changes):
+    document = federation(**{**PRIVATE, "privacy__evaluation__noise": 20.0, **changes})
+    site, *_ = dealt(source, document=document)
+    budget = site.budget("run")
+    assert budget is not None and document.privacy.row is not None
+    assert budget.plan == plan_for(document, rows=budget.plan.rows, epsilon=document.privacy.row.epsilon)
 
 
 def test_simulated_noise_can_be_repeated_and_differs_between_clients(source):
