@@ -8,14 +8,31 @@ one is left out with a reason:
     an error                                            a failure, with its code
     array names, their order, shapes or types differ    rejected, also in the form in which updates travel
     NaN or infinity in an array, a metric or a weight   rejected
-    a weight that is 0 or less, or above 10^12          rejected
+    an entry beyond 10^9 times the model that was sent  rejected
+    a weight below 1, or above 10^12                    rejected
+    a weight above 10^5 times the cohort's median       rejected, where three replies or more are to be compared
     metrics other than those expected                   rejected
     a private client's without a privacy statement      rejected
+
+The two multiples find mistakes of units, a sum in place of a mean and crude sabotage. They do not stop a client that
+lies within them: `privacy.client` and the robust strategies are for that. Honest tables differ by a factor of 10^4 (a
+clinic of 100 rows beside a registry of a million), so a weight may be ten times as far from the median. An entry is
+compared with the largest of the model that was sent, or with 1 if that is less: a step moves entries by about the
+learning rate, and the noise for the largest clip that a document may have, 10^6, by 10^8 or so at a batch of one. A
+model beyond that has diverged.
+
+Weights are compared as they come, with the median of those that have come, since a sum does not keep replies. The first
+two wait for a third, so that one bad reply among them is found whatever its place; two of the first three can hide a
+third. Weights within 10^5 of each other are all admitted in any order, so clients that state little cannot keep out one
+of at most 10^5 rows. Under `privacy.client` weights are not compared: whether one client counts may not depend on
+another, and a weight is capped there.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
+import statistics
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +67,9 @@ STATED = {
     "opacus_prv": (0.0, 1.0),
 }
 
+MOST_OF_MEDIAN = 1e5  # of the cohort's weights
+LEAST_TO_COMPARE = 3  # of two, nobody can say which one is wrong
+MOST_OF_MODEL = 1e9  # of the largest entry that was sent, or of 1
 LARGEST_METRIC = 1e30  # sums of such numbers, times weights, are far from overflow
 LARGEST_WEIGHT = 1e12  # no table has more rows, and sums of such weights are far from overflow
 
@@ -76,12 +96,19 @@ class Admission:
     wire: Dtype = "float32"  # training only: the type in which updates travel
     counts: int | None = None  # evaluation only: how many counts there are
     keep: bool = True  # keep what is admitted? A sum needs each reply once
+    compare: bool = False  # compare weights, in `weigh`?
 
     admitted: list[Message] = field(default_factory=list)
     nodes: set[int] = field(default_factory=set)  # whose replies were admitted
     rejected: list[Rejection] = field(default_factory=list)
     statements: dict[int, Statement] = field(default_factory=dict)  # what private clients say they released
     _seen: set[int] = field(default_factory=set)
+    _reach: float = field(init=False)
+    _weights: list[float] = field(default_factory=list)  # sorted
+    _waiting: list[Message] = field(default_factory=list)  # for enough others to be compared with
+
+    def __post_init__(self) -> None:
+        self._reach = MOST_OF_MODEL * max([1.0, *map(_largest, (self.state or {}).values())])
 
     def take(self, reply: Message) -> bool:
         """Admits a reply, or notes why not."""
@@ -100,7 +127,7 @@ class Admission:
             if (statement := _statement(reply, self.limit)) is not None:
                 self.statements[node_id] = statement
             if self.state is not None:
-                _check_arrays(reply, self.state, self.wire)
+                _check_arrays(reply, self.state, self.wire, self._reach)
             _check_metrics(reply, self.metrics, self.counts)
             if self.private and (statement is None or "epsilon" not in statement):
                 raise _Fault("a private client must state what it has released, and this reply does not")
@@ -110,6 +137,33 @@ class Admission:
         self.nodes.add(node_id)
         if self.keep:
             self.admitted.append(reply)
+        return True
+
+    def weigh(self, reply: Message) -> list[Message]:
+        """The replies, of those that were taken, that count now that this one has come. The first ones wait for enough
+        others; where no more come, they are in `release`."""
+        if not self.compare:
+            return [reply]
+        bisect.insort(self._weights, _weight(reply))
+        self._waiting.append(reply)
+        return self.release() if len(self._weights) >= LEAST_TO_COMPARE else []
+
+    def release(self) -> list[Message]:
+        """What still waits, without those whose weight is too far from the others'."""
+        waiting, self._waiting = self._waiting, []
+        if len(self._weights) < LEAST_TO_COMPARE:
+            return waiting
+        median = statistics.median(self._weights)
+        return [reply for reply in waiting if not self._outweighs(reply, median)]
+
+    def _outweighs(self, reply: Message, median: float) -> bool:
+        if (weight := _weight(reply)) <= MOST_OF_MEDIAN * median:
+            return False
+        node_id = reply.metadata.src_node_id
+        self.nodes.discard(node_id)
+        self.admitted = [other for other in self.admitted if other is not reply]
+        said = f"weight {weight:g} is more than {MOST_OF_MEDIAN:.0f} times the median of this round, {median:g}"
+        self.rejected.append(Rejection(node_id, 0, said))
         return True
 
     @property
@@ -130,7 +184,7 @@ def admit(replies: Iterable[Message], **rules: Any) -> Admission:
     return result
 
 
-def _check_arrays(reply: Message, state: State, wire: Dtype) -> None:
+def _check_arrays(reply: Message, state: State, wire: Dtype, reach: float) -> None:
     found = reply.content.array_records
     if list(found) != [ARRAYS]:
         raise _Fault(f"expected one record of arrays called {ARRAYS}, got {list(found)}")
@@ -149,6 +203,16 @@ def _check_arrays(reply: Message, state: State, wire: Dtype) -> None:
             raise _Fault(f"array {name} must be {expected.dtype} {list(expected.shape)}, got {dtype} {list(shape)}")
         if not np.isfinite(array).all():
             raise _Fault(f"array {name} has NaN or infinite values")
+        if (largest := _largest(array)) > reach:
+            raise _Fault(f"array {name} has an entry of size {largest:.3g}; at most {reach:.3g} fits the model")
+
+
+def _largest(array: NDArray[Any]) -> float:
+    return max(float(array.max(initial=0)), -float(array.min(initial=0)))
+
+
+def _weight(reply: Message) -> float:
+    return float(reply.content.metric_records[METRICS][WEIGHT])  # type: ignore[arg-type]
 
 
 def _unpack(reply: Message, state: State, wire: Dtype) -> None:
@@ -184,8 +248,8 @@ def _check_metrics(reply: Message, expected: Collection[str], counts: int | None
         if name != WEIGHT and any(abs(v) > LARGEST_METRIC for v in values):
             raise _Fault(f"metric {name} is larger than {LARGEST_METRIC:g}")
     weight = record[WEIGHT]
-    if not (isinstance(weight, int | float) and 0 < weight <= LARGEST_WEIGHT):
-        raise _Fault(f"weight {WEIGHT} must be greater than 0 and at most {LARGEST_WEIGHT:g}, got {weight}")
+    if not (isinstance(weight, int | float) and 1 <= weight <= LARGEST_WEIGHT):
+        raise _Fault(f"weight {WEIGHT} must be from 1 to {LARGEST_WEIGHT:g}, got {weight}")
 
 
 def _statement(reply: Message, limit: float) -> Statement | None:

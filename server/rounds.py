@@ -145,6 +145,7 @@ def _train(run: Run, grid: Grid, strategy: Strategy, nodes: list[int], server_ro
         state=run.state,
         wire=run.federation.wire.dtype,
         keep=not of_a_mean,
+        compare=run.central is None,
     )
     config = ConfigRecord({RUN: run.name})
     # A strategy that is shown no node would wait for one, and an empty cohort is a cohort.
@@ -276,14 +277,15 @@ def _admitted(
         message.metadata.group_id = str(admission.server_round)
     timeout = run.federation.strategy.round_timeout
     if not isinstance(grid, RunGrid):  # one of Flower's own
-        yield from filter(admission.take, grid.send_and_receive(sent, timeout=timeout))
-        return
-    with closing(grid.stream(sent, timeout=timeout)) as replies:
-        for reply in replies:
-            if admission.take(reply):
-                yield reply
+        for reply in filter(admission.take, grid.send_and_receive(sent, timeout=timeout)):
+            yield from admission.weigh(reply)
+    else:
+        with closing(grid.stream(sent, timeout=timeout)) as replies:
+            for reply in filter(admission.take, replies):
+                yield from admission.weigh(reply)
                 if len(admission.nodes) >= needed:
-                    return
+                    break
+    yield from admission.release()
 
 
 def _remember(run: Run, admission: Admission) -> None:

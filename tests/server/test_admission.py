@@ -209,10 +209,11 @@ def test_there_is_one_record_of_metrics(names):
         ({WEIGHT: 10**400, LOSS: 0.5}, "metric num-examples is NaN or infinite"),
         ({WEIGHT: 1.0, LOSS: [0.5, 0.5]}, "metric train_loss has the wrong size"),
         ({WEIGHT: [1.0], LOSS: 0.5}, "metric num-examples has the wrong size"),
-        ({WEIGHT: 0.0, LOSS: 0.5}, "weight num-examples must be greater than 0 and at most 1e+12, got 0.0"),
-        ({WEIGHT: 0, LOSS: 0.5}, "weight num-examples must be greater than 0 and at most 1e+12, got 0"),
-        ({WEIGHT: -3.0, LOSS: 0.5}, "weight num-examples must be greater than 0 and at most 1e+12, got -3.0"),
-        ({WEIGHT: 1e300, LOSS: 0.5}, "weight num-examples must be greater than 0 and at most 1e+12, got 1e+300"),
+        ({WEIGHT: 0.99, LOSS: 0.5}, "weight num-examples must be from 1 to 1e+12, got 0.99"),
+        ({WEIGHT: 0.0, LOSS: 0.5}, "weight num-examples must be from 1 to 1e+12, got 0.0"),
+        ({WEIGHT: 0, LOSS: 0.5}, "weight num-examples must be from 1 to 1e+12, got 0"),
+        ({WEIGHT: -3.0, LOSS: 0.5}, "weight num-examples must be from 1 to 1e+12, got -3.0"),
+        ({WEIGHT: 1e300, LOSS: 0.5}, "weight num-examples must be from 1 to 1e+12, got 1e+300"),
     ],
 )
 def test_metrics_other_than_those_expected_are_rejected(metrics, reason):
@@ -346,3 +347,59 @@ def test_a_reason_is_one_printable_line_whatever_the_reply_was_called():
 def test_a_metric_whose_sums_could_overflow_is_rejected(loss):
     _, reason = only_rejection(admit_training([reply(1, content(metrics={WEIGHT: 1.0, LOSS: loss}))]))
     assert reason == f"metric {LOSS} is larger than 1e+30"
+
+
+@pytest.mark.parametrize("wrong", [1.1e9, -1.1e9, 3e38])
+def test_an_entry_far_beyond_the_model_that_was_sent_is_rejected(wrong):
+    answer = content(update(b=np.array([0, wrong, 0], np.float32)))
+    _, reason = only_rejection(admit_training([reply(1, answer)]))
+    assert reason == f"array b has an entry of size {abs(wrong):.3g}; at most 1e+09 fits the model"
+
+
+def test_how_large_an_entry_may_be_follows_the_model_that_was_sent():
+    large = {"w": np.full((2, 3), -100.0, np.float32), "b": np.zeros(3, np.float32)}
+    rules = {"asked": {1, 2}, "server_round": ROUND, "metrics": {WEIGHT, LOSS}, "state": large}
+    admission = admit([reply(1, content(update(9e10))), reply(2, content(update(1.1e11)))], **rules)
+    assert admission.nodes == {1}  # 10^9 times 100 lies between the two
+
+
+def weighed(*weights: float, compare: bool = True) -> tuple[list[float], Admission]:
+    """The weights of the replies that count, in their order, and what became of the others."""
+    nodes = range(1, len(weights) + 1)
+    admission = Admission(
+        asked=nodes, server_round=ROUND, metrics={WEIGHT, LOSS}, state=STATE, compare=compare, keep=False
+    )
+    counted = []
+    for node, weight in zip(nodes, weights, strict=True):
+        answer = reply(node, content(metrics={WEIGHT: weight, LOSS: 0.5}))
+        assert admission.take(answer)
+        counted += admission.weigh(answer)
+    counted += admission.release()
+    return [float(r.content.metric_records[METRICS][WEIGHT]) for r in counted], admission
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_a_weight_far_beyond_the_median_is_rejected_whenever_it_comes(place):
+    weights = [80.0, 100.0, 120.0, 90.0]
+    weights.insert(place, 1e8)
+    counted, admission = weighed(*weights)
+    assert sorted(counted) == [80, 90, 100, 120]
+    assert admission.nodes == {1, 2, 3, 4, 5} - {place + 1}
+    (rejection,) = admission.rejected
+    assert rejection.node_id == place + 1
+    assert rejection.reason.startswith("weight 1e+08 is more than 100000 times the median of this round, ")
+
+
+@given(st.lists(st.floats(1, 99999), max_size=8))
+def test_tables_that_differ_as_honest_ones_do_all_count(weights):
+    counted, admission = weighed(*weights)
+    assert sorted(counted) == sorted(weights)
+    assert admission.rejected == []
+
+
+def test_of_two_replies_neither_is_the_wrong_one():
+    assert weighed(1.0, 1e9)[0] == [1.0, 1e9]
+
+
+def test_weights_are_not_compared_where_one_client_may_not_matter_to_another():
+    assert weighed(1.0, 1.0, 1e9, compare=False)[0] == [1.0, 1.0, 1e9]

@@ -329,6 +329,27 @@ def _nan(message: Message) -> Answer:
     return RecordDict({ARRAYS: records.from_state(broken), METRICS: MetricRecord({WEIGHT: 1.0, LOSS: 0.5})})
 
 
+def test_whether_a_reply_counts_does_not_depend_on_what_others_weigh(monkeypatch):
+    # Else one client, by being there, could add or remove another: twice the sensitivity that the noise is for.
+    heard: list[int] = []
+    mean = CentralDP.mean
+
+    def listening(self: CentralDP, state: Any, replies: Any) -> Any:
+        kept = list(replies)
+        heard.append(len(kept))
+        return mean(self, state, kept)
+
+    monkeypatch.setattr(CentralDP, "mean", listening)
+
+    def heavy(message: Message) -> Answer:
+        answer = train(message)
+        answer[METRICS][WEIGHT] = 1e11  # type: ignore[index]
+        return answer
+
+    outcome(whole(strategy__fraction=1.0, training__rounds=1), Clients({1: heavy}))
+    assert heard == [3]
+
+
 def test_no_event_tells_who_was_asked_what_was_lost_or_any_exact_figure():
     odd = {(1, 2): says(BUDGET_EXHAUSTED, "spent"), (2, 3): lambda message: None, (3, 1): lambda message: _nan(message)}
     document = whole(training__rounds=3, strategy__fraction=0.6)

@@ -109,18 +109,34 @@ def test_a_round_without_any_reply_fails():
 
 
 def test_an_aggregate_that_is_not_finite_is_a_failed_round():
-    # Each reply is finite. A server learning rate of 2 goes to 6e38, above float32's 3.4e38.
+    # Each reply is finite. A server learning rate of 1e30 goes to 5e38, above float32's 3.4e38.
     def huge(message: Message) -> Answer:
         answer = train(message)
-        shape = {name: np.full_like(v, 3e38) for name, v in records.to_state(message.content[ARRAYS]).items()}
+        shape = {name: np.full_like(v, 5e8) for name, v in records.to_state(message.content[ARRAYS]).items()}
         answer[ARRAYS] = records.from_state(shape)
         return answer
 
-    document = federation(training__rounds=1, strategy={"name": "fedavgm", "min_clients": 2, "server_learning_rate": 2})
+    strategy = {"name": "fedavgm", "min_clients": 2, "server_learning_rate": 1e30}
+    document = federation(training__rounds=1, strategy=strategy)
     with np.errstate(over="ignore"):
         result = outcome(document, Clients({1: huge, 2: huge, 3: huge}))
     assert result.rounds()[0]["failed"] == "aggregation gave no model, or one with NaN or infinite values"
     assert result.moved() == 0
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedmedian"])  # one is summed as replies come, the other keeps them
+def test_one_absurd_weight_is_left_out_and_the_round_goes_on(name):
+    def heavy(message: Message) -> Answer:
+        answer = train(message)
+        answer[METRICS][WEIGHT] = 1e11  # type: ignore[index]
+        return answer
+
+    result = outcome(federation(training__rounds=1, strategy={"name": name, "min_clients": 2}), Clients({1: heavy}))
+    (event,) = result.rounds()
+    assert event["clients"] == 2
+    (rejected,) = event["rejected"]
+    assert "weight 1e+11 is more than 100000 times the median of this round" in rejected["reason"]
+    assert result.moved() == 1
 
 
 def test_too_many_failed_rounds_in_a_row_are_a_failed_run():
