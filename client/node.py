@@ -182,7 +182,9 @@ class Node:
         elif kind == "rejected":
             raise ProtocolError(f"the server turned us away: {shown(frame.rejected.reason)}")
         elif kind == "task":
-            incoming = self._receive(frame.task, codec.Assembly(frame.task.size), frame.task.data)
+            assembly = codec.Assembly(frame.task.size)
+            _check_task(frame.task)  # before its content is waited for
+            incoming = self._receive(frame.task, assembly, frame.task.data)
         elif kind == "chunk" and incoming is not None:
             incoming = self._receive(*incoming, frame.chunk.data)
         elif kind == "ack" and self._outbox is not None:
@@ -294,12 +296,6 @@ class Node:
 
     def _begin(self, task: pb.Task, content: bytes) -> None:
         """Starts a task, unless it is being done already."""
-        if not (is_name(task.id) and is_name(task.group)):
-            raise ProtocolError(f"a task with a name that is none: {shown(task.id, 40)!r}, {shown(task.group, 40)!r}")
-        if task.type not in TASKS:
-            raise ProtocolError(f"a task {shown(task.type, 40)!r}; known are {' and '.join(TASKS)}")
-        if not 0 < task.ttl < math.inf:
-            raise ProtocolError(f"a task of {task.ttl:g} s")
         if task.id in self._working:
             return
         self._working.add(task.id)
@@ -383,6 +379,16 @@ class Node:
         async with self._sending:
             with contextlib.suppress(asyncio.InvalidStateError):  # it ended; why, the reading side will hear
                 await call.write(frame)
+
+
+def _check_task(task: pb.Task) -> None:
+    """Raises `ProtocolError` unless it is a task that we know, in names that can be shown."""
+    if not (is_name(task.id) and is_name(task.group)):
+        raise ProtocolError(f"a task with a name that is none: {shown(task.id, 40)!r}, {shown(task.group, 40)!r}")
+    if task.type not in TASKS:
+        raise ProtocolError(f"a task {shown(task.type, 40)!r}; known are {' and '.join(TASKS)}")
+    if not 0 < task.ttl < math.inf:
+        raise ProtocolError(f"a task of {task.ttl:g} s")
 
 
 async def _frames(call: Call) -> AsyncIterator[pb.ServerFrame]:

@@ -573,6 +573,19 @@ def test_a_server_that_breaks_the_protocol_is_answered_and_left(tmp_path, when, 
     assert reason in str(result)
 
 
+@pytest.mark.parametrize("wrong", [{"id": "\x07"}, {"group": "\n"}, {"type": "query"}, {"ttl": np.nan}])
+def test_a_task_is_turned_away_by_its_head_and_its_content_is_not_waited_for(tmp_path, wrong):
+    async def server(link: Link) -> None:
+        await link.welcome(federation())
+        await link.hear("ready")
+        await link.say(task=a_task(size=1 << 29, **wrong))  # of which one byte comes
+        failure = await link.hear("failure")
+        assert failure.reason.startswith("protocol error: a task ")
+
+    result, _ = play(tmp_path, server)
+    assert isinstance(result, ProtocolError)
+
+
 def test_a_task_of_another_run_than_the_welcomed_one_is_refused_and_not_charged(tmp_path):
     fed = federation(**PRIVATE)
 
