@@ -6,6 +6,7 @@ room that defends:
     the client is restarted at round k              here; test_federation: a killed client (a real process)
     ... killed between charge and send              here
     ... killed before the charge                    here
+    ... killed at any time                          integration/test_kills (a real process)
     a task is replayed, a round sent again          client/test_node: sent again byte for byte and charged once
     ... after it was acknowledged                   client/test_node: charged again
     more steps, less noise, a larger clip, a seed   client/test_node: what a server writes beside the task

@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.planning import ATTEMPTS
 from tests.integration.federation import NAMES, Federation, Process, until
 from tests.integration.proxy import Proxy
 
@@ -199,12 +200,13 @@ class _Chaos:
                 problems.append(f"round {event['round']}: {event['clients']} replies, {counted} charges")
         for name in NAMES:
             out.again[name] = sum(n - 1 for n in charges[name].values())
-            if sum(charges[name].values()) > self.rounds:
+            if len(charges[name]) > self.rounds or out.again[name] > ATTEMPTS:
                 problems.append(f"{name} was charged for more than was planned")
             told = json.loads(fed.start("budget", f"{name}.yaml", "--verify", "--json").output())
-            out.epsilon[name] = told["spent"]
-            if told["spent"] > EPSILON:
-                problems.append(f"{name} spent {told['spent']}")
+            (run,) = told["runs"]
+            out.epsilon[name] = run["epsilon"]
+            if run["epsilon"] > EPSILON:
+                problems.append(f"{name} may have cost {run['epsilon']}")
         for pid in self.pids:
             if Path(f"/proc/{pid}").exists():
                 problems.append(f"process {pid} is still there")
