@@ -10,13 +10,16 @@ in the batch. Six checks look at many of them:
     noise         without the canary: is the variance the charged one, or less? chi-square
     distribution  with it, at the plan's own rate: the mixture of both cases? Kolmogorov and Smirnov
     mean          with it: the sampling rate?
-    batches       do rows come independently, so that the batch's size has a binomial's variance? chi-square, both sides
+    batches       do rows come independently, so that a batch's size has a binomial's variance? chi-square, both sides
+    pairs         ... and so that any two rows come together as often as chance has it? the least of all pairs' exact
+                  binomial p-values, by Bonferroni
+    steps         does a row come in a second step as often if it came in the first? exact binomial
     bits          is all that leaves on the lattice of whole numbers, and does this machine compute exactly?
     fresh         do two trainings draw different noise?
 
-False alarms: each of the four p-values fails below `ALARM` / 4, and the bound is one of confidence 1 - `ALARM`, so a
-sound machine fails with a probability of at most 2 `ALARM` = 0.2 %. The other two do not depend on chance, but for
-1 in 10^7.
+False alarms: each of the `BY_CHANCE` p-values fails below `ALARM` / `BY_CHANCE`, and the bound is one of confidence
+1 - `ALARM`, so a sound machine fails with a probability of at most 2 `ALARM` = 0.2 %. The other two do not depend on
+chance, but for 1 in 10^7.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ RATE, STEPS = 0.25, 8  # the plan of which single steps are looked at
 ROWS, INPUTS, BATCH, CLIP = 24, 5, 16, 1.0
 LEARNING_RATE = 2.0**-20  # with BATCH a power of two: what left can be read from the model exactly
 ALARM = 1e-3
+BY_CHANCE = 6  # so many checks are p-values
 Numbers = NDArray[np.float64]
 
 
@@ -81,7 +85,7 @@ def audit(source: Callable[[], NoiseSource], *, trials: int) -> list[Check]:
     return [
         _bound(without, present),
         *_fits(sampled_without, sampled, planned.noise_multiplier),
-        _batches(source, max(200, trials // 5)),
+        *_inclusion(source, max(200, trials // 5)),
         _bits(released),
         _fresh(source, rows, planned),
     ]
@@ -169,25 +173,51 @@ def _fits(without: Numbers, sampled: Numbers, noise: float) -> list[Check]:
 
 
 def _by_chance(name: str, measured: str, claimed: str, p: float) -> Check:
-    return Check(name=name, measured=f"{measured} (p {p:.1e})", claimed=claimed, value=p, passed=p >= ALARM / 4)
+    return Check(name=name, measured=f"{measured} (p {p:.1e})", claimed=claimed, value=p, passed=p >= ALARM / BY_CHANCE)
 
 
-def _batches(source: Callable[[], NoiseSource], steps: int) -> Check:
-    """A row is a coordinate here, so a step with next to no noise shows who was in its batch."""
-    from scipy.stats import chi2
+def _inclusion(source: Callable[[], NoiseSource], trainings: int) -> list[Check]:
+    """Does each row come into each of two steps by itself?"""
+    from scipy.stats import binom, chi2
 
-    rows = 64
-    quiet = DPSGD(steps=1, sampling_rate=RATE, clip=CLIP, noise_multiplier=1e-5, expected_batch_size=BATCH)
+    rows, steps = 64, 2
+    quiet = DPSGD(steps=steps, sampling_rate=RATE, clip=CLIP, noise_multiplier=1e-5, expected_batch_size=BATCH)
     table = torch.eye(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.int64)
-    sizes = np.array([(np.abs(_train(source(), table, quiet)[0, :rows]) > 0.1).sum() for _ in range(steps)])
-    variance = rows * RATE * (1 - RATE)
-    spread = float(chi2.cdf(((sizes - rows * RATE) ** 2).sum() / variance, steps))
-    return _by_chance(
-        "batches",
-        f"{sizes.mean():.1f} rows, variance {sizes.var():.1f}",
-        f"{rows * RATE:g} rows, variance {variance:g}",
-        2 * min(spread, 1 - spread),
-    )
+    # A row that comes moves its coordinate by half a clip. [trainings, rows] of 0, 1 and 2.
+    times = np.array([np.rint(2 * np.abs(_train(source(), table, quiet)[0, :rows])) for _ in range(trainings)])
+
+    sizes, mean, variance = times.sum(1), steps * rows * RATE, steps * rows * RATE * (1 - RATE)
+    spread = float(chi2.cdf(((sizes - mean) ** 2).sum() / variance, trainings))
+    came = times > 0
+    together = (came[:, :, None] & came[:, None, :]).sum(0)[np.triu_indices(rows, 1)]
+    chance = (1 - (1 - RATE) ** steps) ** 2
+    twice, both = int((times > 1).sum()), RATE**2
+
+    def two_sided(k: NDArray[np.int64] | int, n: int, rate: float) -> NDArray[np.float64]:
+        tail: Numbers = 2 * np.minimum(binom.cdf(k, n, rate), binom.sf(np.asarray(k) - 1, n, rate))
+        return tail
+
+    pairs = float(two_sided(together, trainings, chance).min()) * len(together)
+    return [
+        _by_chance(
+            "batches",
+            f"{sizes.mean():.1f} rows in {steps} steps, variance {sizes.var():.1f}",
+            f"{mean:g} rows, variance {variance:g}",
+            2 * min(spread, 1 - spread),
+        ),
+        _by_chance(
+            "pairs",
+            f"two rows come together in {together.min()} to {together.max()} of {trainings}",
+            f"each two in {trainings * chance:.0f} or so",
+            min(1.0, pairs),
+        ),
+        _by_chance(
+            "steps",
+            f"a row comes twice in {twice} of {times.size}",
+            f"in {times.size * both:.0f} or so",
+            min(1.0, float(two_sided(twice, times.size, both))),
+        ),
+    ]
 
 
 def _bits(released: list[Numbers]) -> Check:

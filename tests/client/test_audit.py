@@ -1,4 +1,4 @@
-"""An audit passes the true build and catches nine broken ones, each a real change of what trains.
+"""An audit passes the true build and catches eleven broken ones, each a real change of what trains.
 
 Seeds are fixed, so a test does the same each time; of other seeds one in 500 would fail the true build.
 """
@@ -31,7 +31,7 @@ def audited() -> dict[str, Check]:
 
 def test_the_true_build_passes():
     found = audited()
-    assert list(found) == ["bound", "noise", "distribution", "mean", "batches", "bits", "fresh"]
+    assert list(found) == ["bound", "noise", "distribution", "mean", "batches", "pairs", "steps", "bits", "fresh"]
     assert all(check.passed for check in found.values()), lines(list(found.values()))
     assert 2 < found["bound"].value <= 4  # the bound has something to say
 
@@ -80,6 +80,27 @@ def fixed_size(self: NoiseSource, size: int, rate: float) -> Any:
     return np.sort(chosen).astype(np.int64)
 
 
+def some_in_pairs_and_some_never(self: NoiseSource, size: int, rate: float) -> Any:
+    """Of each eight rows two always come together, and of the others each two never: so the variances even out."""
+    came = sample(self, size, rate)
+    groups = np.random.default_rng(self.integer()).random((-(-size // 8), 4))
+    pairs = [
+        [g < rate, g < rate] if i == 0 else [g < rate, rate <= g < 2 * rate]
+        for row in groups
+        for i, g in enumerate(row)
+    ]
+    return np.flatnonzero(np.concatenate(pairs)[:size]) if size >= 8 else came
+
+
+def each_row_in_one_step_of_an_epoch(self: NoiseSource, size: int, rate: float) -> Any:
+    """Balls in bins: by itself each step is a Poisson sample."""
+    if getattr(self, "bins", None) is None or len(self.bins) != size:  # type: ignore[attr-defined]
+        self.bins = np.random.default_rng(self.integer()).integers(0, round(1 / rate), size)  # type: ignore[attr-defined]
+        self.step = -1  # type: ignore[attr-defined]
+    self.step += 1  # type: ignore[attr-defined]
+    return np.flatnonzero(self.bins == self.step % round(1 / rate))  # type: ignore[attr-defined]
+
+
 def from_the_experiments_seed(self: NoiseSource, size: int, tau: float) -> Any:
     return draw(noise.seeded(0), size, tau)
 
@@ -91,8 +112,10 @@ BROKEN = {
     "noise x 0.75": (ExactOptimizer, "add_noise", noise_times(0.75), {"noise"}),
     "noise x 0.9": (ExactOptimizer, "add_noise", noise_times(0.9), {"noise"}),
     "every row, each step": (NoiseSource, "poisson_sample", every_row, {"distribution", "mean", "batches"}),
-    "twice the rate": (NoiseSource, "poisson_sample", twice_the_rate, {"distribution", "mean", "batches"}),
+    "twice the rate": (NoiseSource, "poisson_sample", twice_the_rate, {"mean", "batches", "steps"}),
     "batches of a fixed size": (NoiseSource, "poisson_sample", fixed_size, {"batches"}),
+    "rows in pairs": (NoiseSource, "poisson_sample", some_in_pairs_and_some_never, {"pairs"}),
+    "each row once an epoch": (NoiseSource, "poisson_sample", each_row_in_one_step_of_an_epoch, {"steps"}),
     "noise from the experiment's seed": (NoiseSource, "rounded_normal", from_the_experiments_seed, {"fresh"}),
 }
 
