@@ -9,8 +9,9 @@ The encoding, once and for all (one row of the table is one row of the arrays, a
     categorical  one input a category and one for any other value; all 0 where it is missing
     classes      the target's class index, int64
     numeric target  scaled to [0, 1] by its bounds, clamped, float32
-A column may be missing if it declares `missing` markers or is `optional`; its empty cells are missing too. In any
-other column an empty cell is a mistake.
+A column may be missing if it declares `missing` markers, is `optional`, or says `unfit: missing`; its empty cells are
+missing too. In any other column an empty cell is a mistake. A column's `unfit` says what becomes of a cell that is no
+number, or none of the categories: it is missing, or other, or a mistake. Each is a rule for one row by itself.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ class EncodingReport:
     missing: dict[str, int] = field(default_factory=dict)
     clamped: dict[str, int] = field(default_factory=dict)
     other: dict[str, int] = field(default_factory=dict)
+    unfit_missing: dict[str, int] = field(default_factory=dict)  # also among the missing
     absent: list[str] = field(default_factory=list)
     classes: dict[str, int] = field(default_factory=dict)
     left_out: int = 0  # rows with a cell that does not fit
-    unfit: list[str] = field(default_factory=list)  # the first of those cells
+    unfit: list[str] = field(default_factory=list)  # the first of those cells, quoted
 
     def lines(self) -> list[str]:
         """The report as sentences, the least expected first."""
@@ -53,6 +55,7 @@ class EncodingReport:
         for what, counts in [
             ("outside their bounds, clamped", self.clamped),
             ("outside their categories, counted as other", self.other),
+            ("that do not fit, counted as missing", self.unfit_missing),
             ("missing", self.missing),
         ]:
             if counts:
@@ -199,19 +202,23 @@ def _count(counts: dict[str, int], name: str, where: NDArray[np.bool_]) -> None:
         counts[name] = n
 
 
+def _unread(cells: _Cells, missing: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Where there is something that is no number."""
+    return ~missing & ~np.isfinite(cells.number)
+
+
+def _left_out(
+    cells: _Cells, name: str, expected: str, where: NDArray[np.bool_], offending: list[tuple[int, str]]
+) -> None:
+    offending.extend((int(i), f"{name}: expected {expected}, found {cells.text[i]!r}") for i in np.flatnonzero(where))
+
+
 def _scaled(
-    cells: _Cells,
-    name: str,
-    bounds: Bounds,
-    missing: NDArray[np.bool_],
-    report: EncodingReport,
-    offending: list[tuple[int, str]],
+    cells: _Cells, name: str, bounds: Bounds, absent: NDArray[np.bool_], report: EncodingReport
 ) -> NDArray[np.float64]:
-    """Position between the bounds, in [0, 1], after clamping."""
-    bad = ~missing & ~np.isfinite(cells.number)
-    offending.extend((int(i), f"{name}: expected a number, found {cells.text[i]!r}") for i in np.flatnonzero(bad))
+    """Position between the bounds, in [0, 1], after clamping; that of an absent value is 0."""
     low, high = bounds
-    value = np.where(missing | bad, low, cells.number)
+    value = np.where(absent, low, cells.number)
     _count(report.clamped, name, (value < low) | (value > high))
     scaled: NDArray[np.float64] = (np.clip(value, low, high) - low) / (high - low)
     return scaled
@@ -221,7 +228,13 @@ def _numeric(
     cells: _Cells, feature: Numeric, report: EncodingReport, offending: list[tuple[int, str]]
 ) -> NDArray[np.float32]:
     missing = _missing(cells, feature, report, offending)
-    position = _scaled(cells, feature.name, feature.bounds, missing, report, offending)
+    unread = _unread(cells, missing)
+    absent = missing | unread
+    if feature.unfit == "missing":
+        missing = _unfit_missing(feature, missing, unread, report)
+    else:
+        _left_out(cells, feature.name, "a number", unread, offending)
+    position = _scaled(cells, feature.name, feature.bounds, absent, report)
     value = np.where(missing, 0.0, 2 * position - 1)
     return np.stack([value, missing][: feature.inputs], axis=1).astype(np.float32)
 
@@ -232,8 +245,24 @@ def _categorical(
     missing = _missing(cells, feature, report, offending)
     hot = np.stack([_equal(cells, category) & ~missing for category in feature.categories], axis=1)
     other = ~missing & ~hot.any(axis=1)
-    _count(report.other, feature.name, other)
+    if feature.unfit == "missing":
+        _unfit_missing(feature, missing, other, report)
+        other = np.zeros_like(other)
+    elif feature.unfit == "left_out":
+        known = ", ".join(str(category) for category in feature.categories)
+        _left_out(cells, feature.name, f"one of {known}", other, offending)
+    else:
+        _count(report.other, feature.name, other)
     return np.concatenate([hot, other[:, None]], axis=1).astype(np.float32)
+
+
+def _unfit_missing(
+    feature: Numeric | Categorical, missing: NDArray[np.bool_], unfit: NDArray[np.bool_], report: EncodingReport
+) -> NDArray[np.bool_]:
+    """What is missing when what does not fit is."""
+    _count(report.unfit_missing, feature.name, unfit)
+    _count(report.missing, feature.name, missing | unfit)
+    return missing | unfit
 
 
 def _target(
@@ -241,7 +270,9 @@ def _target(
 ) -> NDArray[np.int64] | NDArray[np.float32]:
     offending.extend((int(i), f"{target.name}: the target is empty") for i in np.flatnonzero(cells.empty))
     if isinstance(target, NumericTarget):
-        return _scaled(cells, target.name, target.bounds, cells.empty, report, offending).astype(np.float32)
+        unread = _unread(cells, cells.empty)
+        _left_out(cells, target.name, "a number", unread, offending)
+        return _scaled(cells, target.name, target.bounds, cells.empty | unread, report).astype(np.float32)
     index = np.full(len(cells.text), -1, np.int64)
     for i, values in enumerate(target.classes.values()):
         for value in values:

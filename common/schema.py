@@ -12,6 +12,7 @@ from itertools import combinations
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic.fields import FieldInfo
 
 from common.documents import Document
 from common.mistakes import Problem
@@ -21,14 +22,24 @@ Bounds = tuple[float, float]
 Name = Annotated[str, Field(min_length=1)]
 
 
+def _unless(usual: str) -> FieldInfo:
+    """A field that is left out of the canonical text where it is as usual, as in documents of before there was one."""
+    info: FieldInfo = Field(exclude_if=lambda value: value == usual)
+    return info
+
+
 class Numeric(Document):
-    """A column of numbers. `bounds` come from knowledge of the field, never from the data."""
+    """A column of numbers. `bounds` come from knowledge of the field, never from the data.
+
+    `unfit` is what becomes of a cell that is no number: its row is left out, or it counts as missing.
+    """
 
     name: Name
     type: Literal["numeric"]
     bounds: Bounds
     missing: tuple[Scalar, ...] = ()
     optional: bool = False
+    unfit: Annotated[Literal["left_out", "missing"], _unless("left_out")] = "left_out"
 
     @property
     def inputs(self) -> int:
@@ -36,20 +47,21 @@ class Numeric(Document):
 
     @property
     def may_be_missing(self) -> bool:
-        return bool(self.missing) or self.optional
+        return bool(self.missing) or self.optional or self.unfit == "missing"
 
     def contradictions(self) -> Iterator[Problem]:
         yield from _bounds_problem(self.bounds)
 
 
 class Categorical(Document):
-    """A column of values from a short list."""
+    """A column of values from a short list. `unfit` is what becomes of a cell that is none of them."""
 
     name: Name
     type: Literal["categorical"]
     categories: Annotated[tuple[Scalar, ...], Field(min_length=1)]
     missing: tuple[Scalar, ...] = ()
     optional: bool = False
+    unfit: Annotated[Literal["other", "left_out", "missing"], _unless("other")] = "other"
 
     @property
     def inputs(self) -> int:
@@ -57,7 +69,7 @@ class Categorical(Document):
 
     @property
     def may_be_missing(self) -> bool:
-        return bool(self.missing) or self.optional
+        return bool(self.missing) or self.optional or self.unfit == "missing"
 
     def contradictions(self) -> Iterator[Problem]:
         for one, other in combinations(self.categories, 2):

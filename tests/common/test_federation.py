@@ -235,6 +235,16 @@ def test_every_changed_value_changes_the_fingerprint():
     assert len(set(prints)) == len(prints)
 
 
+def test_a_columns_rule_for_what_does_not_fit_is_in_the_fingerprint_unless_it_is_the_usual_one():
+    usual, *others = (
+        federation(schema__features=[{"name": "a", "type": "numeric", "bounds": [-1, 1], **rule}])
+        for rule in ({}, {"unfit": "left_out"}, {"unfit": "missing"})
+    )
+    assert "unfit" not in usual.canonical  # as it was written before there was such a rule
+    assert [other.fingerprint == usual.fingerprint for other in others] == [True, False]
+    assert federations.from_canonical(others[1].canonical) == others[1]
+
+
 def test_the_fingerprint_is_the_sha_256_of_the_canonical_text():
     small = federation(**PRIVATE)
     assert small.fingerprint == hashlib.sha256(small.canonical.encode()).hexdigest()

@@ -68,6 +68,33 @@ def test_categories_are_one_hot_with_a_place_for_others_and_none_for_missing():
     assert encoded.report.other == {"cp": 2} and encoded.report.missing == {"cp": 2}
 
 
+def test_a_number_that_is_none_counts_as_missing_where_the_schema_says_so():
+    encoded = column(AGE | {"unfit": "missing"}, ["60", "old", "inf", "", "101"])
+    assert_array_equal(encoded.x, [[0, 0], [0, 1], [0, 1], [0, 1], [1, 0]])
+    assert (encoded.report.missing, encoded.report.unfit_missing) == ({"age": 3}, {"age": 2})
+    assert encoded.report.clamped == {"age": 1}
+    assert encoded.report.left_out == 0
+    assert "cells that do not fit, counted as missing: age 2" in encoded.report.lines()
+
+
+def test_a_category_that_is_none_counts_as_missing_where_the_schema_says_so():
+    encoded = column(CP | {"unfit": "missing"}, ["1", "9", "?", "2"])
+    assert_array_equal(encoded.x, [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]])
+    assert (encoded.report.missing, encoded.report.unfit_missing, encoded.report.other) == ({"cp": 2}, {"cp": 1}, {})
+
+
+def test_a_row_with_a_category_that_is_none_is_left_out_where_the_schema_says_so():
+    frame = pl.DataFrame({"cp": ["1", "9", "?", "2"], "sick": ["0", "0", "1", "2"]})
+    strict = schema(CP | {"unfit": "left_out"})
+    with pytest.raises(
+        DataError, match=r"1 cell does not fit the schema:\n  line 2: cp: expected one of 1, 2, none, f"
+    ):
+        encode(frame, strict)
+    encoded = encode(frame, strict, leave_out=True)
+    assert_array_equal(encoded.x, [[1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]])
+    assert (encoded.kept.tolist(), encoded.report.left_out, encoded.report.other) == ([0, 2, 3], 1, {})
+
+
 def test_a_category_that_is_also_a_marker_is_missing():
     encoded = column(CP | {"missing": [2]}, ["1", "2"])
     assert_array_equal(encoded.x, [[1, 0, 0, 0], [0, 0, 0, 0]])
