@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from client.data import Dataset
-from client.entries import PARTS, Part
+from client.entries import PARTS, Part, deal
 from client.ledger import Ledger
 from client.plan import NOT_COVERED, check_account, entry_for, make_plan, store, stored
 from client.policy import Policy
@@ -54,7 +54,7 @@ class Budget:
     def _cost_of(self, rounds: int, evaluations: int) -> float:
         """What so much of the plan costs a row: the larger of its two parts' costs, or their sum if the table has
         changed since the run began (client/entries.py `spent`)."""
-        if self._one_table:
+        if self._one_deal:
             return self.plan.epsilon(rounds=rounds, evaluations=evaluations)
         return self.plan.epsilon(rounds=rounds, evaluations=0) + self.plan.epsilon(rounds=0, evaluations=evaluations)
 
@@ -133,7 +133,7 @@ class Budget:
         plan, opacus = self.plan, self._planned_opinion()
         return {
             "epsilon": self.epsilon,
-            "planned_epsilon": plan.total if self._one_table else row_privacy(self._federation).epsilon,
+            "planned_epsilon": plan.total if self._one_deal else row_privacy(self._federation).epsilon,
             "delta": plan.delta,
             "noise_multiplier": plan.noise_multiplier,
             "sampling_rate": plan.sampling_rate,
@@ -169,7 +169,7 @@ class Budget:
         self._tasks: dict[Part, Counter[str]] = {
             part: Counter(e.task for e in entries if e.part == part) for part in PARTS
         }
-        self._one_table = {e.content for e in entries} <= {self._dataset.content}
+        self._one_deal = {e.deal for e in entries} <= {deal(self._dataset.split, self._dataset.content)}
 
     @property
     def rounds_charged(self) -> int:
@@ -200,7 +200,7 @@ class Budget:
         says a row may cost."""
         limit = row_privacy(self._federation).epsilon
         rounds, evaluations = self.rounds_charged + (part == "train"), self.evaluations_charged + (part != "train")
-        if not self._one_table and (cost := self._cost_of(rounds, evaluations)) > limit:
+        if not self._one_deal and (cost := self._cost_of(rounds, evaluations)) > limit:
             raise BudgetExhausted(
                 f"the table has changed since run {self._run} began here, so the costs of its two parts are added: "
                 f"they would be {cost:.2f}, and the federation allows {limit:g}",

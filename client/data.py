@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.dropout import RowIds, row_ids
+from client.entries import BY_ID
 from common import tables
 from common.encoding import EncodingReport, encode
 from common.errors import DataError
@@ -22,17 +23,20 @@ from common.schema import Schema
 @dataclass(frozen=True)
 class Rows:
     """Encoded rows. `digests` is a keyed hash of each row's cells as text, uint64 [rows]. `columns` are the
-    table's names and types, on which that text depends (the number 1 is `1` or `1.0`)."""
+    table's names and types, on which that text depends (the number 1 is `1` or `1.0`). `people` is such a hash of
+    whom each row is about, if the owner named the column that says so; `columns` is then that one, with its place."""
 
     x: NDArray[np.float32]  # [rows, inputs]
     y: NDArray[np.int64] | NDArray[np.float32]  # [rows]
     digests: NDArray[np.uint64]
     columns: tuple[str, ...]
     report: EncodingReport
+    people: NDArray[np.uint64] | None = None
 
     def take(self, index: NDArray[np.int64]) -> Rows:
         """The rows at `index`, in its order. The report stays that of the whole table."""
-        return replace(self, x=self.x[index], y=self.y[index], digests=self.digests[index])
+        people = None if self.people is None else self.people[index]
+        return replace(self, x=self.x[index], y=self.y[index], digests=self.digests[index], people=people)
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class Dataset:
     """The two disjoint parts, as tensors on a device.
 
     `content` is a fingerprint of the table, its rows in their order; `split` of how rows were dealt to the parts.
-    Where it is equal for two tables, rows with the same cells are in the same part of both. A row in which a cell
-    was changed is another row, and may be in the other part.
+    Where it is equal for two tables, rows with the same cells are in the same part of both, or (if it is by an
+    identifier) those of one person. By cells, a row in which one was changed is another, and may be in the other part.
     """
 
     x: Tensor  # float32 [train rows, inputs]
@@ -54,11 +58,17 @@ class Dataset:
     report: EncodingReport
 
 
-def read(path: Path, schema: Schema, *, key: bytes, leave_out: bool = False) -> Rows:
-    """Reads and encodes a file; with `leave_out` without the rows that do not fit. Raises `DataError`."""
+def read(path: Path, schema: Schema, *, key: bytes, leave_out: bool = False, person: str | None = None) -> Rows:
+    """Reads and encodes a file; arguments as for `encode_rows`. Raises `DataError`."""
     table = tables.read(path, schema)
     return encode_rows(
-        table.frame, schema, key=key, first_line=table.first_line, source=table.source, leave_out=leave_out
+        table.frame,
+        schema,
+        key=key,
+        first_line=table.first_line,
+        source=table.source,
+        leave_out=leave_out,
+        person=person,
     )
 
 
@@ -70,19 +80,48 @@ def encode_rows(
     first_line: int = 1,
     source: str = "table",
     leave_out: bool = False,
+    person: str | None = None,
 ) -> Rows:
-    """Encodes a table that is in memory. `key` (at most 64 bytes) is the owner's secret for the split."""
+    """Encodes a table that is in memory.
+
+    Args:
+        key: the owner's secret for the split, at most 64 bytes.
+        leave_out: leave out the rows that do not fit.
+        person: the column that says whom a row is about; all rows of one will be in one part. Rows in which it is empty
+            count as one person's.
+
+    Raises:
+        DataError: the table does not fit the schema, or lacks that column.
+    """
+    if person is not None and person not in frame.columns:
+        raise DataError(f"{source}: the table lacks the column {person}, which data.id names")
     encoded = encode(frame, schema, first_line=first_line, source=source, leave_out=leave_out)
     text = pl.DataFrame([_as_text(column, source) for column in frame.iter_columns()])
     text = text[encoded.kept] if len(encoded.kept) < frame.height else text
-    digests = [hashlib.blake2b("\x1f".join(row).encode(), digest_size=8, key=key).digest() for row in text.rows()]
+    if person is not None:
+        encoded.report.nobody = int((text[person] == "").sum())
     return Rows(
         x=encoded.x,
         y=encoded.y,
-        digests=np.frombuffer(b"".join(digests), np.uint64),
-        columns=tuple(f"{name} {dtype}" for name, dtype in frame.schema.items()),
+        digests=_digests(text, key),
+        columns=_columns(frame, person),
         report=encoded.report,
+        people=None if person is None else _digests(text.select(person), key),
     )
+
+
+def _columns(frame: pl.DataFrame, person: str | None) -> tuple[str, ...]:
+    """The columns by which rows are dealt. A file without a header has the names that the document gives, so a name
+    alone does not say which column it is."""
+    if person is None:
+        return tuple(f"{name} {dtype}" for name, dtype in frame.schema.items())
+    return (f"{frame.columns.index(person)} {person} {frame.schema[person]}",)
+
+
+def _digests(text: pl.DataFrame, key: bytes) -> NDArray[np.uint64]:
+    """Of each row."""
+    digests = [hashlib.blake2b("\x1f".join(row).encode(), digest_size=8, key=key).digest() for row in text.rows()]
+    return np.frombuffer(b"".join(digests), np.uint64)
 
 
 def _as_text(column: pl.Series, source: str) -> pl.Series:
@@ -96,15 +135,16 @@ def _as_text(column: pl.Series, source: str) -> pl.Series:
 
 
 def split(rows: Rows, schema: Schema, *, key: bytes, device: torch.device, may_be_empty: bool = False) -> Dataset:
-    """Deals each row to train or validation by its digest alone.
+    """Deals each row to train or validation by its digest alone, or by that of whom it is about.
 
     So neither the order nor the presence of other rows moves a row, and adding or removing a row changes one
-    part only. Equal rows go the same way.
+    part only. Equal rows go the same way, and all rows of one person.
 
     Raises:
         DataError: no rows are left to train on, unless the part `may_be_empty`.
     """
-    position = rows.digests.astype(np.float64) / 2.0**64
+    dealt_by = rows.digests if rows.people is None else rows.people
+    position = dealt_by.astype(np.float64) / 2.0**64
     validation = position < schema.validation_fraction
     if validation.all() and not may_be_empty:
         raise DataError(f"all {len(rows.y)} rows fell into the validation part; the table is too small to train on")
@@ -120,6 +160,6 @@ def split(rows: Rows, schema: Schema, *, key: bytes, device: torch.device, may_b
         validation_x=tensor(rows.x, validation),
         validation_y=tensor(rows.y, validation),
         content=hashlib.sha256(rows.digests.tobytes()).hexdigest(),
-        split=hashlib.sha256(how.encode()).hexdigest()[:16],
+        split=("" if rows.people is None else BY_ID) + hashlib.sha256(how.encode()).hexdigest()[:16],
         report=rows.report,
     )

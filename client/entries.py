@@ -10,6 +10,7 @@ from common.privacy import GaussianRelease, epsilon, epsilon_of_adaptive
 
 Part = Literal["train", "validation"]
 PARTS: tuple[Part, ...] = get_args(Part)
+BY_ID = "id:"  # how the name of a split begins that deals rows by whom they are about, and not by their cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,11 @@ class Entry:
     time: str = ""
     authority: str = ""  # a digest of the key that vouches for the server; "" without TLS, and in entries of before
 
+    @property
+    def deal(self) -> tuple[str, str]:
+        """What decides which part a row is in."""
+        return deal(self.split, self.content)
+
     def counts_for(self, authority: str) -> bool:
         """Does it count among what this authority's federations have had? Where no authority is known, all do."""
         return not authority or self.authority in ("", authority)
@@ -50,12 +56,21 @@ class Entry:
         )
 
 
+def deal(split: str, content: str) -> tuple[str, str]:
+    """Two releases of equal deals have each row, or each person, in the same part.
+
+    By its cells, a row stays where it is while the table does. By an identifier, also when its cells are corrected.
+    """
+    return split, "" if split.startswith(BY_ID) else content
+
+
 def spent(entries: Iterable[Entry], delta: float, *, more: Iterable[Entry] = ()) -> float:
     """Epsilon, at `delta`, of all entries and of `more` that are only planned, whoever chose them and when.
 
     While the table stays as it is, and is split in one way, a row is in one part, so it pays the larger of the two
     parts' costs (parallel composition; McSherry 2009): a table without the row differs in that part alone, for every
-    entry. Otherwise the parts' costs are added (sequential composition). A table that was split in two ways may have
+    entry. So it is if rows are dealt by an identifier (`data.id`), for all rows of one and whatever their cells become.
+    Otherwise the parts' costs are added (sequential composition). A table that was split in two ways may have
     had the row in either part, and so may one that has changed: a person whose cell was corrected is another row by its
     digest, and may be dealt to the other part. A table that has only grown cannot be told from one that was corrected.
 
@@ -90,7 +105,7 @@ def cost_of_run(entries: Iterable[Entry], delta: float) -> float:
 def _over_parts(entries: Iterable[Entry], cost: Callable[[list[Entry]], float]) -> float:
     """The larger of the two parts' costs, or that of all if a row may have been in both."""
     everything = [e for e in entries if e.mechanism in ("gaussian", "geometric")]
-    if len({(e.split, e.content) for e in everything}) > 1:
+    if len({e.deal for e in everything}) > 1:
         return cost(everything)
     parts = {e.part for e in everything}
     return max((cost([e for e in everything if e.part == part]) for part in parts), default=0.0)

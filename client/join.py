@@ -69,7 +69,9 @@ def check_table(settings: ClientFile, document: Path) -> str:
     if settings.federation is None:
         raise ConfigError([f"{document}: federation is missing; --strict checks the table against the file it names"])
     federation = federations.load(Path(settings.federation))
-    rows = data.read(Path(settings.data.path), federation.data_schema, key=split_key(Path(settings.state)))
+    rows = data.read(
+        Path(settings.data.path), federation.data_schema, key=split_key(Path(settings.state)), person=settings.data.id
+    )
     return f"all {len(rows.y)} rows fit federation {federation.name}, fingerprint {federation.fingerprint}"
 
 

@@ -35,9 +35,11 @@ from common.wire import tls
 
 
 class DataFile(Document):
-    """`name` is the dataset's account in the ledger: it stays when the file moves or grows."""
+    """`name` is the dataset's account in the ledger: it stays when the file moves or grows. `id` is the column that
+    says whom a row is about."""
 
     path: Name
+    id: Name | None = None
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -248,7 +250,8 @@ def _read(settings: ClientFile, federation: Federation, key: bytes, ledger: Ledg
             f"{settings.policy.refusals} may be; no other is tried on it. If they were honest mistakes, allow more"
         )
     try:
-        return data.read(path, federation.data_schema, key=key, leave_out=federation.privacy.row is not None)
+        private = federation.privacy.row is not None
+        return data.read(path, federation.data_schema, key=key, leave_out=private, person=settings.data.id)
     except DataError:
         if path.is_file():  # else it is the owner's mistake, and no document's
             ledger.charge(_refusal(federation))

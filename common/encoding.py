@@ -41,6 +41,7 @@ class EncodingReport:
     unfit_missing: dict[str, int] = field(default_factory=dict)  # also among the missing
     absent: list[str] = field(default_factory=list)
     classes: dict[str, int] = field(default_factory=dict)
+    nobody: int = 0  # rows that do not say whom they are about
     left_out: int = 0  # rows with a cell that does not fit
     unfit: list[str] = field(default_factory=list)  # the first of those cells, quoted
 
@@ -49,6 +50,8 @@ class EncodingReport:
         said = [f"column {name} is absent; it is optional and counts as missing" for name in self.absent]
         if sum(1 for n in self.classes.values() if n) == 1:
             said.append(f"all rows are of one class: {next(c for c, n in self.classes.items() if n)}")
+        if self.nobody:
+            said.append(f"rows whose data.id is empty: {self.nobody}; they are dealt as one person's")
         if self.left_out:
             rows = "1 row that does" if self.left_out == 1 else f"{self.left_out} rows that do"
             said.append(f"left out: {rows} not fit the schema: {'; '.join(self.unfit)}")

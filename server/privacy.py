@@ -55,7 +55,8 @@ def _row(run: Run, row: RowPrivacy) -> dict[str, Any]:
         ),
         "composition": (
             "while a client's table stays as it is, each row is either in its training part or in its validation part, "
-            "so it pays the larger of the two parts' costs; once the table has changed, their sum"
+            "so it pays the larger of the two parts' costs; once the table has changed, their sum, unless its owner "
+            "has rows dealt by whom they are about"
         ),
         "whole_model": (
             "a row is at one client, so the model, and all else that left, costs it what its own client's releases "

@@ -84,6 +84,7 @@ def site(
     head: Path | None = None,
     policy: Policy | None = None,
     arithmetic: Any = "exact",
+    person: str | None = None,
 ) -> Site:
     """A real participant, with its ledger on disk."""
     if not (folder / file).exists():
@@ -92,7 +93,7 @@ def site(
         server="localhost:1",
         tls=None,
         name="ada",
-        data=DataFile(path=str(folder / file), name="ada"),
+        data=DataFile(path=str(folder / file), name="ada", id=person),
         device="cpu",
         state=str(folder / "state"),
         head=str(head) if head else None,
@@ -316,23 +317,37 @@ def test_a_file_that_was_renamed_or_has_grown_is_the_same_account(tmp_path):
     assert len({e.content for e in entries}) == 2  # and the change does not go unnoticed
 
 
-def test_a_corrected_cell_does_not_let_a_person_pay_for_one_part_only(tmp_path):
-    # The row of a person whose cell was corrected may be dealt to the other part: then that person is in both.
+def train_correct_a_cell_and_evaluate(folder: Path, *, person: str | None) -> list[Entry]:
+    """What is charged, in two runs."""
     fed = federation(**{**PRIVATE, "privacy__evaluation": {"every": 1, "noise": 3.0}})
-    at = site(tmp_path, fed, epsilon=30.0)
+    rows = table().with_columns(patient=pl.int_range(200))
+    rows.write_csv(folder / "ada.csv")
+    at = site(folder, fed, epsilon=30.0, person=person)
     for server_round in (1, 2, 3):
         assert not train(at, server_round, run="one").has_error()
     at.ledger.close()
-    rows = table()
     corrected = rows.with_columns(pl.when(pl.int_range(pl.len()) == 0).then(0.123456).otherwise(pl.col("a")).alias("a"))
-    corrected.write_csv(tmp_path / "ada.csv")
-    at = site(tmp_path, fed, epsilon=30.0)
+    corrected.write_csv(folder / "ada.csv")
+    at = site(folder, fed, epsilon=30.0, person=person)
     assert not train(at, 1, run="two", kind="evaluate").has_error()
     entries = at.ledger.entries()
     at.ledger.close()
-    parts = [spent([e for e in entries if e.part == part], 1e-3) for part in ("train", "validation")]
     assert {e.split for e in entries if e.mechanism == "gaussian"} == {entries[-1].split}
+    return entries
+
+
+def test_a_corrected_cell_does_not_let_a_person_pay_for_one_part_only(tmp_path):
+    # The row of a person whose cell was corrected may be dealt to the other part: then that person is in both.
+    entries = train_correct_a_cell_and_evaluate(tmp_path, person=None)
+    parts = [spent([e for e in entries if e.part == part], 1e-3) for part in ("train", "validation")]
     assert spent(entries, 1e-3) > sum(sorted(parts)) * 0.9 > max(parts)
+
+
+def test_a_person_whose_rows_are_dealt_by_an_identifier_stays_in_one_part_and_pays_for_it(tmp_path):
+    entries = train_correct_a_cell_and_evaluate(tmp_path, person="patient")
+    parts = [spent([e for e in entries if e.part == part], 1e-3) for part in ("train", "validation")]
+    assert len({e.content for e in entries}) == 2
+    assert spent(entries, 1e-3) == max(parts)
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])

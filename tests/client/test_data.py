@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from client import data
 from client.data import Dataset, Rows
+from client.entries import deal
 from common.errors import DataError
 from common.schema import Schema
 from tests.support import federation, table
@@ -154,6 +155,66 @@ def test_another_cell_row_or_order_changes_the_content_and_not_the_split(changed
 )
 def test_whatever_could_deal_a_row_to_the_other_part_changes_the_split(other):
     assert split(NAMED).split != other().split
+
+
+# Rows dealt by whom they are about
+
+
+VISITS = NAMED.with_columns(patient=pl.int_range(120) // 3, name=pl.format("n{}", pl.int_range(120)))
+
+
+def by_patient(frame: pl.DataFrame, *, fraction: float = 0.25) -> tuple[Dataset, set[int], set[int]]:
+    """The dataset, and the patients of its two parts."""
+    rows = data.encode_rows(frame, schema(fraction), key=KEY, person="patient")
+    dataset = data.split(rows, schema(fraction), key=KEY, device=CPU)
+    people = dict(zip(map(tuple, rows.x.tolist()), frame["patient"].to_list(), strict=True))
+    train, validation = ({people[tuple(x)] for x in part.tolist()} for part in (dataset.x, dataset.validation_x))
+    return dataset, train, validation
+
+
+def test_all_rows_of_one_person_are_in_one_part():
+    _, train, validation = by_patient(VISITS)
+    assert train | validation == set(range(40))
+    assert train & validation == set()
+    assert min(len(train), len(validation)) > 2
+
+
+def test_a_person_stays_where_it_is_whatever_becomes_of_its_cells_and_of_the_table():
+    before, *where = by_patient(VISITS)
+    others = VISITS.with_columns(a=-pl.col("a"), c=pl.lit("red"))[::-1][5:].with_columns(note=pl.lit("new"))
+    after, *then = by_patient(others)
+    assert all(now <= earlier for now, earlier in zip(then, where, strict=True))
+    assert (before.split, before.content) != (after.split, after.content)
+    assert deal(before.split, before.content) == deal(after.split, after.content)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: by_patient(VISITS, fraction=0.2)[0],
+        lambda: split(VISITS),  # by cells
+        # A document may name the columns of a file without a header: another one is called patient then.
+        lambda: by_patient(VISITS.rename({"patient": "row", "row": "patient"}))[0],
+        lambda: by_patient(VISITS.with_columns(pl.col("patient").cast(pl.Float64)))[0],  # 1 became 1.0
+    ],
+    ids=["fraction", "by cells", "another column", "another type"],
+)
+def test_whatever_could_deal_a_person_to_the_other_part_is_another_deal(other):
+    here, there = by_patient(VISITS)[0], other()
+    assert deal(here.split, here.content) != deal(there.split, there.content)
+
+
+def test_a_row_that_names_nobody_is_told_to_the_owner_and_dealt_with_the_others_like_it():
+    frame = VISITS.with_columns(patient=pl.when(pl.int_range(120) % 4 == 0).then(None).otherwise(pl.col("patient")))
+    rows = data.encode_rows(frame, schema(), key=KEY, person="patient")
+    assert rows.people is not None
+    assert len(set(rows.people[::4].tolist())) == 1
+    assert "rows whose data.id is empty: 30; they are dealt as one person's" in rows.report.lines()
+
+
+def test_a_table_without_the_column_that_names_people_is_refused():
+    with pytest.raises(DataError, match=r"the table lacks the column patient, which data\.id names"):
+        data.encode_rows(NAMED, schema(), key=KEY, person="patient")
 
 
 def test_the_content_says_nothing_to_who_lacks_the_key():
