@@ -58,6 +58,7 @@ class Account:
 
     def _run(self, run: str) -> dict[str, Any]:
         mine = [e for e in self.entries if e.run == run and e.mechanism != "refusal"]
+        exact = any(e.mechanism == "none" for e in mine)  # which no epsilon bounds
         # Whoever sees results may choose when to stop, so what was charged bounds nothing without the rest of the plan.
         rest = remaining(self.plans[run], mine) if run in self.plans else []
         planned = [_planned(mine[-1], part, release) for part, release in rest]
@@ -66,7 +67,7 @@ class Account:
             "federation": mine[0].federation,
             "first": mine[0].time,
             "last": mine[-1].time,
-            "epsilon": cost_of_run([*mine, *planned], self.policy.delta),
+            "epsilon": None if exact else cost_of_run([*mine, *planned], self.policy.delta),
             "released": list(_released(mine)),
         }
 
@@ -160,7 +161,7 @@ def _lines(account: dict[str, Any]) -> list[str]:
 
 
 def _bound(run: dict[str, Any]) -> str:
-    if not all(release["private"] for release in run["released"]):
+    if run["epsilon"] is None:
         return "no privacy"
     return f"at most epsilon {run['epsilon']:.2f}, all that was planned included"
 

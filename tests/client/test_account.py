@@ -128,6 +128,7 @@ def test_exact_releases_are_shown_and_have_no_epsilon(client_file):
     charge(client_file, entry(**exact), entry(part="validation", **exact))
     account = read_account(client_file).describe()
     assert (account["spent"], account["exact"]) == (0.0, 2)
+    assert [run["epsilon"] for run in account["runs"]] == [None]
     shown = "\n".join(lines(account))
     assert "and 2 exact releases without privacy, which no epsilon bounds" in shown
     assert "1 x exact update  of train rows, without privacy" in shown
