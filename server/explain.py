@@ -55,7 +55,7 @@ def _explained(statement: dict[str, Any]) -> list[str]:
         for name, one in row["per_client"].items():
             out += ["", f"  {name}: epsilon {_figure(one['epsilon'])} at delta {one['delta']:g}"]
             if one["planned_epsilon"] is not None and one["planned_epsilon"] > one["epsilon"] + 0.005:
-                out.append(f"    - {one['planned_epsilon']:.2f} if it was stopped in the light of its results")
+                out.append(f"    - at most {one['planned_epsilon']:.2f}: with all that was planned, used or not")
             out += [*_released(one), f"    - noise: {one['noise']}", *_arithmetic(one), *_second_opinion(one)]
         if "withheld" in row:
             out += _wrapped(f"Each client's figures are withheld: {row['withheld']}.")

@@ -35,10 +35,10 @@ def statement(run: Run) -> dict[str, Any]:
 
 
 def row_epsilon(run: Run) -> float | None:
-    """What a run has cost a row, at most. That of the whole plan if it stopped early: when it stopped may have
-    depended on its results, and the figure of the steps that were taken holds for a number fixed beforehand."""
-    whole = run.status == "completed" and run.round == run.federation.training.rounds  # and not by early stopping
-    if whole or run.hides_cohorts:
+    """What a run has cost a row, at most: all that its clients had planned. How much of that was used, when a run
+    stopped and which rounds were tried again, may have followed from its results, and the figure of what was used holds
+    for a number fixed beforehand."""
+    if run.hides_cohorts:
         return run.epsilon
     return max((s.get("planned_epsilon", s.get("epsilon", 0.0)) for s in run.statements.values()), default=None)
 

@@ -64,11 +64,12 @@ def test_make_demo_trains_the_four_hospitals(clone):
     hospitals = {"cleveland", "hungarian", "switzerland", "va"}
     assert set(result["clients"]) == hospitals
     assert set(result["held_out"]["per_client"]) == hospitals
-    assert 3.7 < result["privacy"]["row"]["epsilon"] < 3.85  # 30 of the 33 rounds that were planned with attempts
+    assert 3.9 < result["privacy"]["row"]["epsilon"] <= 4.0
     statement = json.loads((run / "privacy.json").read_text())["row"]
     assert set(statement["per_client"]) == hospitals
     for client in statement["per_client"].values():
         assert client["epsilon"] == pytest.approx(recomputed(client), rel=0.01)
+        assert 3.7 < client["epsilon"] < 3.85  # 30 of the 33 rounds that were planned with attempts
         assert 3.9 < client["planned_epsilon"] <= 4.0
     # 16 seeds gave 0.80 with a standard deviation of 0.03; the majority class is 0.55.
     assert result["held_out"]["accuracy"] > 0.65

@@ -40,7 +40,7 @@ def test_a_private_federation_from_first_hello_to_last_goodbye(federation):
     result = fed.result()
     assert (result["status"], result["rounds"], result["clients"]) == ("completed", 6, ["ada", "ben"])
     assert all(0 < e <= 4.0 for e in result["privacy"]["row"]["per_client"].values())
-    assert result["privacy"]["row"]["epsilon"] == max(result["privacy"]["row"]["per_client"].values())
+    assert max(result["privacy"]["row"]["per_client"].values()) < result["privacy"]["row"]["epsilon"] <= 4.0
     layers = {f"layers.{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias")}
     assert set(load_file(fed.run / "model.safetensors")) == layers
     assert "completed after 6 rounds" in served

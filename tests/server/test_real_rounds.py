@@ -109,7 +109,8 @@ def test_the_result_follows_the_contract(private):
     row = result["privacy"]["row"]
     assert row["delta"] == 1e-3
     assert sorted(row["per_client"]) == result["clients"]
-    assert row["epsilon"] == max(row["per_client"].values()) <= 4.0
+    assert max(row["per_client"].values()) < 3.7  # three rounds; the spare attempt was planned and not used
+    assert 3.9 < row["epsilon"] <= 4.0  # whatever of the plan was used
     assert result["privacy"]["client"] is None
 
 
@@ -123,7 +124,7 @@ def test_a_private_run_never_tells_a_loss_and_tells_what_was_spent_so_far(privat
     result, folder = private
     assert [event["train"] for event in events(folder)] == [{"loss": None}] * 3
     spent = [event["privacy"]["row"]["epsilon"] for event in events(folder)]
-    assert 0 < spent[0] < spent[1] < spent[2] == result["privacy"]["row"]["epsilon"]
+    assert 0 < spent[0] < spent[1] < spent[2] == max(result["privacy"]["row"]["per_client"].values())
 
 
 @pytest.mark.parametrize(
