@@ -37,7 +37,6 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from numpy.typing import NDArray
 
@@ -201,13 +200,14 @@ def _check_arrays(reply: Message, state: State, wire: Dtype, reach: float) -> No
             raise _Fault(f"array {name} cannot be read") from error
         if shape != expected.shape or dtype != expected.dtype:
             raise _Fault(f"array {name} must be {expected.dtype} {list(expected.shape)}, got {dtype} {list(shape)}")
-        if not np.isfinite(array).all():
+        if not math.isfinite(largest := _largest(array)):
             raise _Fault(f"array {name} has NaN or infinite values")
-        if (largest := _largest(array)) > reach:
+        if largest > reach:
             raise _Fault(f"array {name} has an entry of size {largest:.3g}; at most {reach:.3g} fits the model")
 
 
 def _largest(array: NDArray[Any]) -> float:
+    """In size; NaN if there is one, which numpy's extremes pass on."""
     return max(float(array.max(initial=0)), -float(array.min(initial=0)))
 
 
