@@ -76,7 +76,13 @@ def make_plan(
         plan = plan_for(
             federation, rows=told, epsilon=count_epsilon + updates, evaluate=evaluate, attempts=policy.attempts
         )
-        check_account(federation, dataset, policy, ledger, run, plan)
+        try:
+            check_account(federation, dataset, policy, ledger, run, plan)
+        except BudgetExhausted:
+            if not plan.evaluation_attempts:
+                raise
+            plan = replace(plan, evaluation_attempts=0)  # rather than more noise in the updates
+            check_account(federation, dataset, policy, ledger, run, plan)
         return plan
 
     # The account's figure is not the plan's: it holds at half of delta, and those of several runs do not simply add up.

@@ -243,6 +243,26 @@ def test_a_round_that_is_tried_again_takes_a_spare_attempt_and_none_of_the_round
     ledger.close()
 
 
+def test_a_tight_account_has_room_for_the_spare_attempts_of_a_plan():
+    asked, ledger = private(training__rounds=11), Ledger.in_memory()
+    budget = opened(ledger, federation=asked, policy=Policy(epsilon=4.0, delta=DELTA, attempts=1))
+    for i in (0, *range(11)):
+        budget.charge_update(f"run/train/{i}")
+    assert 3.9 < spent(ledger.entries(), DELTA) <= 4.0
+    ledger.close()
+
+
+def test_spare_evaluations_that_the_account_has_no_room_for_are_not_planned_and_cost_no_noise():
+    # Three evaluations at noise 3.3 are like one at 1.91, and four like one at 1.65: 1.57 and 1.84 at half of delta.
+    found = {}
+    for multiplier in (3.3, 30.0):
+        asked = private(training__rounds=11, privacy__evaluation={"every": 4, "noise": multiplier})
+        plan = opened(Ledger.in_memory(), federation=asked, policy=Policy(epsilon=1.75, delta=DELTA, attempts=1)).plan
+        found[multiplier] = plan.evaluation_attempts, plan.noise_multiplier
+    assert [spare for spare, _ in found.values()] == [0, 1]
+    assert found[3.3][1] == found[30.0][1]
+
+
 def test_a_spare_attempt_is_no_further_round():
     ledger, policy = Ledger.in_memory(), Policy(epsilon=9.0, delta=DELTA)
     budget = opened(ledger, policy=policy)

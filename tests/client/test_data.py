@@ -255,3 +255,6 @@ def test_taking_rows_keeps_cells_targets_and_digests_together():
     assert some.y.tolist() == [rows.y[5], rows.y[3], rows.y[119]]
     assert some.digests.tolist() == [rows.digests[5], rows.digests[3], rows.digests[119]]
     assert some.columns == rows.columns
+    people = data.encode_rows(VISITS, schema(), key=KEY, person="patient").take(np.array([5, 3, 119])).people
+    assert people is not None
+    assert people[0] == people[1] != people[2] and len(people) == 3

@@ -366,9 +366,7 @@ def test_how_large_an_entry_may_be_follows_the_model_that_was_sent():
 def weighed(*weights: float, compare: bool = True) -> tuple[list[float], Admission]:
     """The weights of the replies that count, in their order, and what became of the others."""
     nodes = range(1, len(weights) + 1)
-    admission = Admission(
-        asked=nodes, server_round=ROUND, metrics={WEIGHT, LOSS}, state=STATE, compare=compare, keep=False
-    )
+    admission = Admission(asked=nodes, server_round=ROUND, metrics={WEIGHT, LOSS}, state=STATE, compare=compare)
     counted = []
     for node, weight in zip(nodes, weights, strict=True):
         answer = reply(node, content(metrics={WEIGHT: weight, LOSS: 0.5}))
@@ -384,7 +382,7 @@ def test_a_weight_far_beyond_the_median_is_rejected_whenever_it_comes(place):
     weights.insert(place, 1e8)
     counted, admission = weighed(*weights)
     assert sorted(counted) == [80, 90, 100, 120]
-    assert admission.nodes == {1, 2, 3, 4, 5} - {place + 1}
+    assert admission.nodes == {r.metadata.src_node_id for r in admission.admitted} == {1, 2, 3, 4, 5} - {place + 1}
     (rejection,) = admission.rejected
     assert rejection.node_id == place + 1
     assert rejection.reason.startswith("weight 1e+08 is more than 100000 times the median of this round, ")
