@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -154,9 +155,14 @@ def test_a_plan_that_costs_more_than_the_federation_allows_is_refused(changes, c
     assert "epsilon 4.0000" in caplog.text and "Opacus (PRV)" in caplog.text  # numbers are the owner's
 
 
+@pytest.mark.parametrize("sampled", [True, False], ids=["about updates", "about evaluations"])
 @pytest.mark.parametrize("factor", [0.9, 1.1])
-def test_nothing_is_charged_where_our_accountant_is_wrong(monkeypatch, factor):
-    monkeypatch.setattr(second_opinion, "epsilon", lambda releases, delta: factor * epsilon(releases, delta))
+def test_nothing_is_charged_where_our_accountant_is_wrong(monkeypatch, factor, sampled):
+    def wrong(releases: Iterable[GaussianRelease], delta: float) -> float:
+        known = list(releases)
+        return epsilon(known, delta) * (factor if sampled == (known[0].sampling_rate < 1) else 1)
+
+    monkeypatch.setattr(second_opinion, "epsilon", wrong)
     second_opinion._opinion.cache_clear()
     ledger = Ledger.in_memory()
     budget = opened(ledger)
