@@ -167,6 +167,7 @@ def forecast(federation: Federation, rows: int) -> dict[str, Any]:
         "of_which": {"row_count": plan.count_epsilon, "updates": updates - plan.count_epsilon},
         "evaluations": {
             "times": plan.evaluations,
+            "attempts": plan.evaluation_attempts,
             "noise_multiplier": plan.evaluation_noise,
             "epsilon": plan.epsilon(rounds=0, evaluations=plan.most_evaluations) if plan.evaluations else 0.0,
         },
@@ -251,8 +252,8 @@ def lines(forecast: dict[str, Any]) -> list[str]:
     if f["evaluations"]["times"]:
         e = f["evaluations"]
         out.append(
-            f"  or, if it is a validation row, {e['epsilon']:.2f} for {e['times']} evaluations at noise "
-            f"{e['noise_multiplier']:g}"
+            f"  or, if it is a validation row, {e['epsilon']:.2f} for {e['times']} evaluations, and {e['attempts']} "
+            f"spare attempts, at noise {e['noise_multiplier']:g}"
         )
     if f["client"]:
         c = f["client"]

@@ -20,6 +20,7 @@ from common import documents, noise, planning
 from common.errors import PrivacyError
 from common.federation import Federation
 from common.planning import MOST_ROUNDS, forecast, lines, plan_for, rounds_within, spare_attempts
+from common.privacy import GaussianRelease, epsilon
 from tests.support import HEART, PRIVATE, ROOT, WHOLE, document, federation, table
 
 
@@ -104,6 +105,15 @@ def test_an_epsilon_that_the_row_count_would_use_up_is_left_out_of_the_table():
     told = forecast(private(privacy__row=row, privacy__evaluation__every=0), 200)
     assert list(told["alternatives"][0]["noise_multiplier"]) == ["0.5", "1"]
     assert "rounds within epsilon 0.5 at a noise multiplier of" in lines(told)
+
+
+def test_what_evaluations_cost_is_told_with_their_spare_attempts():
+    told = forecast(private(training__rounds=30, privacy__evaluation={"every": 10, "noise": 5.0}), 200)
+    of_six = epsilon([GaussianRelease(noise_multiplier=5.0, steps=6)], 1e-3)
+    assert told["evaluations"] == {"times": 3, "attempts": 3, "noise_multiplier": 5.0, "epsilon": pytest.approx(of_six)}
+    said = f"  or, if it is a validation row, {of_six:.2f} for 3 evaluations, and 3 spare attempts, at noise 5"
+    assert said in lines(told)
+    assert "  and 3 spare attempts at a round, for a client that dies in one" in lines(told)
 
 
 def test_both_units_are_told():
