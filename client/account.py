@@ -60,14 +60,18 @@ class Account:
         mine = [e for e in self.entries if e.run == run and e.mechanism != "refusal"]
         exact = any(e.mechanism == "none" for e in mine)  # which no epsilon bounds
         # Whoever sees results may choose when to stop, so what was charged bounds nothing without the rest of the plan.
-        rest = remaining(self.plans[run], mine) if run in self.plans else []
+        plan = self.plans.get(run)
+        rest = remaining(plan, mine) if plan else []
         planned = [_planned(mine[-1], part, release) for part, release in rest]
+        bound = max(
+            cost_of_run([*mine, *planned], self.policy.delta), plan.total if plan else 0.0
+        )  # an earlier count too
         return {
             "run": run,
             "federation": mine[0].federation,
             "first": mine[0].time,
             "last": mine[-1].time,
-            "epsilon": None if exact else cost_of_run([*mine, *planned], self.policy.delta),
+            "epsilon": None if exact else bound,
             "released": list(_released(mine)),
         }
 
@@ -126,7 +130,7 @@ def read_account(document: Path, *, verify: bool = False, head: str | None = Non
         if verify or known is not None:
             ledger.verify(known)
         entries = ledger.entries()
-        plans = {run: plan[0] for run in {e.run for e in entries} if (plan := stored(ledger, run))}
+        plans = {run: found.plan for run in {e.run for e in entries} if (found := stored(ledger, run))}
         return Account(settings.data.name, settings.policy, entries, plans, ledger.head(), verified=verify)
     finally:
         ledger.close()

@@ -34,11 +34,13 @@ class Budget:
         ledger: Ledger,
         run: str,
         plan: Plan,
+        planned_for: tuple[str, str] | None,
         secure: bool,
         arithmetic: Arithmetic,
     ) -> None:
-        """`secure` says whether noise is drawn from a keystream of the operating system."""
-        self.plan = plan
+        """`planned_for` is the deal of the table that the plan was made for, if that is known. `secure` says whether
+        noise is drawn from a keystream of the operating system."""
+        self.plan, self._planned_for = plan, planned_for
         self._secure, self._arithmetic = secure, arithmetic
         self._federation, self._dataset, self._policy = federation, dataset, policy
         self._ledger, self._run = ledger, run
@@ -165,11 +167,13 @@ class Budget:
 
     def _recount(self) -> None:
         """Reads from the ledger what this run has been charged."""
-        entries = [e for e in self._ledger.entries() if e.run == self._run and e.mechanism == "gaussian"]
+        entries = [e for e in self._ledger.entries() if e.run == self._run and e.mechanism in ("gaussian", "geometric")]
         self._tasks: dict[Part, Counter[str]] = {
-            part: Counter(e.task for e in entries if e.part == part) for part in PARTS
+            part: Counter(e.task for e in entries if e.part == part and e.mechanism == "gaussian") for part in PARTS
         }
-        self._one_deal = {e.deal for e in entries} <= {deal(self._dataset.split, self._dataset.content)}
+        # The row count was told of the table that the plan was made for, by this run or an earlier one.
+        before = {e.deal for e in entries} | ({self._planned_for} if self._planned_for else set())
+        self._one_deal = before <= {deal(self._dataset.split, self._dataset.content)}
 
     @property
     def rounds_charged(self) -> int:
@@ -243,10 +247,10 @@ def open_budget(
     known = stored(ledger, run)
     if known is None:
         plan = make_plan(federation, dataset, policy, ledger, noise, run)
-        store(ledger, federation, run, plan)
+        store(ledger, federation, dataset, run, plan)
     else:
-        plan, fingerprint = known
-        if fingerprint != federation.fingerprint:
+        plan = known.plan
+        if known.federation != federation.fingerprint:
             raise Refusal(f"run {run} was planned here for another federation than {federation.fingerprint}")
         check_account(federation, dataset, policy, ledger, run, plan)
     policy.check_noise(plan.noise_multiplier)
@@ -258,6 +262,7 @@ def open_budget(
         ledger=ledger,
         run=run,
         plan=plan,
+        planned_for=known.deal if known else None,
         secure=noise.hardened,
         arithmetic=arithmetic,
     )

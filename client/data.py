@@ -15,8 +15,8 @@ from torch import Tensor
 from client.dropout import RowIds, row_ids
 from client.entries import BY_ID
 from common import tables
-from common.encoding import EncodingReport, encode
-from common.errors import DataError
+from common.encoding import SHOWN_COLUMNS, EncodingReport, encode
+from common.errors import ConfigError, DataError
 from common.schema import Schema
 
 
@@ -59,8 +59,16 @@ class Dataset:
 
 
 def read(path: Path, schema: Schema, *, key: bytes, leave_out: bool = False, person: str | None = None) -> Rows:
-    """Reads and encodes a file; arguments as for `encode_rows`. Raises `DataError`."""
+    """Reads and encodes a file; arguments as for `encode_rows`.
+
+    Raises:
+        DataError: the table does not fit the schema.
+        ConfigError: `person` is none of the file's own columns, whatever the schema.
+    """
     table = tables.read(path, schema)
+    if person is not None and table.names_itself and person not in table.frame.columns:
+        shown = ", ".join(table.frame.columns[:SHOWN_COLUMNS])
+        raise ConfigError([f"data.id: {path.name} has no column {person}; it has {shown}"])
     return encode_rows(
         table.frame,
         schema,

@@ -75,19 +75,23 @@ def spent(entries: Iterable[Entry], delta: float, *, more: Iterable[Entry] = ())
     digest, and may be dealt to the other part. A table that has only grown cannot be told from one that was corrected.
 
     Within a run the parameters of its Gaussian releases are fixed beforehand, and PLD's figure holds (of a run that was
-    stopped in the light of its results, only together with the `more` that it had planned). A later run is chosen in
-    the light of earlier ones, and RDP's filter holds. Whether there is a later run may depend on the first one's
-    outputs, so neither figure alone bounds everything. Each gets delta / 2. Proof, for an account that is kept within
-    epsilon by this figure: let P and Q be the laws of all that is told, with the row and without it, S any event, and
-    L that a part has had a second run.
+    stopped in the light of its results, only together with the `more` that it had planned). What another run releases
+    later, updates or a row count, is chosen in the light of them, and RDP's filter holds. Whether there is anything of
+    another run may depend on the first one's outputs, so neither figure alone bounds everything. Each gets delta / 2.
+    Proof, for an account that is kept within epsilon by this figure: let P and Q be the laws of all that is told, with
+    the row and without it, S any event, and L that something of another run was told of a part after its first Gaussian
+    release.
 
-        P(S, not L) <= e^epsilon Q(S, not L) + delta / 2    what is told outside L follows from the first run alone,
-                                                            played to the end of its plan, whose PLD kept to epsilon
+        P(S, not L) <= e^epsilon Q(S, not L) + delta / 2    what is told outside L follows from row counts and then the
+                                                            first run alone, played to the end of its plan; its PLD at
+                                                            delta / 2 and the counts' epsilons together kept to epsilon
+                                                            when it was last checked, before its first Gaussian release
         P(S, L)     <= e^epsilon Q(S, L) + delta / 2        on L the filter kept to epsilon at the last release, and
                                                             before it, since it only grows: a mechanism that the filter
                                                             stops whenever it is passed does on L what ours does
 
-    The sum is (epsilon, delta). Which run is the first depends on row counts at most; their epsilons are added.
+    The sum is (epsilon, delta). A row count is epsilon'-private without a delta, so at every order its RDP is at most
+    epsilon', and the filter adds it like any other release, whenever it was chosen.
     """
     return _over_parts((*entries, *more), lambda part: _of_any_runs(part, delta / 2))
 
@@ -112,7 +116,9 @@ def _over_parts(entries: Iterable[Entry], cost: Callable[[list[Entry]], float]) 
 
 
 def _of_any_runs(entries: list[Entry], delta: float) -> float:
-    several = len({e.run for e in entries if e.mechanism == "gaussian"}) > 1
+    """Of one part's entries, in the order in which they were charged."""
+    first = next((i for i, e in enumerate(entries) if e.mechanism == "gaussian"), len(entries))
+    several = len({e.run for e in entries[first:]}) > 1
     return _pure(entries) + (epsilon_of_adaptive if several else epsilon)(_releases(entries), delta)
 
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from client.data import Dataset
-from client.entries import Entry, Part, spent
+from client.entries import Entry, Part, deal, spent
 from client.ledger import Ledger
 from client.policy import Policy
 from common.errors import BudgetExhausted, Refusal
@@ -60,8 +60,10 @@ def make_plan(
             public=NOT_COVERED,
         )
     evaluate = "evaluation" in policy.releases
-    if evaluate:
-        evaluation_release(federation)  # refuses what cannot be planned, before anything is told
+    if evaluate and (evaluation := evaluation_release(federation)):
+        # What cannot be planned is refused before anything is told: their noise is the federation's to choose.
+        planned = entry_for(federation, dataset, run, "planned", "validation", evaluation)
+        _check_limits(ledger.authority, policy, ledger.entries(), [planned])
     told = 0
     if row.sampling_rate is None:
         count = _released_rows(federation, dataset, policy, ledger, noise, run)
@@ -146,18 +148,28 @@ def _shown(count: int, *, least: int) -> int:
     return max(round(told / digits) * digits, least)
 
 
-def store(ledger: Ledger, federation: Federation, run: str, plan: Plan) -> None:
+@dataclass(frozen=True)
+class StoredPlan:
+    """A plan, and what it was made for."""
+
+    plan: Plan
+    federation: str  # the document's fingerprint
+    deal: tuple[str, str] | None  # of the table (client/entries.py `deal`); None in those of before it was kept
+
+
+def store(ledger: Ledger, federation: Federation, dataset: Dataset, run: str, plan: Plan) -> None:
     """Keeps a run's plan, so that a restart goes on with the noise that was calibrated."""
-    ledger.store_plan(run, {**asdict(plan), "federation": federation.fingerprint})
+    made_for = {"federation": federation.fingerprint, "deal": deal(dataset.split, dataset.content)}
+    ledger.store_plan(run, {**asdict(plan), **made_for})
 
 
-def stored(ledger: Ledger, run: str) -> tuple[Plan, str] | None:
-    """A run's plan and the fingerprint of the federation that it was made for, if the run was ever planned here."""
+def stored(ledger: Ledger, run: str) -> StoredPlan | None:
+    """A run's plan, if the run was ever planned here."""
     body: dict[str, Any] | None = ledger.plan(run)
     if body is None:
         return None
-    fingerprint: str = body.pop("federation")
-    return Plan(**body), fingerprint
+    federation, dealt = body.pop("federation"), body.pop("deal", None)
+    return StoredPlan(Plan(**body), federation, (dealt[0], dealt[1]) if dealt else None)
 
 
 def check_account(

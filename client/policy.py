@@ -115,5 +115,5 @@ def for_one_run(federation: Federation) -> Policy:
     row = federation.privacy.row
     if row is None:
         return Policy(epsilon=1.0, delta=0.5, without_privacy=True)
-    # One run's bound has half of an account's delta (client/entries.py `spent`), and a delta is below 1.
+    # One run's bound has half of an account's delta (client/entries.py `spent`); above 1/3 that is less than asked.
     return Policy(epsilon=row.epsilon, delta=min(2 * row.delta, (1 + row.delta) / 2))

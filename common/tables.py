@@ -26,6 +26,7 @@ class Table:
     frame: pl.DataFrame
     first_line: int  # the file's line on which the first row stands; 1 for Parquet, whose rows have numbers only
     source: str
+    names_itself: bool = True  # are the columns' names the file's own, and not the schema's?
 
 
 def read(path: Path, schema: Schema) -> Table:
@@ -51,7 +52,8 @@ def read(path: Path, schema: Schema) -> Table:
         body = _below(text, height)
         return Table(frame=_csv(path, body, delimiter, first, height + 1), first_line=height + 1, source=path.name)
     if no_header and schema.columns is not None:
-        return Table(frame=_csv(path, text, delimiter, schema.columns, 1), first_line=1, source=path.name)
+        frame = _csv(path, text, delimiter, schema.columns, 1)
+        return Table(frame=frame, first_line=1, source=path.name, names_itself=False)
     names = ", ".join(required)
     if schema.columns is None:
         raise DataError(

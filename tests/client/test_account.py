@@ -82,6 +82,19 @@ def test_a_run_is_shown_with_what_its_whole_plan_may_cost(client_file):
     assert run["epsilon"] > 1.2 * budget.epsilon
 
 
+def test_a_run_that_used_an_earlier_runs_row_count_is_shown_with_what_that_cost(client_file):
+    ledger = Ledger(client_file.parent / "state" / "hearts.ledger")
+    plans = []
+    for run in ("one", "two"):
+        budget = opened(ledger, run=run)
+        budget.charge_update(f"{run}/train/1")
+        plans.append(budget.plan)
+    ledger.close()
+    account = read_account(client_file).describe()
+    assert [r["what"] for run in account["runs"] for r in run["released"]].count("row count") == 1
+    assert [run["epsilon"] for run in account["runs"]] == pytest.approx([plan.total for plan in plans])
+
+
 def test_a_runs_name_cannot_rewrite_the_report(client_file):
     evil = "x\x1b[2J\x1b[Hspent   0.00   left 8.00\nnothing was ever released\x1b[8m"
     charge(client_file, entry(run=evil, **UPDATE))

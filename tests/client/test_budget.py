@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
@@ -28,6 +29,7 @@ from common import noise
 from common.errors import BudgetExhausted, LedgerError, PrivacyError, Refusal
 from common.federation import Federation
 from common.noise import NoiseSource
+from common.privacy import epsilon_of_adaptive
 from tests.support import PRIVATE, federation, table
 
 DELTA = 1e-3
@@ -646,6 +648,57 @@ def test_a_run_whose_table_changes_pays_for_both_parts_and_says_so():
         BudgetExhausted, match=r"the table has changed since run run began here, .* federation allows 4"
     ):
         changed.charge_update("train/9")  # both parts would cost more than the federation says
+    ledger.close()
+
+
+@pytest.mark.parametrize("told_by", ["run", "an earlier run", "run, planned by an older client"])
+def test_a_table_that_changes_between_the_row_count_and_the_first_round_is_another_deal(told_by):
+    # The count was of the training part of the old table, in which a row of the new validation part may have been.
+    ledger = Ledger.in_memory()
+    opened(ledger, run=told_by.partition(",")[0])
+    opened(ledger)
+    if "older" in told_by:
+        ((kept,),) = ledger._db.execute("SELECT body FROM plans")
+        without = {k: v for k, v in json.loads(kept).items() if k != "deal"}
+        ledger._db.execute("UPDATE plans SET body = ?", (json.dumps(without),))
+    assert len(counts_of(ledger)) == 1
+    changed = opened(ledger, dataset=replace(DATASET, content="another"))
+    assert changed.statement()["planned_epsilon"] == 4.0
+    changed.charge_evaluation("evaluate/1")
+    both = changed.plan.count_epsilon + changed.plan.epsilon(rounds=0, evaluations=1)
+    assert changed.statement()["epsilon"] == pytest.approx(both)
+    assert changed.statement()["epsilon"] >= spent(ledger.entries(), 2 * DELTA) - 1e-9
+    ledger.close()
+
+
+def test_counts_cannot_be_bought_for_what_a_run_that_was_stopped_had_planned():
+    row = {"epsilon": 4.0, "delta": DELTA, "clip": 1.0, "count_epsilon": None, "sampling_rate": 0.1}
+    ledger, policy = Ledger.in_memory(), Policy(epsilon=4.0, delta=DELTA)
+    first = opened(ledger, federation=private(training__rounds=30, privacy__row=row), policy=policy)
+    for i in range(3):
+        first.charge_update(f"train/{i}")
+    for n, price in enumerate((1.3, 0.6, 0.3, 0.1)):
+        another = private(
+            name=f"{n}", privacy__row={"epsilon": 4.0, "delta": DELTA, "clip": 1.0, "count_epsilon": price}
+        )
+        with contextlib.suppress(BudgetExhausted):
+            opened(ledger, run=f"{n}", federation=another, dataset=replace(DATASET, content=f"{n}"), policy=policy)
+    entries = ledger.entries()
+    pure = sum(e.epsilon or 0 for e in entries if e.mechanism == "geometric")
+    updates = [e.gaussian for e in entries if e.mechanism == "gaussian"]
+    assert spent(entries, DELTA) == pytest.approx(pure + epsilon_of_adaptive(updates, DELTA / 2)) and pure > 0
+    assert spent(entries, DELTA) <= 4.0
+    ledger.close()
+
+
+def test_evaluations_that_the_account_will_not_cover_are_refused_before_a_count_is_told():
+    dear = private(privacy__evaluation={"every": 3, "noise": 0.85})  # 3.84 at delta, 4.09 at half of it
+    ledger = Ledger.in_memory()
+    with pytest.raises(
+        BudgetExhausted, match=r"policy\.epsilon: 4 at delta 0\.001, of which 0\.00 is spent; with this run"
+    ):
+        opened(ledger, federation=dear, policy=Policy(epsilon=4.0, delta=DELTA))
+    assert ledger.count() == 0
     ledger.close()
 
 

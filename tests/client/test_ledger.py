@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -584,6 +585,17 @@ def test_two_bounds_that_hold_on_complementary_events_share_delta():
     assert cost_of_run(one, DELTA) == by_pld  # a run that was fixed beforehand, by itself
     with pytest.raises(AssertionError):
         cost_of_run(two, DELTA)
+
+
+def test_a_row_count_that_another_run_told_in_the_light_of_the_first_is_a_second_run():
+    # Else a run could be stopped when its results suit, and counts be bought for what it had planned.
+    update, count = entry(), counted(0.1, run="another")
+    assert spent([count, update], DELTA) == pytest.approx(0.1 + cost(8.0))  # told before: pure, and planned with
+    assert spent([update, count], DELTA) == pytest.approx(0.1 + epsilon_of_adaptive([update.gaussian], DELTA / 2))
+    assert spent([update, count], DELTA) > 1.05 * spent([count, update], DELTA)
+    assert spent([update, counted(0.1)], DELTA) == spent([counted(0.1), update], DELTA)  # its own
+    evaluation = replace(update, part="validation")
+    assert spent([evaluation, count], DELTA) == pytest.approx(cost(8.0))  # of other rows
 
 
 def test_what_is_planned_counts_as_if_it_were_spent():

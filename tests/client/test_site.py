@@ -3,13 +3,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from client.policy import Policy
 from client.site import ClientFile, DataFile, TLSFiles, load_client_file, open_site, split_key
 from common.errors import ConfigError, DataError, Refusal
+from common.federation import Federation
 from common.wire import tls
-from tests.support import federation, table
+from tests.support import PRIVATE, federation, table
 
 
 def test_a_split_key_is_made_once_and_readable_by_its_owner_alone(tmp_path):
@@ -94,3 +96,38 @@ def test_charges_name_the_authority_by_its_key_and_another_ones_do_not_count(tmp
     keys = [key for key, _ in charged]
     assert keys[0] == keys[2] != keys[1] and all(len(key) == 64 for key in keys)
     assert [rounds for _, rounds in charged] == [1, 1, 2]
+
+
+def open_with_id(folder: Path, column: str, fed: Federation) -> int:
+    """Opens the site, and returns how many refusals its ledger has then."""
+    settings = ClientFile(
+        server="localhost:1",
+        tls=None,
+        name="ada",
+        data=DataFile(path=str(folder / "ada.csv"), name="ada", id=column),
+        device="cpu",
+        state=str(folder / "state"),
+        policy=Policy(epsilon=8.0, delta=1e-3, without_privacy=True),
+    )
+    site = open_site(settings, fed, name="ada")
+    refusals = sum(e.mechanism == "refusal" for e in site.ledger.entries())
+    site.ledger.close()
+    return refusals
+
+
+def test_a_wrong_data_id_is_the_owners_mistake_and_no_refusal_of_a_document(tmp_path):
+    table().with_columns(patient=pl.int_range(200)).write_csv(tmp_path / "ada.csv")
+    for _ in range(4):  # one more than policy.refusals
+        with pytest.raises(
+            ConfigError, match=r"^data\.id: ada\.csv has no column patiant; it has a, b, c, y, patient$"
+        ):
+            open_with_id(tmp_path, "patiant", federation(**PRIVATE))
+    assert open_with_id(tmp_path, "patient", federation(**PRIVATE)) == 0
+
+
+def test_a_document_that_names_the_columns_of_a_file_without_a_header_may_not_fit_its_data_id(tmp_path):
+    table().with_columns(patient=pl.int_range(200)).write_csv(tmp_path / "ada.csv", include_header=False)
+    names = ["a", "b", "c", "y"]
+    with pytest.raises(DataError, match=r"the table lacks the column patient, which data\.id names"):
+        open_with_id(tmp_path, "patient", federation(**PRIVATE, schema__columns=[*names, "other"]))
+    assert open_with_id(tmp_path, "patient", federation(**PRIVATE, schema__columns=[*names, "patient"])) == 1
