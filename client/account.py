@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,8 @@ class Account:
         plan = self.plans.get(run)
         rest = remaining(plan, mine) if plan else []
         planned = [_planned(mine[-1], part, release) for part, release in rest]
-        bound = max(
-            cost_of_run([*mine, *planned], self.policy.delta), plan.total if plan else 0.0
-        )  # an earlier count too
+        # The plan's total has the row count too, where an earlier run told it.
+        bound = max(cost_of_run([*mine, *planned], self.policy.delta), plan.total if plan else 0.0)
         return {
             "run": run,
             "federation": mine[0].federation,
@@ -78,16 +77,7 @@ class Account:
 
 def _planned(like: Entry, part: Part, release: GaussianRelease) -> Entry:
     """A release of the same run, table and split that was planned."""
-    return replace(
-        like,
-        part=part,
-        mechanism="gaussian",
-        noise_multiplier=release.noise_multiplier,
-        sampling_rate=release.sampling_rate,
-        steps=release.steps,
-        epsilon=None,
-        value=None,
-    )
+    return replace(like, part=part, mechanism="gaussian", epsilon=None, value=None, **asdict(release))
 
 
 def _released(entries: Iterable[Entry]) -> Iterable[dict[str, Any]]:

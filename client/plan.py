@@ -225,7 +225,5 @@ def entry_for(
         mechanism="gaussian",
         federation=federation.fingerprint,
         content=dataset.content,
-        noise_multiplier=release.noise_multiplier,
-        sampling_rate=release.sampling_rate,
-        steps=release.steps,
+        **asdict(release),
     )

@@ -93,7 +93,8 @@ def _describe(column: pl.Series) -> _Column:
     missing = [EMPTY] if len(filled) < len(text) else []
     if len(finite) == 0 or len(others) > MOST_MARKERS or len(finite) < len(filled) / 2:
         return _Column(bounds=None, values=_written(filled), missing=missing)
-    low, high = float(finite.min()), float(finite.max())  # type: ignore[arg-type]
+    numbers = finite.to_numpy()
+    low, high = float(numbers.min()), float(numbers.max())
     bounds = (low, high if high > low else low + 1.0)
     return _Column(bounds=bounds, values=_written(filled.filter(is_number)), missing=_written(others) + missing)
 

@@ -112,8 +112,10 @@ def encode(
             blocks.append(block)
             continue
         cells = _cells(frame[feature.name], source)
-        encoder = _numeric if isinstance(feature, Numeric) else _categorical
-        blocks.append(encoder(cells, feature, report, offending))  # type: ignore[arg-type]
+        if isinstance(feature, Numeric):
+            blocks.append(_numeric(cells, feature, report, offending))
+        else:
+            blocks.append(_categorical(cells, feature, report, offending))
     y = _target(_cells(frame[schema.target.name], source), schema.target, report, offending)
     x, kept = np.concatenate(blocks, axis=1), np.arange(frame.height)
     if offending:

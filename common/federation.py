@@ -364,9 +364,9 @@ class Federation(Document):
     def _strategy_problems(self) -> Iterator[Problem]:
         strategy, clients = self.strategy, self.strategy.min_clients
         # Blanchard et al. 2017 need n >= 2f + 3 for Krum, El Mhamdi et al. 2018 n >= 4f + 3 for Bulyan.
-        factor = {"krum": 2, "multikrum": 2, "bulyan": 4}.get(strategy.name)
-        if factor is not None:
-            least = factor * strategy.num_malicious_nodes + 3  # type: ignore[union-attr]
+        if isinstance(strategy, Krum | MultiKrum | Bulyan):
+            factor = 4 if isinstance(strategy, Bulyan) else 2
+            least = factor * strategy.num_malicious_nodes + 3
             if clients < least:
                 rule = f"{factor} x num_malicious_nodes + 3 = {least}"
                 yield ("strategy", "min_clients"), f"must be at least {rule} for {strategy.name} (got {clients})"

@@ -38,7 +38,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
             x = self.dropout(self.activation(layer(x)))
-        return self.layers[-1](x)  # type: ignore[no-any-return]
+        out: Tensor = self.layers[-1](x)
+        return out
 
     def weights(self) -> list[tuple[Tensor, Tensor]]:
         """Each layer's weight [out, in] and bias [out], without gradients. They share the model's memory."""

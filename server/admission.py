@@ -143,7 +143,7 @@ class Admission:
         others; where no more come, they are in `release`."""
         if not self.compare:
             return [reply]
-        bisect.insort(self._weights, _weight(reply))
+        bisect.insort(self._weights, records.weight_of(reply.content))
         self._waiting.append(reply)
         return self.release() if len(self._weights) >= LEAST_TO_COMPARE else []
 
@@ -156,7 +156,7 @@ class Admission:
         return [reply for reply in waiting if not self._outweighs(reply, median)]
 
     def _outweighs(self, reply: Message, median: float) -> bool:
-        if (weight := _weight(reply)) <= MOST_OF_MEDIAN * median:
+        if (weight := records.weight_of(reply.content)) <= MOST_OF_MEDIAN * median:
             return False
         node_id = reply.metadata.src_node_id
         self.nodes.discard(node_id)
@@ -209,10 +209,6 @@ def _check_arrays(reply: Message, state: State, wire: Dtype, reach: float) -> No
 def _largest(array: NDArray[Any]) -> float:
     """In size; NaN if there is one, which numpy's extremes pass on."""
     return max(float(array.max(initial=0)), -float(array.min(initial=0)))
-
-
-def _weight(reply: Message) -> float:
-    return float(reply.content.metric_records[METRICS][WEIGHT])  # type: ignore[arg-type]
 
 
 def _unpack(reply: Message, state: State, wire: Dtype) -> None:

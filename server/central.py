@@ -46,7 +46,7 @@ from common.privacy import client_releases, epsilon
 from common.rounded_normal import Integers
 from common.state import State
 from common.wire import records
-from common.wire.records import ARRAYS, COUNTS, METRICS, WEIGHT
+from common.wire.records import ARRAYS, COUNTS, METRICS
 from server.lattice_vectors import clipped, longest
 
 FROM_SEED, FROM_SYSTEM = "a seeded stream: for simulations only", "AES-256 counter mode, keyed by the operating system"
@@ -126,7 +126,7 @@ class CentralDP:
     def _weight(self, reply: Message) -> float:
         if (cap := self.settings.weight_cap) is None:
             return 1.0
-        return min(float(reply.content.metric_records[METRICS][WEIGHT]), cap) / cap  # type: ignore[arg-type]
+        return min(records.weight_of(reply.content), cap) / cap
 
     def _follow(self, within: int) -> None:
         """Moves the clip towards its quantile (Andrew et al. 2021, algorithm 1).

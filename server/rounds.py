@@ -202,7 +202,7 @@ def _aggregate(
         fold = Fold(run.state)
         for reply in replies:
             losses.hear(reply)
-            fold.add(records.to_state(reply.content.array_records[ARRAYS]), _weight(reply))
+            fold.add(records.to_state(reply.content.array_records[ARRAYS]), records.weight_of(reply.content))
         together = [_as_reply(grid, nodes[0], fold.mean(), fold.weight)] if len(fold) else []
     quorum = federation.strategy.min_clients
     if len(admission.nodes) < quorum:
@@ -306,16 +306,12 @@ class _Losses:
 
     def hear(self, reply: Message) -> Message:
         if (loss := reply.content.metric_records[METRICS].get(LOSS)) is not None:
-            self._heard.append((_weight(reply), float(loss)))  # type: ignore[arg-type]
+            self._heard.append((records.weight_of(reply.content), float(loss)))  # type: ignore[arg-type]
         return reply
 
     @property
     def mean(self) -> float:
         return math.fsum(w * loss for w, loss in self._heard) / math.fsum(w for w, _ in self._heard)
-
-
-def _weight(reply: Message) -> float:
-    return float(reply.content.metric_records[METRICS][WEIGHT])  # type: ignore[arg-type]
 
 
 def _like(arrays: ArrayRecord | None, state: State) -> State | None:

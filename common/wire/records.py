@@ -9,7 +9,7 @@ from typing import Any
 
 import flwr.app
 import numpy as np
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
 # Records of a message.
@@ -88,3 +88,10 @@ def from_state(state: Mapping[str, NDArray[np.float32]]) -> ArrayRecord:
 def to_state(record: ArrayRecord) -> dict[str, NDArray[np.float32]]:
     """A record as named arrays, in its order, each of whatever type it has."""
     return {name: look_at(array) for name, array in record.items()}
+
+
+def weight_of(content: RecordDict) -> float:
+    """How many rows an answer says it is of."""
+    weight = content.metric_records[METRICS][WEIGHT]
+    assert not isinstance(weight, list), "admitted answers have one number"
+    return float(weight)
