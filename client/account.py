@@ -142,7 +142,11 @@ def _lines(account: dict[str, Any]) -> list[str]:
     if not account["runs"]:
         return [*out, "nothing was ever released"]
     if len(account["runs"]) > 1:
-        out.append("        (runs are chosen in the light of earlier ones, which may cost more than their sum, below)")
+        out.append(
+            "        (runs are chosen in the light of earlier ones: that costs other than the sum of those below)"
+        )
+    elif account["spent"]:
+        out.append("        (counted at half of delta, because more runs may follow)")
     if account["exact"]:
         out.append(f"and {account['exact']} exact releases without privacy, which no epsilon bounds")
     for run in account["runs"]:

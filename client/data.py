@@ -102,7 +102,8 @@ def encode_rows(
         DataError: the table does not fit the schema, or lacks that column.
     """
     if person is not None and person not in frame.columns:
-        raise DataError(f"{source}: the table lacks the column {person}, which data.id names")
+        shown = ", ".join(frame.columns[:SHOWN_COLUMNS])
+        raise DataError(f"{source}: the table lacks the column {person}, which data.id names; it has {shown}")
     encoded = encode(frame, schema, first_line=first_line, source=source, leave_out=leave_out)
     text = pl.DataFrame([_as_text(column, source) for column in frame.iter_columns()])
     text = text[encoded.kept] if len(encoded.kept) < frame.height else text

@@ -134,6 +134,8 @@ def _summary(result: dict[str, Any]) -> Table:
     if (row := result["privacy"]["row"]) is not None:
         for client, epsilon in row["per_client"].items():
             table.add_row(f"epsilon of {escape(client)}", f"{epsilon:.2f}")
+        if row["epsilon"] is not None:
+            table.add_row("epsilon of a row, at most (whole plan)", f"{row['epsilon']:.2f}")
         table.add_row("delta", f"{row['delta']:g}")
     if (unit := result["privacy"]["client"]) is not None:
         table.add_row("epsilon of a whole client", f"{unit['epsilon']:.2f}")

@@ -68,6 +68,7 @@ def test_one_run_is_shown_with_how_each_kind_of_release_was_made_private(client_
     assert f"spent   {account['spent']:.2f}   left {account['left']:.2f}" in shown
     assert "4 x model update  of train rows, noise multiplier 2, 5 steps at sampling rate 0.1" in shown
     assert f"at most epsilon {run['epsilon']:.2f}, all that was planned included" in shown
+    assert "(counted at half of delta, because more runs may follow)" in shown  # why spent is above that
 
 
 def test_a_run_is_shown_with_what_its_whole_plan_may_cost(client_file):

@@ -213,7 +213,9 @@ def test_a_row_that_names_nobody_is_told_to_the_owner_and_dealt_with_the_others_
 
 
 def test_a_table_without_the_column_that_names_people_is_refused():
-    with pytest.raises(DataError, match=r"the table lacks the column patient, which data\.id names"):
+    with pytest.raises(
+        DataError, match=r"the table lacks the column patient, which data\.id names; it has a, b, c, y, row$"
+    ):
         data.encode_rows(NAMED, schema(), key=KEY, person="patient")
 
 

@@ -121,7 +121,7 @@ def test_a_client_whose_name_or_reason_looks_like_markup_is_shown_as_it_is(name,
 
 
 def test_the_closing_table_tells_how_the_run_ended(capsys):
-    row = {"epsilon": 3.9, "delta": 1e-3, "per_client": {"berlin": 3.9, "lyon": 3.456}}
+    row = {"epsilon": 3.98, "delta": 1e-3, "per_client": {"berlin": 3.9, "lyon": 3.456}}
     held_out = {"accuracy": 0.77, "per_client": {"berlin": {"accuracy": 0.8}}}
     whole = {"epsilon": 1.25, "delta": 0.01}
     text = closing(result(privacy={"row": row, "client": whole}, held_out=held_out, seconds=119.7), capsys)
@@ -133,6 +133,7 @@ def test_the_closing_table_tells_how_the_run_ended(capsys):
         ("accuracy on held-out rows (exact)", "77.0 %"),
         ("berlin", "80.0 %"),
         ("epsilon of lyon", "3.46"),
+        ("epsilon of a row, at most (whole plan)", "3.98"),
         ("delta", "0.001"),
         ("epsilon of a whole client", "1.25"),
         ("delta of a client", "0.01"),
