@@ -111,7 +111,7 @@ def _float_steps(
         loss = objective.row_losses(module(x[index]), y[index], training.loss).sum()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch gives it none
 
     try:
         with torch_seed(noise.integer(), x.device):
@@ -120,7 +120,7 @@ def _float_steps(
         module.to_standard_module()
 
 
-class _FloatOptimizer(DPOptimizer):  # type: ignore[misc]
+class _FloatOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
     """Opacus' optimizer with noise from our source, and rows without a finite gradient left out."""
 
     source: NoiseSource

@@ -17,7 +17,7 @@ from common.model import MLP
 from common.noise import NoiseSource
 
 
-class ExactOptimizer(DPOptimizer):  # type: ignore[misc]
+class ExactOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
     """DP-SGD's step on an MLP by client/kernel.py: clipped sums are integers, and so is the noise added to them.
 
     Usage is Opacus', but a batch is handed over by `take` instead of a backward pass, and noise comes from `source`.

@@ -57,7 +57,7 @@ def fit(
             index = torch.from_numpy(next(batches)).to(x.device)
             optimizer.zero_grad(set_to_none=True)
             losses = objective.row_losses(model(x[index]), y[index], training.loss)
-            losses.mean().backward()  # type: ignore[no-untyped-call]
+            losses.mean().backward()  # type: ignore[no-untyped-call]  # torch gives it none
             add_proximal_term(model, start, proximal_mu)
             optimizer.step()
             total += losses.detach().sum().item()

@@ -70,7 +70,7 @@ class _Text:
 
     def _value(self, loader: _Loader, node: yaml.Node, key: Key) -> Any:
         self.lines.setdefault(key, node.start_mark.line + 1)
-        implied = loader.resolve(type(node), node.value, (True, False))  # type: ignore[no-untyped-call]
+        implied = loader.resolve(type(node), node.value, (True, False))  # type: ignore[no-untyped-call]  # PyYAML has no types
         if node.tag not in (implied, "tag:yaml.org,2002:str"):
             raise _refused(f"the tag {node.tag} is not accepted", node)
         if isinstance(node, yaml.MappingNode):

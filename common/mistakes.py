@@ -59,7 +59,7 @@ def _key(loc: tuple[int | str, ...], value: Any) -> Key:
     for i, part in enumerate(loc):
         if (isinstance(value, dict) and part in value) or (isinstance(value, list) and part in range(len(value))):
             key.append(part)
-            value = value[part]  # type: ignore[index]
+            value = value[part]  # type: ignore[index]  # a list has numbers, a mapping names
         elif isinstance(value, dict) and i == len(loc) - 1:
             key.append(part)  # a key that is missing
     return tuple(key)

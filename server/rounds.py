@@ -306,7 +306,7 @@ class _Losses:
 
     def hear(self, reply: Message) -> Message:
         if (loss := reply.content.metric_records[METRICS].get(LOSS)) is not None:
-            self._heard.append((records.weight_of(reply.content), float(loss)))  # type: ignore[arg-type]
+            self._heard.append((records.weight_of(reply.content), float(loss)))  # type: ignore[arg-type]  # one number, as admitted
         return reply
 
     @property

@@ -94,7 +94,7 @@ def score_held_out(federation: Federation, folder: Path, run: Path) -> dict[str,
         own = data.split(rows, schema, key=key, device=torch.device("cpu"))
         loss = federation.training.loss
         counts[name] = objective.score(model, own.validation_x, own.validation_y, schema=schema, loss=loss)
-    together = metrics_of(sum(counts.values()), schema)  # type: ignore[arg-type]
+    together = metrics_of(sum(counts.values()), schema)  # type: ignore[arg-type]  # a sum begins with 0
     return {**together, "per_client": {name: metrics_of(c, schema) for name, c in counts.items()}}
 
 

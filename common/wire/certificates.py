@@ -102,7 +102,7 @@ def revoked_in(pem: bytes, path: Path, authority: x509.Certificate) -> frozenset
 
 def _signed(revocations: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:
     try:
-        return revocations.is_signature_valid(authority.public_key())  # type: ignore[arg-type]
+        return revocations.is_signature_valid(authority.public_key())  # type: ignore[arg-type]  # others raise
     except (TypeError, UnsupportedAlgorithm):  # the authority's key is of a kind that signs no lists
         return False
 

@@ -66,7 +66,7 @@ class Array(flwr.app.Array):
         return self.view.copy()  # some strategies compute in place
 
     @property
-    def data(self) -> bytes:  # type: ignore[override]
+    def data(self) -> bytes:  # type: ignore[override]  # a field in Flower's, made anew here
         file = io.BytesIO()
         np.save(file, self.view, allow_pickle=False)
         return file.getvalue()
