@@ -105,7 +105,9 @@ def test_a_killed_private_client_comes_back_to_the_plan_it_had(federation):
     assert "the run is over" in output(ben)
     after = _updates(path)
     assert len({(e.noise_multiplier, e.sampling_rate, e.steps, e.run) for e in after}) == 1
-    assert len(before) < len(after) <= 60
+    tasks = {e.task for e in after}
+    assert len(before) < len(tasks) <= 60
+    assert len(after) <= len(tasks) + 1  # the round in which it was killed may have been charged twice: a spare attempt
     assert fed.result()["privacy"]["row"]["epsilon"] <= 4.0
 
 
