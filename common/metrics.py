@@ -56,10 +56,14 @@ def rows_of(total: Counts, schema: Schema) -> float:
 def metrics_of(total: Counts, schema: Schema) -> Metrics:
     """Metrics from counts that may carry noise: negative counts are read as 0 (post-processing).
 
-    Classes: accuracy; precision, recall and f1 as the mean over classes (macro), and `per_class`. A ratio
-    whose denominator is 0 is 0. Number: mse and mae in the target's own unit.
+    Classes: accuracy; precision, recall and f1 as the mean over classes (macro), and `per_class`. A class that no
+    row has and that is never predicted has none of the three, and is not in the mean; otherwise a ratio whose
+    denominator is 0 is 0. Number: mse and mae in the target's own unit. Where no row was counted there are no metrics.
     """
-    total = np.clip(np.nan_to_num(np.asarray(total, np.float64)), 0.0, None)
+    total = np.nan_to_num(np.asarray(total, np.float64))
+    if rows_of(total, schema) <= 0:
+        return {}
+    total = np.clip(total, 0.0, None)
     if not isinstance(schema.target, Classes):
         low, high = schema.target.bounds
         rows = max(total[0], 1.0)
@@ -68,21 +72,18 @@ def metrics_of(total: Counts, schema: Schema) -> Metrics:
             "mse": float(total[2] / rows * (high - low) ** 2),
         }
     confusion = total.reshape(schema.outputs, schema.outputs)
-    hits = np.diag(confusion)
-    precision = _ratio(hits, confusion.sum(axis=0))
-    recall = _ratio(hits, confusion.sum(axis=1))
-    f1 = _ratio(2 * precision * recall, precision + recall)
-    result: Metrics = {
+    hits, predicted, true = np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)
+    met = predicted + true > 0
+    precision, recall = _ratio(hits, predicted), _ratio(hits, true)
+    of_class = {"precision": precision, "recall": recall, "f1": _ratio(2 * precision * recall, precision + recall)}
+    return {
         "accuracy": float(_ratio(hits.sum(), confusion.sum())),
-        "precision": float(precision.mean()),
-        "recall": float(recall.mean()),
-        "f1": float(f1.mean()),
+        **{name: float(values[met].mean()) for name, values in of_class.items()},
+        "per_class": {
+            label: {name: float(values[i]) if met[i] else None for name, values in of_class.items()}
+            for i, label in enumerate(schema.target.classes)
+        },
     }
-    result["per_class"] = {
-        label: {"precision": float(precision[i]), "recall": float(recall[i]), "f1": float(f1[i])}
-        for i, label in enumerate(schema.target.classes)
-    }
-    return result
 
 
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:

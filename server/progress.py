@@ -14,6 +14,7 @@ from rich.table import Table
 
 Event = dict[str, Any]
 
+NO_ROWS = "no validation rows"
 LINES = 10  # of progress that stay on the screen
 
 
@@ -93,7 +94,7 @@ class ProgressDisplay:
         ]
         if event["train"]["loss"] is not None:
             parts.append(f"loss {event['train']['loss']:.4f}")
-        if evaluation := event.get("evaluation"):
+        if (evaluation := event.get("evaluation")) is not None:
             self._accuracy = headline(evaluation)
         if self._accuracy:
             parts.append(self._accuracy)
@@ -106,6 +107,8 @@ class ProgressDisplay:
 
 def headline(metrics: dict[str, Any]) -> str:
     """The one figure that says most."""
+    if not metrics:
+        return NO_ROWS
     if "accuracy" in metrics:
         return f"accuracy {100 * metrics['accuracy']:.1f} %"
     return f"mean absolute error {metrics['mae']:.4g}"
@@ -127,6 +130,8 @@ def _summary(result: dict[str, Any]) -> Table:
     noisy = " (from noisy counts)" if any(result["privacy"].values()) else ""
     for name, value in _figures(result["evaluation"] or {}):
         table.add_row(name + noisy, value)
+    if result["evaluation"] == {}:
+        table.add_row("evaluation", NO_ROWS)
     if "held_out" in result:
         table.add_row("accuracy on held-out rows (exact)", f"{100 * result['held_out']['accuracy']:.1f} %")
         for client, metrics in result["held_out"]["per_client"].items():

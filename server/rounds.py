@@ -107,7 +107,8 @@ def _complete(run: Run, grid: Grid, strategy: Strategy, event: Event) -> None:
         started = time.monotonic()
         evaluation, rejected = _evaluate(run, grid, strategy, run.round)
         if evaluation is not None:
-            event["evaluation"] = run.evaluation = evaluation
+            event["evaluation"] = evaluation
+            run.evaluation = evaluation or run.evaluation or {}
             stopping.note(run, evaluation)
         event["rejected"] += [_named(run, r) for r in rejected if not run.central or r.code in SAYS_NO]
         event["seconds"] += time.monotonic() - started
@@ -236,7 +237,8 @@ def _as_reply(grid: Grid, node: int, state: State, weight: float) -> Message:
 
 
 def _evaluate(run: Run, grid: Grid, strategy: Strategy, server_round: int) -> tuple[Metrics | None, list[Rejection]]:
-    """Lets every client that can be asked score the model; there are no metrics if none answers."""
+    """Lets every client that can be asked score the model. None if none answers, and no metrics (`{}`) if those who do
+    have no rows to score it on."""
     nodes = cohort.present(run, grid)
     if not nodes:
         return None, []

@@ -12,7 +12,8 @@ from server.run import Run
 
 def note(run: Run, evaluation: Metrics) -> None:
     """Takes note of an evaluation: is it better than the best by at least `min_change`?"""
-    if (rule := run.federation.training.early_stopping) is None:
+    rule = run.federation.training.early_stopping
+    if rule is None or not evaluation:  # no rows were counted, which is neither better nor worse
         return
     value = float(evaluation[rule.metric])
     gain = 0.0 if run.best is None else (run.best - value if rule.metric in LOWER_IS_BETTER else value - run.best)

@@ -139,18 +139,20 @@ def test_metrics_of_a_confusion_matrix_worked_out_by_hand():
         assert values == pytest.approx({"precision": precision[i], "recall": recall[i], "f1": f1[i]})
 
 
-def test_a_ratio_without_a_denominator_is_zero():
+def test_a_class_that_is_never_predicted_scores_zero_and_one_that_never_occurs_does_not_count():
     # Class 2 never occurs and is never predicted; class 1 occurs but is never predicted.
     metrics = metrics_of(np.array([4, 0, 0, 2, 0, 0, 0, 0, 0], float), THREE)
-    assert metrics["per_class"]["c1"] == metrics["per_class"]["c2"] == {"precision": 0, "recall": 0, "f1": 0}
+    assert metrics["per_class"]["c1"] == {"precision": 0, "recall": 0, "f1": 0}
+    assert metrics["per_class"]["c2"] == {"precision": None, "recall": None, "f1": None}
+    # Class 0 has 4 of 6 predictions right, and all of its 4 rows: precision 2/3, recall 1, f1 4/5.
+    assert (metrics["precision"], metrics["recall"], metrics["f1"]) == pytest.approx((1 / 3, 1 / 2, 2 / 5))
     assert metrics["accuracy"] == pytest.approx(4 / 6)
 
 
 @pytest.mark.parametrize("place", [THREE, NUMBER])
-def test_metrics_of_nothing_are_zero(place):
-    metrics = metrics_of(np.zeros(count_size(place)), place)
-    metrics.pop("per_class", None)
-    assert set(metrics.values()) == {0.0}
+def test_there_are_no_metrics_of_nothing(place):
+    assert metrics_of(np.zeros(count_size(place)), place) == {}
+    assert metrics_of(np.full(count_size(place), -2.0), place) == {}  # noise below nothing
 
 
 def test_negative_noisy_counts_are_read_as_none():
@@ -162,8 +164,9 @@ def test_negative_noisy_counts_are_read_as_none():
 @given(noisy=st.lists(st.floats(-1e6, 1e6), min_size=9, max_size=9))
 def test_metrics_of_any_noisy_counts_are_between_zero_and_one(noisy):
     metrics = metrics_of(np.array(noisy), THREE)
-    values = [v for c in metrics.pop("per_class").values() for v in c.values()] + list(metrics.values())
-    assert all(0 <= value <= 1 + 1e-9 for value in values)
+    values = [v for c in metrics.pop("per_class", {}).values() for v in c.values()] + list(metrics.values())
+    assert all(0 <= value <= 1 + 1e-9 for value in values if value is not None)
+    assert bool(metrics) == (sum(noisy) > 0)
 
 
 def test_metrics_do_not_change_the_counts():
@@ -179,7 +182,7 @@ def test_errors_of_a_numeric_target_are_in_its_own_unit():
 
 
 def test_a_noisy_row_count_below_one_does_not_blow_up_the_errors():
-    assert metrics_of(np.array([-4.0, 0.5, 0.25]), NUMBER) == pytest.approx({"mae": 100, "mse": 10_000})
+    assert metrics_of(np.array([0.01, 0.5, 0.25]), NUMBER) == pytest.approx({"mae": 100, "mse": 10_000})
 
 
 ROWS = st.integers(1, 30)

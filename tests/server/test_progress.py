@@ -153,6 +153,12 @@ def test_a_run_without_evaluation_has_a_closing_table_with_its_reason(capsys):
     assert "budgets are spent" in text
 
 
+def test_an_evaluation_of_no_rows_is_told_as_that(capsys):
+    assert "no validation rows" in shown(event(20, evaluation={}))
+    assert "│ evaluation │ no validation rows │" in closing(result(evaluation={}), capsys)
+    assert "no validation rows" not in closing(result(evaluation=None), capsys)
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_the_closing_table_shows_names_and_reasons_that_look_like_markup_as_they_are(capsys, name):
     row = {"epsilon": 1.0, "delta": 1e-3, "per_client": {name: 1.0}}

@@ -232,6 +232,27 @@ def test_an_evaluation_that_nobody_answers_is_not_told_as_if_it_were_new():
     assert result.run.evaluation["accuracy"] == pytest.approx(0.7)  # the last there was
 
 
+def test_an_evaluation_without_a_row_has_no_metrics_and_says_nothing_about_the_model():
+    nothing = RecordDict({METRICS: MetricRecord({WEIGHT: 1.0, COUNTS: [0.0] * 4})})
+    rule = {"metric": "accuracy", "patience": 1}
+    result = outcome(
+        federation(training__rounds=3, training__early_stopping=rule), Clients(evaluates=lambda message: nothing)
+    )
+    assert [event["evaluation"] for event in result.rounds()] == [{}, {}, {}]
+    assert (result.run.status, result.run.round, result.run.evaluation) == ("completed", 3, {})
+
+
+def test_the_last_metrics_stay_when_no_row_is_left_to_count():
+    clients = Clients()
+    counts = {"1": [3.0, 1.0, 2.0, 4.0], "2": [0.0] * 4}
+    clients.evaluates = lambda message: RecordDict(
+        {METRICS: MetricRecord({WEIGHT: 1.0, COUNTS: counts[message.metadata.group_id]})}
+    )
+    result = outcome(federation(training__rounds=2), clients)
+    assert result.rounds()[1]["evaluation"] == {}
+    assert result.run.evaluation["accuracy"] == pytest.approx(0.7)
+
+
 def test_a_private_run_admits_no_loss():
     document = federation(**PRIVATE, training__rounds=1, privacy__evaluation__every=0)
     assert "metrics must be num-examples; got num-examples, train_loss" in outcome(document, Clients()).run.reason

@@ -222,3 +222,15 @@ def test_simulated_noise_can_be_repeated_and_differs_between_clients(source):
     first, again = ([site.noise.normal(4).tolist() for site in dealt(source, seed=3)] for _ in range(2))
     assert first == again
     assert len({tuple(noise) for noise in first}) == len(first)
+
+
+@pytest.mark.parametrize("how", [{}, NUMBER])
+def test_a_run_without_validation_rows_has_no_score(tmp_path, how):
+    pl.DataFrame({"a": [0.5] * 12, "b": [0] * 12, "c": ["red"] * 12, "y": [1] * 12}).write_csv(tmp_path / "table.csv")
+    document = federation(**how, schema__validation_fraction=0.0001, strategy__min_clients=1)
+    sites = dealt(tmp_path / "table.csv", clients=1, document=document)
+    folder = RunFolder.create(document, path=tmp_path / "run")
+    told = []
+    result = simulate(document, sites, folder, run="empty", observe=told.append)
+    assert result["evaluation"] == {}
+    assert [event["evaluation"] for event in told if event["event"] == "round"] == [{}] * result["rounds"]
