@@ -14,6 +14,8 @@ from click import Choice
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from common.tables import FileFormat
+
 app = typer.Typer(
     help="Federated learning for data that may not be shared: the data owner holds the privacy budget.",
     no_args_is_help=True,
@@ -29,6 +31,10 @@ app.add_typer(certs_app, name="certs")
 FederationFile = Annotated[Path, typer.Argument(metavar="FEDERATION.YAML", help="The federation document.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Run folder to make [default: a new one under runs/].")]
 HeldOutOption = Annotated[Path | None, typer.Option(help="Table to score every round's model on, exactly.")]
+EncodingOption = Annotated[str | None, typer.Option(help="Encoding of CSV that is not UTF-8, as windows-1252.")]
+DecimalOption = Annotated[
+    str | None, typer.Option(click_type=Choice([".", ","]), help="Decimal mark of CSV [default: , beside ; else .]")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
 LogFormatOption = Annotated[str, typer.Option(click_type=Choice(["text", "json"]), help="What stderr carries.")]
 JSONOption = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
@@ -179,6 +185,8 @@ def simulate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     out: OutOption = None,
     held_out: HeldOutOption = None,
+    encoding: EncodingOption = None,
+    decimal: DecimalOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Run a whole federation in this process, without a network.
@@ -198,6 +206,7 @@ def simulate(
         device=device,
         out=out,
         held_out=held_out,
+        form=_form(encoding, decimal),
         console=_console(quiet),
     )
     _finish(result, folder)
@@ -305,7 +314,9 @@ def privacy(
 @_verb
 def schema_draft(
     table: Annotated[Path, typer.Argument(metavar="DATA.CSV", help="A table with a header.")],
-    target: Annotated[str | None, typer.Option(help="The column to predict [default: the last].")] = None,
+    target: Annotated[str | None, typer.Option(help="The column to predict [default: the last usable].")] = None,
+    encoding: EncodingOption = None,
+    decimal: DecimalOption = None,
 ) -> None:
     """Write a first schema from a table, for a human to edit. It shows what was read from the data.
 
@@ -313,7 +324,7 @@ def schema_draft(
     """
     from common.drafting import draft
 
-    text = draft(table, target=target)
+    text = draft(table, target=target, form=_form(encoding, decimal))
     print("warning: bounds and categories were read from the data and are not private", file=sys.stderr)
     print(text, end="")
 
@@ -422,6 +433,19 @@ def certs_list(folder: CertsFolder = Path("certs"), as_json: JSONOption = False)
         _print({"certificates": [one.describe() for one in found]}, [], as_json)
     else:
         listing.show(found, Console())
+
+
+def _form(encoding: str | None, decimal: str | None) -> FileFormat:
+    """What the command line says of CSV files."""
+    from common.errors import ConfigError
+    from common.tables import FileFormat
+    from common.text_files import known_encoding
+
+    try:
+        known = None if encoding is None else known_encoding(encoding)
+    except ValueError as error:
+        raise ConfigError([f"--encoding {error} (got {encoding})"]) from error
+    return FileFormat(known, decimal)  # type: ignore[arg-type]  # one of the option's choices
 
 
 def _print(value: dict[str, Any], lines: list[str], as_json: bool) -> None:

@@ -209,7 +209,7 @@ def _simulated_site(context: Context, federation: Federation) -> Site:
     return Site(
         name=files[number].stem,
         federation=federation,
-        dataset=data.split(rows, federation.data_schema, key=key, device=device),
+        dataset=data.split(rows, federation.data_schema, key=key, device=device, use_up=True),
         policy=for_one_run(federation),
         ledger=Ledger(state / f"{number}.ledger"),
         noise=noise.secure(),

@@ -14,24 +14,30 @@ from torch import Tensor
 
 from client.dropout import RowIds, row_ids
 from client.entries import BY_ID
+from client.row_hash import Digests, RowHash, positions
 from common import tables
-from common.encoding import SHOWN_COLUMNS, EncodingReport, encode
+from common.cells import Cells, Mask, holds_cells
+from common.encoding import SHOWN_COLUMNS, EncodingReport, encode_table
 from common.errors import ConfigError, DataError
 from common.schema import Schema
+from common.tables import AS_IT_SEEMS, FileFormat, Table
+
+DEAL = "cells 2"  # the rule by which rows are dealt: another one may deal a row to the other part
+MOVED_ROWS = 1 << 12  # at a time
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Encoded rows. `digests` is a keyed hash of each row's cells as text, uint64 [rows]. `columns` are the
-    table's names and types, on which that text depends (the number 1 is `1` or `1.0`). `people` is such a hash of
-    whom each row is about, if the owner named the column that says so; `columns` is then that one, with its place."""
+    """Encoded rows. `digests` is a keyed hash of each row's cells (client/row_hash.py), whatever the schema. `columns`
+    are the table's names and types, on which it depends (the number 1 is no text). `people` is such a hash of whom each
+    row is about, if the owner named the column that says so; `columns` is then that one, with its place."""
 
     x: NDArray[np.float32]  # [rows, inputs]
     y: NDArray[np.int64] | NDArray[np.float32]  # [rows]
-    digests: NDArray[np.uint64]
+    digests: Digests
     columns: tuple[str, ...]
     report: EncodingReport
-    people: NDArray[np.uint64] | None = None
+    people: Digests | None = None
 
     def take(self, index: NDArray[np.int64]) -> Rows:
         """The rows at `index`, in its order. The report stays that of the whole table."""
@@ -58,39 +64,37 @@ class Dataset:
     report: EncodingReport
 
 
-def read(path: Path, schema: Schema, *, key: bytes, leave_out: bool = False, person: str | None = None) -> Rows:
+def read(
+    path: Path,
+    schema: Schema,
+    *,
+    key: bytes,
+    form: FileFormat = AS_IT_SEEMS,
+    leave_out: bool = False,
+    person: str | None = None,
+) -> Rows:
     """Reads and encodes a file; arguments as for `encode_rows`.
 
     Raises:
         DataError: the table does not fit the schema.
         ConfigError: `person` is none of the file's own columns, whatever the schema.
     """
-    table = tables.read(path, schema)
-    if person is not None and table.names_itself and person not in table.frame.columns:
-        shown = ", ".join(table.frame.columns[:SHOWN_COLUMNS])
+    table = tables.read(path, schema, form)
+    if person is not None and table.names_itself and person not in table.types:
+        shown = ", ".join(table.columns[:SHOWN_COLUMNS])
         raise ConfigError([f"data.id: {path.name} has no column {person}; it has {shown}"])
-    return encode_rows(
-        table.frame,
-        schema,
-        key=key,
-        first_line=table.first_line,
-        source=table.source,
-        leave_out=leave_out,
-        person=person,
-    )
+    return encode_rows(table, schema, key=key, leave_out=leave_out, person=person)
 
 
 def encode_rows(
-    frame: pl.DataFrame,
+    table: Table | pl.DataFrame,
     schema: Schema,
     *,
     key: bytes,
-    first_line: int = 1,
-    source: str = "table",
     leave_out: bool = False,
     person: str | None = None,
 ) -> Rows:
-    """Encodes a table that is in memory.
+    """Encodes a table, or one that is in memory.
 
     Args:
         key: the owner's secret for the split, at most 64 bytes.
@@ -101,74 +105,104 @@ def encode_rows(
     Raises:
         DataError: the table does not fit the schema, or lacks that column.
     """
-    if person is not None and person not in frame.columns:
-        shown = ", ".join(frame.columns[:SHOWN_COLUMNS])
-        raise DataError(f"{source}: the table lacks the column {person}, which data.id names; it has {shown}")
-    encoded = encode(frame, schema, first_line=first_line, source=source, leave_out=leave_out)
-    text = pl.DataFrame([_as_text(column, source) for column in frame.iter_columns()])
-    text = text[encoded.kept] if len(encoded.kept) < frame.height else text
-    if person is not None:
-        encoded.report.nobody = int((text[person] == "").sum())
+    table = tables.of_frame(table) if isinstance(table, pl.DataFrame) else table
+    if person is not None and not holds_cells(table.types.get(person, pl.Object())):
+        shown = ", ".join(table.columns[:SHOWN_COLUMNS])
+        raise DataError(f"{table.source}: the table lacks the column {person}, which data.id names; it has {shown}")
+    row_hash = RowHash(key)
+    digests: list[Digests] = []
+    people: list[Digests] = []
+    nobody = 0
+
+    def look(kept: pl.DataFrame) -> None:
+        nonlocal nobody
+        digests.append(row_hash(kept))
+        if person is not None:
+            people.append(row_hash(kept.select(person)))
+            nobody += int(Cells(kept[person]).empty().sum())
+
+    encoded = encode_table(table, schema, leave_out=leave_out, look=look)
+    encoded.report.nobody = nobody
     return Rows(
         x=encoded.x,
         y=encoded.y,
-        digests=_digests(text, key),
-        columns=_columns(frame, person),
+        digests=np.concatenate(digests),
+        columns=_columns(table, person),
         report=encoded.report,
-        people=None if person is None else _digests(text.select(person), key),
+        people=None if person is None else np.concatenate(people),
     )
 
 
-def _columns(frame: pl.DataFrame, person: str | None) -> tuple[str, ...]:
+def _columns(table: Table, person: str | None) -> tuple[str, ...]:
     """The columns by which rows are dealt. A file without a header has the names that the document gives, so a name
     alone does not say which column it is."""
     if person is None:
-        return tuple(f"{name} {dtype}" for name, dtype in frame.schema.items())
-    return (f"{frame.columns.index(person)} {person} {frame.schema[person]}",)
+        return tuple(f"{name} {dtype}" for name, dtype in table.types.items())
+    return (f"{table.columns.index(person)} {person} {table.types[person]}",)
 
 
-def _digests(text: pl.DataFrame, key: bytes) -> NDArray[np.uint64]:
-    """Of each row."""
-    digests = [hashlib.blake2b("\x1f".join(row).encode(), digest_size=8, key=key).digest() for row in text.rows()]
-    return np.frombuffer(b"".join(digests), np.uint64)
+def split(
+    rows: Rows,
+    schema: Schema,
+    *,
+    key: bytes,
+    device: torch.device,
+    may_be_empty: bool = False,
+    use_up: bool = False,
+) -> Dataset:
+    """Deals each row to train or validation by its digest and by which copy it is of the rows with that digest, or by
+    whom it is about.
 
+    Args:
+        may_be_empty: may there be no row to train on?
+        use_up: the rows are not needed any more, and their memory may become that of the training part.
 
-def _as_text(column: pl.Series, source: str) -> pl.Series:
-    try:
-        return column.cast(pl.String, strict=False).str.strip_chars().fill_null("")
-    except pl.exceptions.PolarsError:
-        raise DataError(
-            f"{source}: column {column.name} is of type {column.dtype}, which cannot be read as text; leave it out of "
-            "the table"
-        ) from None
-
-
-def split(rows: Rows, schema: Schema, *, key: bytes, device: torch.device, may_be_empty: bool = False) -> Dataset:
-    """Deals each row to train or validation by its digest alone, or by that of whom it is about.
-
-    So neither the order nor the presence of other rows moves a row, and adding or removing a row changes one
-    part only. Equal rows go the same way, and all rows of one person.
+    Adding or removing a row changes one part by that row, and the other not at all. Proof: let a table have m copies
+    of a row. They are in the parts of (digest, 0) to (digest, m - 1), each of which follows from the key alone; which
+    of them is in which does not matter, as they are equal. One copy more is in the part of (digest, m), and all others
+    stay where they are, as do all rows with other digests. What private training computes of a part does not depend on
+    the order of its rows: sums are exact, each row is drawn by itself, and dropout goes by the digest and by which copy
+    it is within the part. Rows that differ have equal digests with probability 2^-64 a pair. Dealt by whom they are
+    about, rows of one person are where the key says, however many they are, and all others stay where they are.
 
     Raises:
-        DataError: no rows are left to train on, unless the part `may_be_empty`.
+        DataError: no rows are left to train on.
     """
-    dealt_by = rows.digests if rows.people is None else rows.people
-    position = dealt_by.astype(np.float64) / 2.0**64
-    validation = position < schema.validation_fraction
+    validation = _deal(rows, key) < schema.validation_fraction
     if validation.all() and not may_be_empty:
         raise DataError(f"all {len(rows.y)} rows fell into the validation part; the table is too small to train on")
+    # Before rows are moved.
+    ids, content = row_ids(rows.digests[~validation]), hashlib.sha256(rows.digests.tobytes()).hexdigest()
+    validation_x, validation_y = rows.x[validation], rows.y[validation]
+    x, y = _moved_up(rows.x, ~validation) if use_up else rows.x[~validation], rows.y[~validation]
 
-    def tensor(array: NDArray[np.generic], where: NDArray[np.bool_]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array[where])).to(device)
+    def tensor(array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(device)
 
-    how = "\x1f".join([hashlib.sha256(key).hexdigest(), repr(schema.validation_fraction), *rows.columns])
+    how = "\x1f".join([DEAL, hashlib.sha256(key).hexdigest(), repr(schema.validation_fraction), *rows.columns])
     return Dataset(
-        x=tensor(rows.x, ~validation),
-        y=tensor(rows.y, ~validation),
-        ids=row_ids(rows.digests[~validation]),
-        validation_x=tensor(rows.x, validation),
-        validation_y=tensor(rows.y, validation),
-        content=hashlib.sha256(rows.digests.tobytes()).hexdigest(),
+        x=tensor(x),
+        y=tensor(y),
+        ids=ids,
+        validation_x=tensor(validation_x),
+        validation_y=tensor(validation_y),
+        content=content,
         split=("" if rows.people is None else BY_ID) + hashlib.sha256(how.encode()).hexdigest()[:16],
         report=rows.report,
     )
+
+
+def _deal(rows: Rows, key: bytes) -> NDArray[np.float64]:
+    """Where each row is dealt to, in [0, 1]."""
+    if rows.people is None:
+        return positions(row_ids(rows.digests), key)
+    return positions(np.stack([rows.people, np.zeros_like(rows.people)], axis=1), key)
+
+
+def _moved_up(array: NDArray[np.float32], where: Mask) -> NDArray[np.float32]:
+    """The rows at `where`, in the memory of all: a table may be half of what there is."""
+    index = np.flatnonzero(where)
+    for start in range(0, len(index), MOVED_ROWS):
+        some = index[start : start + MOVED_ROWS]
+        array[start : start + len(some)] = array[some]
+    return array[: len(index)]

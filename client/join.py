@@ -70,7 +70,11 @@ def check_table(settings: ClientFile, document: Path) -> str:
         raise ConfigError([f"{document}: federation is missing; --strict checks the table against the file it names"])
     federation = federations.load(Path(settings.federation))
     rows = data.read(
-        Path(settings.data.path), federation.data_schema, key=split_key(Path(settings.state)), person=settings.data.id
+        Path(settings.data.path),
+        federation.data_schema,
+        key=split_key(Path(settings.state)),
+        form=settings.data.form,
+        person=settings.data.id,
     )
     return f"all {len(rows.y)} rows fit federation {federation.name}, fingerprint {federation.fingerprint}"
 

@@ -9,10 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from client import data
 from client.approval import check_approval
@@ -31,16 +31,24 @@ from common.federation import Federation
 from common.mistakes import Problem
 from common.noise import NoiseSource
 from common.schema import Name
+from common.tables import FileFormat
+from common.text_files import known_encoding
 from common.wire import tls
 
 
 class DataFile(Document):
     """`name` is the dataset's account in the ledger: it stays when the file moves or grows. `id` is the column that
-    says whom a row is about."""
+    says whom a row is about. `encoding` and `decimal` say of a CSV file what it does not say itself."""
 
     path: Name
     id: Name | None = None
+    encoding: Annotated[Name | None, AfterValidator(known_encoding)] = None
+    decimal: Literal[".", ","] | None = None
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+    @property
+    def form(self) -> FileFormat:
+        return FileFormat(self.encoding, self.decimal)
 
 
 class TLSFiles(Document):
@@ -222,7 +230,7 @@ def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Sit
         return Site(
             name=name,
             federation=federation,
-            dataset=data.split(rows, federation.data_schema, key=key, device=device, may_be_empty=private),
+            dataset=data.split(rows, federation.data_schema, key=key, device=device, may_be_empty=private, use_up=True),
             policy=settings.policy,
             ledger=ledger,
             noise=noise.secure(),
@@ -251,7 +259,14 @@ def _read(settings: ClientFile, federation: Federation, key: bytes, ledger: Ledg
         )
     try:
         private = federation.privacy.row is not None
-        return data.read(path, federation.data_schema, key=key, leave_out=private, person=settings.data.id)
+        return data.read(
+            path,
+            federation.data_schema,
+            key=key,
+            form=settings.data.form,
+            leave_out=private,
+            person=settings.data.id,
+        )
     except DataError:
         if path.is_file():  # else it is the owner's mistake, and no document's
             ledger.charge(_refusal(federation))

@@ -9,13 +9,15 @@ The encoding, once and for all (one row of the table is one row of the arrays, a
     categorical  one input a category and one for any other value; all 0 where it is missing
     classes      the target's class index, int64
     numeric target  scaled to [0, 1] by its bounds, clamped, float32
-A column may be missing if it declares `missing` markers, is `optional`, or says `unfit: missing`; its empty cells are
-missing too. In any other column an empty cell is a mistake. A column's `unfit` says what becomes of a cell that is no
-number, or none of the categories: it is missing, or other, or a mistake. Each is a rule for one row by itself.
+What a cell means is in common/cells.py. A column may be missing if it declares `missing` markers, is `optional`, or
+says `unfit: missing`; its empty cells are missing too. In any other column an empty cell is a mistake. A column's
+`unfit` says what becomes of a cell that is no number, or none of the categories: it is missing, or other, or a mistake.
+Each is a rule for one row by itself, so a table is encoded block by block.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
@@ -23,8 +25,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from common import tables
+from common.cells import Cells, Mask, holds_cells
 from common.errors import DataError
-from common.schema import Bounds, Categorical, Classes, Numeric, NumericTarget, Scalar, Schema
+from common.schema import Bounds, Categorical, Classes, Numeric, NumericTarget, Schema
+from common.tables import Block, Table
+from common.values import Scalar, spelled
+
+Targets = NDArray[np.int64] | NDArray[np.float32]
 
 SHOWN_CELLS = 10
 SHOWN_COLUMNS = 30
@@ -74,7 +82,7 @@ class Encoded:
     table's rows these are."""
 
     x: NDArray[np.float32]
-    y: NDArray[np.int64] | NDArray[np.float32]
+    y: Targets
     report: EncodingReport
     kept: NDArray[np.int64]
 
@@ -87,205 +95,226 @@ def encode(
     source: str = "table",
     leave_out: bool = False,
 ) -> Encoded:
-    """A table to arrays.
+    """Encodes a table that is in memory; for the rest see `encode_table`.
 
     Args:
-        frame: columns of text, numbers or booleans; columns that the schema does not name are ignored.
         first_line: the file's line of the first row, so that errors can name lines.
+    """
+    return encode_table(tables.of_frame(frame, first_line=first_line, source=source), schema, leave_out=leave_out)
+
+
+def encode_table(
+    table: Table,
+    schema: Schema,
+    *,
+    leave_out: bool = False,
+    look: Callable[[pl.DataFrame], None] = lambda kept: None,
+) -> Encoded:
+    """A table to arrays. Columns that the schema does not name are ignored.
+
+    Args:
         leave_out: rows with a cell that does not fit are left out, and reported, and no rows are no error: whether a
             table is taken then says nothing about any row.
+        look: is given the rows that are kept, block by block, with all their columns.
 
     Raises:
         DataError: absent columns, and without `leave_out` no rows, or cells that do not fit; the first ten are quoted.
     """
-    if frame.height == 0 and not leave_out:
-        raise DataError(f"{source}: the table has no rows")
-    _check_columns(frame, schema, source)
-    report = EncodingReport(rows=frame.height)
-    offending: list[tuple[int, str]] = []
-    blocks: list[NDArray[np.float32]] = []
-    for feature in schema.features:
-        if feature.name not in frame.columns and feature.optional:
-            report.absent.append(feature.name)
-            block = np.zeros((frame.height, feature.inputs), np.float32)
-            block[:, 1:] = isinstance(feature, Numeric)
-            blocks.append(block)
-            continue
-        cells = _cells(frame[feature.name], source)
-        if isinstance(feature, Numeric):
-            blocks.append(_numeric(cells, feature, report, offending))
-        else:
-            blocks.append(_categorical(cells, feature, report, offending))
-    y = _target(_cells(frame[schema.target.name], source), schema.target, report, offending)
-    x, kept = np.concatenate(blocks, axis=1), np.arange(frame.height)
-    if offending:
-        offending.sort()
-        lines = _lines(frame, first_line)
-        shown = [f"line {lines[row]}: {what}" for row, what in offending[:SHOWN_CELLS]]
-        if len(offending) > SHOWN_CELLS:
-            shown.append(f"and {len(offending) - SHOWN_CELLS} more")
-        if not leave_out:
-            cells_word = "cell does" if len(offending) == 1 else "cells do"
-            listed = "".join(f"\n  {line}" for line in shown)
-            raise DataError(f"{source}: {len(offending)} {cells_word} not fit the schema:{listed}")
-        kept = np.setdiff1d(kept, [row for row, _ in offending])
-        report.left_out, report.unfit = frame.height - len(kept), shown
-    return Encoded(x=x[kept], y=y[kept], report=report, kept=kept)
+    _check_columns(table, schema)
+    coder = _Coder(table, schema)
+    x = np.empty((table.most_rows, schema.inputs), np.float32)
+    y: Targets = np.empty(table.most_rows, np.float32)
+    if isinstance(schema.target, Classes):
+        y = np.empty(table.most_rows, np.int64)
+    kept: list[NDArray[np.int64]] = []
+    rows = 0
+    for block in table.blocks():
+        fits = coder.encode(block, x[rows : rows + block.frame.height], y[rows : rows + block.frame.height])
+        index = np.flatnonzero(fits)
+        if len(index) < len(fits):
+            x[rows : rows + len(index)] = x[rows + index]
+            y[rows : rows + len(index)] = y[rows + index]
+        look(block.frame if len(index) == len(fits) else block.frame[index])
+        kept.append(coder.report.rows - block.frame.height + index)
+        rows += len(index)
+    if coder.report.rows == 0 and not leave_out:
+        raise DataError(f"{table.source}: the table has no rows")
+    coder.end(leave_out=leave_out, kept=rows)
+    return Encoded(x=x[:rows], y=y[:rows], report=coder.report, kept=np.concatenate(kept))
 
 
-@dataclass(frozen=True)
-class _Cells:
-    """One column: as trimmed text, as numbers (NaN where it is none), and whether it is empty."""
-
-    text: list[str]
-    number: NDArray[np.float64]
-    empty: NDArray[np.bool_]
-
-
-def holds_cells(column: pl.Series) -> bool:
-    """Are its values text, numbers, booleans or dates, rather than lists or bytes?"""
-    return not (column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object))
-
-
-def _check_columns(frame: pl.DataFrame, schema: Schema, source: str) -> None:
+def _check_columns(table: Table, schema: Schema) -> None:
+    for name in schema.names:
+        if name in table.types and not holds_cells(dtype := table.types[name]):
+            raise DataError(f"{table.source}: column {name} holds {dtype}, not text, numbers or truth values")
     optional = {feature.name for feature in schema.features if feature.optional}
-    absent = [name for name in schema.names if name not in optional and name not in frame.columns]
+    absent = [name for name in schema.names if name not in optional and name not in table.columns]
     if not absent:
         return
-    spare = [name for name in frame.columns if name not in schema.names]
-    near = {name: get_close_matches(name, spare, n=1) for name in absent}
-    said = ", ".join(f"{name} (did you mean {near[name][0]}?)" if near[name] else name for name in absent)
-    raise DataError(f"{source}: the table lacks {said}; it has {', '.join(frame.columns[:SHOWN_COLUMNS])}")
+    spare = [name for name in table.columns if name and name not in schema.names]
+    near = {name: _nearest(name, spare) for name in absent}
+    said = ", ".join(f"{name} (did you mean {near[name]}?)" if near[name] else name for name in absent)
+    raise DataError(f"{table.source}: the table lacks {said}; it has {', '.join(table.columns[:SHOWN_COLUMNS])}")
 
 
-def _lines(frame: pl.DataFrame, first_line: int) -> NDArray[np.int64]:
-    """The line of each row. In CSV, which is read as text alone, a quoted cell may span lines."""
-    lines = first_line + np.arange(frame.height)
-    if all(dtype == pl.String for dtype in frame.dtypes):
-        breaks = frame.select(pl.sum_horizontal(pl.all().str.count_matches("\n").fill_null(0))).to_series()
-        lines[1:] += breaks.to_numpy().astype(np.int64).cumsum()[:-1]
-    return lines
+def _nearest(name: str, others: list[str]) -> str:
+    """The one of the others that is most like a name, in any case; "" if none is."""
+    by_lower = {other.casefold(): other for other in reversed(others)}
+    found = get_close_matches(name.casefold(), by_lower, n=1)
+    return by_lower[found[0]] if found else ""
 
 
-def _cells(column: pl.Series, source: str) -> _Cells:
-    if not holds_cells(column):
-        raise DataError(f"{source}: column {column.name} holds {column.dtype}, not text, numbers or booleans")
-    # By way of text also where the file has types, so that one table means the same as CSV and as Parquet.
-    text = column.cast(pl.String, strict=False).str.strip_chars().fill_null("")
-    number = text.cast(pl.Float64, strict=False)
-    return _Cells(
-        text=text.to_list(),
-        number=number.fill_null(float("nan")).to_numpy().astype(np.float64),
-        empty=(text == "").to_numpy(),
-    )
+class _Unfit:
+    """The cells that do not fit: how many, and the first of them in the order of the file."""
+
+    def __init__(self) -> None:
+        self.cells = 0
+        self.shown: list[str] = []
+        self._met: list[tuple[int, str]] = []  # of the block in hand: row and sentence
+
+    def begin(self, block: Block) -> Mask:
+        self._block = block
+        self.fits: Mask = np.ones(block.frame.height, np.bool_)
+        return self.fits
+
+    def note(self, where: Mask, sentence: Callable[[int], str]) -> None:
+        rows = np.flatnonzero(where)
+        self.cells += len(rows)
+        self.fits[rows] = False
+        self._met += [(int(row), sentence(int(row))) for row in rows[:SHOWN_CELLS]]
+
+    def end(self) -> None:
+        self._met.sort(key=lambda met: met[0])
+        room = SHOWN_CELLS - len(self.shown)
+        self.shown += [f"line {self._block.lines[row]}: {what}" for row, what in self._met[:room]]
+        self._met = []
+
+    def lines(self) -> list[str]:
+        more = self.cells - len(self.shown)
+        return [*self.shown, f"and {more} more"] if more else self.shown
 
 
-def _equal(cells: _Cells, value: Scalar) -> NDArray[np.bool_]:
-    """Where the column equals `value`: as numbers if `value` is one (so that 1 and 1.0 agree), else as text."""
-    same = np.fromiter((t == str(value) for t in cells.text), np.bool_, len(cells.text))
-    if not isinstance(value, str):
-        same |= cells.number == float(value)
-    return same
+class _Coder:
+    """Encodes the blocks of one table, and keeps the report."""
+
+    def __init__(self, table: Table, schema: Schema) -> None:
+        self._table, self._schema = table, schema
+        self._unfit = _Unfit()
+        self.report = EncodingReport()
+        self.report.absent = [f.name for f in schema.features if f.name not in table.columns]
+        if isinstance(schema.target, Classes):
+            self.report.classes = dict.fromkeys(schema.target.classes, 0)
+
+    def encode(self, block: Block, x: NDArray[np.float32], y: Targets) -> Mask:
+        """Fills `x` and `y` with the block's rows. Returns which of them fit."""
+        self._unfit.begin(block)
+        self.report.rows += block.frame.height
+        at = 0
+        for feature in self._schema.features:
+            place = x[:, at : at + feature.inputs]
+            at += feature.inputs
+            if feature.name not in self._table.columns:
+                place[:] = 0
+                place[:, 1:] = isinstance(feature, Numeric)
+            elif isinstance(feature, Numeric):
+                self._numeric(self._cells(block, feature.name), feature, place)
+            else:
+                self._categorical(self._cells(block, feature.name), feature, place)
+        self._target(self._cells(block, self._schema.target.name), self._schema.target, y)
+        self._unfit.end()
+        return self._unfit.fits
+
+    def end(self, *, leave_out: bool, kept: int) -> None:
+        """Raises `DataError` if cells did not fit, or reports the rows that are left out."""
+        if not self._unfit.cells:
+            return
+        shown = self._unfit.lines()
+        if not leave_out:
+            cells_word = "cell does" if self._unfit.cells == 1 else "cells do"
+            listed = "".join(f"\n  {line}" for line in shown)
+            raise DataError(f"{self._table.source}: {self._unfit.cells} {cells_word} not fit the schema:{listed}")
+        self.report.left_out, self.report.unfit = self.report.rows - kept, shown
+
+    def _cells(self, block: Block, name: str) -> Cells:
+        return Cells(block.frame[name], self._table.decimals)
+
+    def _numeric(self, cells: Cells, feature: Numeric, place: NDArray[np.float32]) -> None:
+        missing = self._missing(cells, feature, feature.missing)
+        unread = ~missing & ~np.isfinite(cells.number)
+        if feature.unfit == "missing":
+            missing = self._unfit_missing(feature, missing, unread)
+        else:
+            self._left_out(cells, feature.name, "a number", unread)
+        position = self._scaled(cells, feature.name, feature.bounds, missing | unread)
+        place[:, 0] = np.where(missing, 0.0, 2 * position - 1)
+        place[:, 1:] = missing[:, None]
+
+    def _categorical(self, cells: Cells, feature: Categorical, place: NDArray[np.float32]) -> None:
+        missing = self._missing(cells, feature, (*feature.missing, *feature.categories))
+        other = ~missing
+        for i, category in enumerate(feature.categories):
+            hot = cells.means(category) & ~missing
+            place[:, i] = hot
+            other &= ~hot
+        if feature.unfit == "missing":
+            self._unfit_missing(feature, missing, other)
+            other = np.zeros_like(other)
+        elif feature.unfit == "left_out":
+            known = ", ".join(spelled(category) for category in feature.categories)
+            self._left_out(cells, feature.name, f"one of {known}", other)
+        else:
+            _count(self.report.other, feature.name, other)
+        place[:, -1] = other
+
+    def _target(self, cells: Cells, target: Classes | NumericTarget, y: Targets) -> None:
+        values = [v for some in target.classes.values() for v in some] if isinstance(target, Classes) else []
+        empty = cells.empty(values)
+        self._unfit.note(empty, lambda row: f"{target.name}: the target is empty")
+        if isinstance(target, NumericTarget):
+            unread = ~empty & ~np.isfinite(cells.number)
+            self._left_out(cells, target.name, "a number", unread)
+            y[:] = self._scaled(cells, target.name, target.bounds, empty | unread)
+            return
+        y[:] = -1
+        for i, (label, some) in enumerate(target.classes.items()):
+            for value in some:
+                y[cells.means(value)] = i
+            self.report.classes[label] += int((y == i).sum())
+        known = ", ".join(map(spelled, values))
+        self._unfit.note(
+            (y < 0) & ~empty,
+            lambda row: f"{target.name}: unknown class {cells.text[row]!r}; the schema knows {known}",
+        )
+
+    def _missing(self, cells: Cells, feature: Numeric | Categorical, listed: tuple[Scalar, ...]) -> Mask:
+        missing = cells.empty(listed)
+        for marker in feature.missing:
+            missing = missing | cells.means(marker)
+        if feature.may_be_missing:
+            _count(self.report.missing, feature.name, missing)
+        else:
+            why = f"{feature.name}: is empty, and the schema gives this column no `missing` marker"
+            self._unfit.note(missing, lambda row: why)
+        return missing
+
+    def _unfit_missing(self, feature: Numeric | Categorical, missing: Mask, unfit: Mask) -> Mask:
+        """What is missing when what does not fit is."""
+        _count(self.report.unfit_missing, feature.name, unfit)
+        _count(self.report.missing, feature.name, unfit)
+        return missing | unfit
+
+    def _left_out(self, cells: Cells, name: str, expected: str, where: Mask) -> None:
+        self._unfit.note(where, lambda row: f"{name}: expected {expected}, found {cells.text[row]!r}")
+
+    def _scaled(self, cells: Cells, name: str, bounds: Bounds, absent: Mask) -> NDArray[np.float64]:
+        """Position between the bounds, in [0, 1], after clamping; that of an absent value is 0."""
+        low, high = bounds
+        value = np.where(absent, low, cells.number)
+        _count(self.report.clamped, name, (value < low) | (value > high))
+        scaled: NDArray[np.float64] = (np.clip(value, low, high) - low) / (high - low)
+        return scaled
 
 
-def _missing(
-    cells: _Cells, feature: Numeric | Categorical, report: EncodingReport, offending: list[tuple[int, str]]
-) -> NDArray[np.bool_]:
-    missing = cells.empty.copy()
-    for marker in feature.missing:
-        missing |= _equal(cells, marker)
-    if feature.may_be_missing:
-        _count(report.missing, feature.name, missing)
-    else:
-        why = f"{feature.name}: is empty, and the schema gives this column no `missing` marker"
-        offending.extend((int(i), why) for i in np.flatnonzero(missing))
-    return missing
-
-
-def _count(counts: dict[str, int], name: str, where: NDArray[np.bool_]) -> None:
+def _count(counts: dict[str, int], name: str, where: Mask) -> None:
     if n := int(where.sum()):
-        counts[name] = n
-
-
-def _unread(cells: _Cells, missing: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Where there is something that is no number."""
-    return ~missing & ~np.isfinite(cells.number)
-
-
-def _left_out(
-    cells: _Cells, name: str, expected: str, where: NDArray[np.bool_], offending: list[tuple[int, str]]
-) -> None:
-    offending.extend((int(i), f"{name}: expected {expected}, found {cells.text[i]!r}") for i in np.flatnonzero(where))
-
-
-def _scaled(
-    cells: _Cells, name: str, bounds: Bounds, absent: NDArray[np.bool_], report: EncodingReport
-) -> NDArray[np.float64]:
-    """Position between the bounds, in [0, 1], after clamping; that of an absent value is 0."""
-    low, high = bounds
-    value = np.where(absent, low, cells.number)
-    _count(report.clamped, name, (value < low) | (value > high))
-    scaled: NDArray[np.float64] = (np.clip(value, low, high) - low) / (high - low)
-    return scaled
-
-
-def _numeric(
-    cells: _Cells, feature: Numeric, report: EncodingReport, offending: list[tuple[int, str]]
-) -> NDArray[np.float32]:
-    missing = _missing(cells, feature, report, offending)
-    unread = _unread(cells, missing)
-    absent = missing | unread
-    if feature.unfit == "missing":
-        missing = _unfit_missing(feature, missing, unread, report)
-    else:
-        _left_out(cells, feature.name, "a number", unread, offending)
-    position = _scaled(cells, feature.name, feature.bounds, absent, report)
-    value = np.where(missing, 0.0, 2 * position - 1)
-    return np.stack([value, missing][: feature.inputs], axis=1).astype(np.float32)
-
-
-def _categorical(
-    cells: _Cells, feature: Categorical, report: EncodingReport, offending: list[tuple[int, str]]
-) -> NDArray[np.float32]:
-    missing = _missing(cells, feature, report, offending)
-    hot = np.stack([_equal(cells, category) & ~missing for category in feature.categories], axis=1)
-    other = ~missing & ~hot.any(axis=1)
-    if feature.unfit == "missing":
-        _unfit_missing(feature, missing, other, report)
-        other = np.zeros_like(other)
-    elif feature.unfit == "left_out":
-        known = ", ".join(str(category) for category in feature.categories)
-        _left_out(cells, feature.name, f"one of {known}", other, offending)
-    else:
-        _count(report.other, feature.name, other)
-    return np.concatenate([hot, other[:, None]], axis=1).astype(np.float32)
-
-
-def _unfit_missing(
-    feature: Numeric | Categorical, missing: NDArray[np.bool_], unfit: NDArray[np.bool_], report: EncodingReport
-) -> NDArray[np.bool_]:
-    """What is missing when what does not fit is."""
-    _count(report.unfit_missing, feature.name, unfit)
-    _count(report.missing, feature.name, missing | unfit)
-    return missing | unfit
-
-
-def _target(
-    cells: _Cells, target: Classes | NumericTarget, report: EncodingReport, offending: list[tuple[int, str]]
-) -> NDArray[np.int64] | NDArray[np.float32]:
-    offending.extend((int(i), f"{target.name}: the target is empty") for i in np.flatnonzero(cells.empty))
-    if isinstance(target, NumericTarget):
-        unread = _unread(cells, cells.empty)
-        _left_out(cells, target.name, "a number", unread, offending)
-        return _scaled(cells, target.name, target.bounds, cells.empty | unread, report).astype(np.float32)
-    index = np.full(len(cells.text), -1, np.int64)
-    for i, values in enumerate(target.classes.values()):
-        for value in values:
-            index[_equal(cells, value)] = i
-    known = ", ".join(str(v) for values in target.classes.values() for v in values)
-    unknown = np.flatnonzero((index < 0) & ~cells.empty)
-    offending.extend(
-        (int(i), f"{target.name}: unknown class {cells.text[i]!r}; the schema knows {known}") for i in unknown
-    )
-    report.classes = {label: int((index == i).sum()) for i, label in enumerate(target.classes)}
-    return index
+        counts[name] = counts.get(name, 0) + n

@@ -50,7 +50,8 @@ def _either(sentences: list[str]) -> str:
     kinds = [sentence.removeprefix("must be ") for sentence, *_ in asked]
     if "a number" in kinds and "a whole number" in kinds:
         kinds.remove("a whole number")
-    return f"must be {' or '.join(kinds)} (got {asked[0][2]}"
+    listed = " or ".join(filter(None, [", ".join(kinds[:-1]), kinds[-1]]))
+    return f"must be {listed} (got {asked[0][2]}"
 
 
 def _key(loc: tuple[int | str, ...], value: Any) -> Key:

@@ -16,8 +16,8 @@ from pydantic.fields import FieldInfo
 
 from common.documents import Document
 from common.mistakes import Problem
+from common.values import Scalar, agree, spelled
 
-Scalar = int | float | str
 Bounds = tuple[float, float]
 Name = Annotated[str, Field(min_length=1)]
 
@@ -73,16 +73,16 @@ class Categorical(Document):
 
     def contradictions(self) -> Iterator[Problem]:
         for one, other in combinations(self.categories, 2):
-            if _agree(one, other):
-                yield ("categories",), f"must all differ; {one} and {other} mean the same cells"
+            if agree(one, other):
+                yield ("categories",), f"must all differ; {spelled(one)} and {spelled(other)} mean the same cells"
 
 
 def _classes(value: object) -> object:
     """`[a, b]` is short for `{a: [a], b: [b]}`."""
     if isinstance(value, list):
-        if len({str(v) for v in value}) < len(value):
+        if len({spelled(v) for v in value}) < len(value):
             raise ValueError("must all differ")
-        return {str(v): (v,) for v in value}
+        return {spelled(v): (v,) for v in value}
     if isinstance(value, dict):  # past this point pydantic takes tuples for tuples only
         return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
     return value
@@ -100,8 +100,8 @@ class Classes(Document):
                 yield ("classes", label), "needs at least one value"
         for (first, some), (label, values) in combinations(self.classes.items(), 2):
             for value in values:
-                if any(_agree(value, other) for other in some):
-                    yield ("classes", label), f"shares the value {value} with class {first}"
+                if any(agree(value, other) for other in some):
+                    yield ("classes", label), f"shares the value {spelled(value)} with class {first}"
 
 
 class NumericTarget(Document):
@@ -168,13 +168,3 @@ class Schema(Document):
 def _bounds_problem(bounds: Bounds) -> Iterator[Problem]:
     if not 0 < bounds[1] - bounds[0] < math.inf:
         yield ("bounds",), f"must rise, as in [0, 100], and be a finite distance apart (got {list(bounds)})"
-
-
-def _agree(one: Scalar, other: Scalar) -> bool:
-    """Could one cell equal both? See `_equal`."""
-    if isinstance(one, str) and isinstance(other, str):
-        return one == other
-    try:
-        return float(one) == float(other)
-    except ValueError:
-        return False

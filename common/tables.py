@@ -1,59 +1,105 @@
-"""Tables from files: CSV with any of `,` `;` tab, with or without a header, and Parquet."""
+"""Tables from files, in blocks of rows: CSV (common/csv_files.py), with or without a header, and Parquet."""
 
 from __future__ import annotations
 
-import csv
-import io
-import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
+from common import csv_files
+from common.cells import POINT, Decimals, holds_cells, tidy
+from common.csv_files import Beginning
 from common.errors import DataError
 from common.schema import Schema
+from common.text_files import most_lines
 
 PARQUET = (".parquet", ".pq")
-DELIMITERS = ",;\t"
-SHOWN_LINES = 10
+BLOCK_CELLS = 1 << 20  # of Parquet
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """What an owner says of a CSV file that the file itself does not. None is what it seems to be."""
+
+    encoding: str | None = None
+    decimal: Literal[".", ","] | None = None
+
+
+AS_IT_SEEMS = FileFormat()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows, tidied (common/cells.py), and where each stands: its line in CSV, its number in Parquet."""
+
+    frame: pl.DataFrame
+    lines: NDArray[np.int64]  # [rows]
 
 
 @dataclass(frozen=True)
 class Table:
     """A file's columns, all of them, unencoded. CSV cells are text: what they mean is the schema's to say."""
 
-    frame: pl.DataFrame
-    first_line: int  # the file's line on which the first row stands; 1 for Parquet, whose rows have numbers only
     source: str
+    types: Mapping[str, pl.DataType]  # of its columns by their names, as the file has them
+    most_rows: int  # it has no more
+    blocks: Callable[[], Iterator[Block]]  # at least one; raises `DataError` at a row that cannot be read
+    first_line: int = 1  # where the first row stands
+    decimals: Decimals = POINT
     names_itself: bool = True  # are the columns' names the file's own, and not the schema's?
+    unnamed: frozenset[str] = frozenset()  # columns that have no name in the file
+    doubled: frozenset[str] = frozenset()  # columns whose name stands twice in the file
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.types)
+
+    @property
+    def frame(self) -> pl.DataFrame:
+        """All of it at once. Columns that hold no cells are not there."""
+        return pl.concat([block.frame for block in self.blocks()])
 
 
-def read(path: Path, schema: Schema) -> Table:
-    """Reads a table whole.
+def of_frame(frame: pl.DataFrame, *, first_line: int = 1, source: str = "table") -> Table:
+    """A table that is in memory."""
+    kept = [name for name, dtype in frame.schema.items() if holds_cells(dtype)]
+
+    def blocks() -> Iterator[Block]:
+        yield Block(tidy(frame.select(kept)), _lines(frame, first_line))
+
+    return Table(source, frame.schema, frame.height, blocks, first_line)
+
+
+def read(path: Path, schema: Schema, form: FileFormat = AS_IT_SEEMS) -> Table:
+    """Opens a table.
 
     A first row that holds every required name of the schema is a header. Otherwise the file has none, and the
     schema's `columns` name what it holds; where they cannot, a row with some of the names is a header too.
 
     Raises:
-        DataError: the file is missing, empty, unreadable or ragged, or its columns cannot be told.
+        DataError: the file is missing, empty or unreadable, or its columns cannot be told.
     """
+    if path.suffix.lower() in PARQUET:
+        return _parquet(path)
     optional = {f.name for f in schema.features if f.optional}
     required = [name for name in schema.names if name not in optional]
-    if path.suffix.lower() in PARQUET:
-        return Table(frame=_parquet(path), first_line=1, source=path.name)
-    text = _text(path)
-    delimiter = _delimiter(text)
-    first, height = _first_row(path, text, delimiter)
-    named = [name for name in required if name in first]
-    no_header = schema.columns is not None and len(first) == len(schema.columns)
-    if named == required or (named and not no_header):
-        _check_header(path, first)
-        body = _below(text, height)
-        return Table(frame=_csv(path, body, delimiter, first, height + 1), first_line=height + 1, source=path.name)
+    width = len(schema.columns) if schema.columns is not None else None
+    begins = csv_files.beginning(path, form.encoding, required, width=width)
+    named = [name for name in required if name in begins.first]
+    folded = {name.casefold() for name in begins.first}
+    like = [name for name in required if name.casefold() in folded]
+    no_header = len(begins.first) == width
+    if named == required or (like and not no_header):
+        _check_header(path, begins, schema.names)
+        return _csv(path, begins, form, begins.first, header=True)
     if no_header and schema.columns is not None:
-        frame = _csv(path, text, delimiter, schema.columns, 1)
-        return Table(frame=frame, first_line=1, source=path.name, names_itself=False)
+        return _csv(path, begins, form, schema.columns, header=False)
     names = ", ".join(required)
     if schema.columns is None:
         raise DataError(
@@ -62,94 +108,93 @@ def read(path: Path, schema: Schema) -> Table:
         )
     raise DataError(
         f"{path.name}: the first line neither names {names} nor has the {len(schema.columns)} fields of the "
-        f"schema's `columns` (it has {len(first)})"
+        f"schema's `columns` (it has {len(begins.first)})"
     )
 
 
-def read_any(path: Path) -> pl.DataFrame:
-    """Reads a table that no schema describes yet; CSV must have a header."""
+def read_any(path: Path, form: FileFormat = AS_IT_SEEMS) -> Table:
+    """Opens a table that no schema describes yet; CSV must have a header."""
     if path.suffix.lower() in PARQUET:
         return _parquet(path)
-    text = _text(path)
-    delimiter = _delimiter(text)
-    header, height = _first_row(path, text, delimiter)
-    _check_header(path, header)
-    return _csv(path, _below(text, height), delimiter, header, height + 1)
+    begins = csv_files.beginning(path, form.encoding, ())
+    return _csv(path, begins, form, begins.first, header=True)
 
 
-def _parquet(path: Path) -> pl.DataFrame:
+def _parquet(path: Path) -> Table:
     try:
-        return pl.read_parquet(path)
+        file = pl.scan_parquet(path)
+        types = file.collect_schema()
+        rows = int(file.select(pl.len()).collect().item())
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{path.name}: cannot be read as Parquet: {error}") from error
+        raise _no_parquet(path, error) from error
+    kept = [name for name, dtype in types.items() if holds_cells(dtype)]
+    step = max(1, BLOCK_CELLS // max(1, len(kept)))
+
+    def blocks() -> Iterator[Block]:
+        for start in range(0, max(1, rows), step):
+            try:
+                frame = file.select(kept).slice(start, step).collect()
+            except (OSError, pl.exceptions.PolarsError) as error:
+                raise _no_parquet(path, error) from error
+            yield Block(tidy(frame), 1 + start + np.arange(frame.height))
+
+    return Table(path.name, types, rows, blocks)
 
 
-def _text(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path.name}: cannot be read as UTF-8 text: {error}") from error
-    if not text.strip():
-        raise DataError(f"{path.name}: the file is empty")
-    return text
+def _no_parquet(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path.name}: cannot be read as Parquet: {str(error).splitlines()[0]}")
 
 
-def _delimiter(text: str) -> str:
-    """The separator that stands most often in the first line, outside quotes."""
-    first = re.sub(r'"[^"]*"', "", text.split("\n", 1)[0])
-    return max(DELIMITERS, key=first.count)
+def _csv(path: Path, begins: Beginning, form: FileFormat, names: Sequence[str], *, header: bool) -> Table:
+    columns = _different(names)
+    least = len(names) if not header else max((i + 1 for i, name in enumerate(names) if name), default=len(names))
+    first_line = 1 + begins.before + (begins.height if header else 0)
+
+    def blocks() -> Iterator[Block]:
+        for frame, lines in csv_files.blocks(path, form.encoding, begins, columns, header=header, least=least):
+            yield Block(frame, lines)
+
+    mark = form.decimal or ("," if begins.separator == ";" else ".")
+    return Table(
+        path.name,
+        dict.fromkeys(columns, pl.String()),
+        most_lines(path),
+        blocks,
+        first_line,
+        Decimals(mark, declared=form.decimal is not None),
+        names_itself=header,
+        unnamed=frozenset(new for new, name in zip(columns, names, strict=True) if not name),
+        doubled=frozenset(new for new, name in zip(columns, names, strict=True) if names.count(name) > 1),
+    )
 
 
-def _first_row(path: Path, text: str, delimiter: str) -> tuple[list[str], int]:
-    """The first row's fields, and how many lines it takes."""
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-    try:
-        return [field.strip() for field in next(reader)], reader.line_num
-    except csv.Error as error:
-        raise DataError(f"{path.name}: line 1: {error}; is there a quote that is not closed?") from error
-
-
-def _check_header(path: Path, header: Sequence[str]) -> None:
-    if len(set(header)) < len(header):
-        raise DataError(f"{path.name}: line 1: column names must differ, found {', '.join(header)}")
-
-
-def _below(text: str, height: int) -> str:
-    """The text without its first lines."""
-    return "".join(text.split("\n", height)[height:])
-
-
-def _csv(path: Path, body: str, delimiter: str, names: Sequence[str], first_line: int) -> pl.DataFrame:
-    """The rows of `body`, whose first line is line `first_line` of the file."""
-    body = body.rstrip("\n")
-    schema = {name: pl.String for name in names}
-    if not body:
-        return pl.DataFrame({name: [] for name in names}, schema=schema)
-    try:
-        # polars would fill a short row with empty cells.
-        if ragged := _ragged(body, delimiter, len(names), first_line):
-            shown = ", ".join(f"line {line} has {width}" for line, width in ragged[:SHOWN_LINES])
-            more = f", and {len(ragged) - SHOWN_LINES} more" if len(ragged) > SHOWN_LINES else ""
-            raise DataError(f"{path.name}: every line must have {len(names)} fields; {shown}{more}")
-        return pl.read_csv(io.BytesIO(body.encode()), separator=delimiter, has_header=False, schema=schema)
-    except (csv.Error, pl.exceptions.PolarsError) as error:
-        reason = str(error).splitlines()[0]
+def _check_header(path: Path, begins: Beginning, used: Sequence[str]) -> None:
+    """Raises `DataError` if a column that is used stands twice."""
+    twice = [name for name, times in Counter(begins.first).items() if times > 1 and name and name in used]
+    if twice:
         raise DataError(
-            f"{path.name}: not a table of {len(names)} columns separated by {delimiter!r}: {reason}"
-        ) from error
+            f"{path.name}: line {1 + begins.before}: column names must differ, found {', '.join(twice)} twice"
+        )
 
 
-def _ragged(body: str, delimiter: str, width: int, first_line: int) -> list[tuple[int, int]]:
-    """Rows that do not have `width` fields: their lines, and how many fields they have."""
-    if '"' not in body:
-        widths = (row.count(delimiter) + 1 if row else 0 for row in body.split("\n"))
-        return [(line, found) for line, found in enumerate(widths, first_line) if found != width]
-    rows = csv.reader(io.StringIO(body), delimiter=delimiter, strict=True)
-    try:
-        return [(first_line + rows.line_num - 1, len(row)) for row in rows if len(row) != width]
-    except csv.Error as error:
-        raise csv.Error(f"line {first_line + rows.line_num - 1}: {error}") from error
+def _different(names: Sequence[str]) -> list[str]:
+    """Names of which each is another, for columns that nothing can ask for by name: a, b, a (2)."""
+    different: list[str] = []
+    for name in names:
+        number, new = 1, name
+        while new in different:
+            number += 1
+            new = f"{name} ({number})"
+        different.append(new)
+    return different
+
+
+def _lines(frame: pl.DataFrame, first_line: int) -> NDArray[np.int64]:
+    """The line of each row. In a table of text alone, as from CSV, a quoted cell may span lines."""
+    lines = first_line + np.arange(frame.height)
+    if frame.height and all(dtype == pl.String for dtype in frame.dtypes):
+        breaks = frame.select(pl.sum_horizontal(pl.all().str.count_matches("\n").fill_null(0))).to_series()
+        lines[1:] += breaks.to_numpy().astype(np.int64).cumsum()[:-1]
+    return lines

@@ -9,17 +9,17 @@ import torch
 
 from common import model as models
 from common import objective, tables
-from common.encoding import encode
+from common.encoding import encode_table
 from common.federation import Federation
 from common.metrics import Metrics, metrics_of
 from common.state import State
+from common.tables import AS_IT_SEEMS, FileFormat
 
 
-def held_out_scorer(federation: Federation, path: Path) -> Callable[[State], Metrics]:
+def held_out_scorer(federation: Federation, path: Path, form: FileFormat = AS_IT_SEEMS) -> Callable[[State], Metrics]:
     """Reads the table once; the result scores a model on it, exactly. Raises `DataError`."""
     schema, loss = federation.data_schema, federation.training.loss
-    table = tables.read(path, schema)
-    encoded = encode(table.frame, schema, first_line=table.first_line, source=table.source)
+    encoded = encode_table(tables.read(path, schema, form), schema)
     x, y = torch.from_numpy(encoded.x), torch.from_numpy(encoded.y)
     model = models.build(federation)
 

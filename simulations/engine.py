@@ -23,11 +23,13 @@ from client.ledger import Ledger
 from client.policy import for_one_run
 from client.site import Site
 from common import noise, tables
+from common.cells import Cells, holds_cells
 from common.errors import ConfigError, DataError, Refusal
 from common.federation import Federation
 from common.metrics import Metrics
 from common.schema import Classes
 from common.state import State
+from common.tables import AS_IT_SEEMS, FileFormat, Table
 from common.wire.identity import number
 from server.app import execute
 from server.run import Event
@@ -39,14 +41,16 @@ from simulations.synthetic import generate
 QUANTILES = 10  # a numeric target is dealt by its decile
 
 
-def sites_from_files(federation: Federation, folder: Path, *, seed: int, device: torch.device) -> list[Site]:
+def sites_from_files(
+    federation: Federation, folder: Path, *, seed: int, device: torch.device, form: FileFormat = AS_IT_SEEMS
+) -> list[Site]:
     """One site a file of `folder`. Raises `DataError`."""
     key = _split_key(seed)
     named: dict[str, Rows] = {}
     for path in table_files(folder):
         if path.stem in named:
             raise DataError(f"{path}: another table in this folder is called {path.stem} too; clients need two names")
-        named[path.stem] = data.read(path, federation.data_schema, key=key)
+        named[path.stem] = data.read(path, federation.data_schema, key=key, form=form)
     return _sites(federation, named, seed=seed, device=device)
 
 
@@ -58,6 +62,7 @@ def sites_from_table(
     how: str,
     seed: int,
     device: torch.device,
+    form: FileFormat = AS_IT_SEEMS,
 ) -> list[Site]:
     """Deals one table to sites.
 
@@ -73,12 +78,11 @@ def sites_from_table(
     if isinstance(table, int):
         if table < 1:
             raise DataError(f"at least 1 row must be generated, got {table}")
-        frame, first_line, source = generate(schema, rows=table, seed=seed), 1, "generated table"
+        read = tables.of_frame(generate(schema, rows=table, seed=seed), source="generated table")
     else:
-        read = tables.read(table, schema)
-        frame, first_line, source = read.frame, read.first_line, read.source
-    rows = data.encode_rows(frame, schema, key=key, first_line=first_line, source=source)
-    parts = _deal(rows, frame, federation, clients=clients, how=how, rng=np.random.default_rng([seed, 0xDEA1]))
+        read = tables.read(table, schema, form)
+    rows = data.encode_rows(read, schema, key=key)
+    parts = _deal(rows, read, federation, clients=clients, how=how, rng=np.random.default_rng([seed, 0xDEA1]))
     return _sites(federation, {name: rows.take(index) for name, index in parts.items()}, seed=seed, device=device)
 
 
@@ -132,7 +136,7 @@ def simulate(
 
 def _deal(
     rows: Rows,
-    frame: pl.DataFrame,
+    table: Table,
     federation: Federation,
     *,
     clients: int | None,
@@ -141,9 +145,10 @@ def _deal(
 ) -> dict[str, partition.Index]:
     kind, _, argument = how.partition(":")
     if kind == "by":
-        if argument not in frame.columns:
-            raise DataError(f"--partition by:{argument}: no such column; there are {', '.join(frame.columns)}")
-        parts_by_value = partition.by_value(frame[argument].to_list())
+        if not holds_cells(table.types.get(argument, pl.Object())):
+            raise DataError(f"--partition by:{argument}: no such column; there are {', '.join(table.columns)}")
+        names = (Cells(block.frame[argument], table.decimals).names() for block in table.blocks())
+        parts_by_value = partition.by_value(pl.concat(names).to_list())
         if clients is not None and clients != len(parts_by_value):
             raise DataError(
                 f"--partition by:{argument} makes {len(parts_by_value)} clients, one a value; leave --clients out"
@@ -192,7 +197,7 @@ def _sites(federation: Federation, named: dict[str, Rows], *, seed: int, device:
 def _split(name: str, rows: Rows, federation: Federation, *, key: bytes, device: torch.device) -> Dataset:
     try:
         private = federation.privacy.row is not None
-        return data.split(rows, federation.data_schema, key=key, device=device, may_be_empty=private)
+        return data.split(rows, federation.data_schema, key=key, device=device, may_be_empty=private, use_up=True)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
 

@@ -12,6 +12,7 @@ from client.device import describe_device, resolve_device
 from common import federation as federations
 from common.errors import ConfigError, DataError
 from common.logs import quiet_flower
+from common.tables import AS_IT_SEEMS, FileFormat
 from server.progress import ProgressDisplay
 from server.rundir import RunFolder
 from server.scoring import held_out_scorer
@@ -31,6 +32,7 @@ def simulate_files(
     out: Path | None,
     held_out: Path | None,
     console: Console,
+    form: FileFormat = AS_IT_SEEMS,
 ) -> tuple[dict[str, Any], Path]:
     """Runs a simulation to its end. Returns what result.json holds, and the run folder.
 
@@ -45,15 +47,15 @@ def simulate_files(
     if sum(source is not None for source in (data, data_dir, generate)) != 1:
         raise ConfigError(["give exactly one of --data TABLE, --data-dir FOLDER and --generate ROWS"])
     where = resolve_device(device, exact=federation.privacy.row is not None)
-    scorer = held_out_scorer(federation, held_out) if held_out else None
+    scorer = held_out_scorer(federation, held_out, form) if held_out else None
     if data_dir is not None:
         if clients is not None or partition != "iid":
             raise DataError("--data-dir has one client a file; --clients and --partition belong to --data")
-        sites = sites_from_files(federation, data_dir, seed=seed, device=where)
+        sites = sites_from_files(federation, data_dir, seed=seed, device=where, form=form)
     else:
         table = data if data is not None else generate
         assert table is not None
-        sites = sites_from_table(federation, table, clients=clients, how=partition, seed=seed, device=where)
+        sites = sites_from_table(federation, table, clients=clients, how=partition, seed=seed, device=where, form=form)
     quiet_flower()
     run = f"{federation.name}-{secrets.token_hex(8)}"
     sites, refused = willing(sites, run=run)

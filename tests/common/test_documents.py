@@ -108,7 +108,7 @@ schema:
     - {name: age, type: numeric, bound: [20, 90]}
     - name: cp
       type: categorical
-      categories: [1, true]
+      categories: [1, null]
   target: {name: num, classes: [0, 1]}
 model: {hidden: [8, 0], activation: relu6}
 training:
@@ -125,7 +125,7 @@ privacy:
         "1: name must match ^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$ (got a b)",
         "4: schema.features[0].bound is an unknown key; did you mean bounds?",
         "4: schema.features[0].bounds is missing",
-        "7: schema.features[1].categories[1] must be a number or text (got true)",
+        "7: schema.features[1].categories[1] must be true or false, a number or text (got nothing)",
         "9: model.activation must be one of 'relu', 'sigmoid' or 'tanh' (got relu6; did you mean relu?)",
         "9: model.hidden[1] must be at least 1 (got 0)",
         "11: training.rounds must be at least 1 (got 0)",
