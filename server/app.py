@@ -164,6 +164,7 @@ def _finish(run: Run, folder: RunFolder, *, seconds: float) -> dict[str, Any]:
         "clients": sorted(run.clients),
         "seconds": seconds,
         "evaluation": run.evaluation,
+        "held_out": run.held_out_score,
         "privacy": {"row": private, "client": client},
     }
     folder.write_json("privacy.json", statement(run))

@@ -31,7 +31,9 @@ FORMAT = 1
 KEPT = 2
 FOLDER = "checkpoint"
 
-_KEPT_OF_RUN = ("round", "tried", "event", "pending", "evaluation", "best", "stale", "statements")
+_KEPT_OF_RUN = ("round", "tried", "event", "pending", "evaluation", "held_out_score", "best", "stale", "statements")
+
+_ADDED = ("held_out_score",)  # checkpoints of before lack these
 
 _BY_NODE = ("gone", "strikes", "resting")
 
@@ -65,7 +67,8 @@ class Checkpoint:
         """Puts a run and its strategy where they were. Both must be of the same federation."""
         run.state = self.state
         for name in _KEPT_OF_RUN:
-            setattr(run, name, self.about[name])
+            if name in self.about or name not in _ADDED:
+                setattr(run, name, self.about[name])
         for name in _BY_NODE:  # JSON has no numbers for keys
             setattr(run, name, {int(node): value for node, value in self.about[name].items()})
         run.clients, run.present = set(self.about["clients"]), set(self.about["present"])

@@ -132,10 +132,8 @@ def _summary(result: dict[str, Any]) -> Table:
         table.add_row(name + noisy, value)
     if result["evaluation"] == {}:
         table.add_row("evaluation", NO_ROWS)
-    if "held_out" in result:
-        table.add_row("accuracy on held-out rows (exact)", f"{100 * result['held_out']['accuracy']:.1f} %")
-        for client, metrics in result["held_out"]["per_client"].items():
-            table.add_row(f"  {escape(client)}", f"{100 * metrics['accuracy']:.1f} %")
+    for name, value in _held_out(result["held_out"] or {}):
+        table.add_row(name, value)
     if (row := result["privacy"]["row"]) is not None:
         for client, epsilon in row["per_client"].items():
             table.add_row(f"epsilon of {escape(client)}", f"{epsilon:.2f}")
@@ -152,6 +150,14 @@ def _summary(result: dict[str, Any]) -> Table:
     return table
 
 
+def _held_out(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """The first figure of the held-out rows; below it that of each client, where all of them were there to score."""
+    rows = [(f"{name} on held-out rows (exact)", value) for name, value in _figures(metrics)[:1]]
+    for client, own in metrics.get("per_client", {}).items():
+        rows += [(f"  {escape(client)}", value) for _, value in _figures(own)[:1]]
+    return rows
+
+
 def _figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     names = {
         "accuracy": "accuracy",
@@ -160,7 +166,7 @@ def _figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         "f1": "F1, macro",
     }
     if "accuracy" in metrics:
-        return [(shown, f"{100 * metrics[name]:.1f} %") for name, shown in names.items()]
+        return [(shown, f"{100 * metrics[name]:.1f} %") for name, shown in names.items() if name in metrics]
     return [(name.upper(), f"{metrics[name]:.4g}") for name in ("mae", "mse") if name in metrics]
 
 

@@ -114,7 +114,7 @@ def _complete(run: Run, grid: Grid, strategy: Strategy, event: Event) -> None:
         event["seconds"] += time.monotonic() - started
     run.pending = False
     if run.held_out is not None:
-        event["held_out"] = run.held_out(run.state)
+        event["held_out"] = run.held_out_score = run.held_out(run.state)
     _note_privacy(run, event)
     run.save()
     run.settle()

@@ -46,6 +46,7 @@ class Run:
     event: Event | None = None  # what is told of it
     pending: bool = False  # is it trained, but not yet evaluated?
     evaluation: Metrics | None = None
+    held_out_score: Metrics | None = None  # the last one that `held_out` gave
     best: float | None = None  # for early stopping
     stale: int = 0  # evaluations since then
     statements: dict[str, Statement] = field(default_factory=dict)

@@ -78,7 +78,7 @@ def run_demo(root: Path) -> None:
 
 
 def score_held_out(federation: Federation, folder: Path, run: Path) -> dict[str, Any]:
-    """The final model's exact metrics on every hospital's validation rows, together and apart.
+    """The final model's exact metrics on every hospital's validation rows, together and, in `per_client`, apart.
 
     Only the demo can do this, because it owns all four tables; a real client would score its own rows and keep
     the figure.

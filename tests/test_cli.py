@@ -114,7 +114,16 @@ def test_simulate_takes_one_file_a_client(files):
     result = json.loads((only_run(files) / "result.json").read_text())
     assert result["clients"] == ["site-0", "site-1", "site-2"]
     events = [json.loads(line) for line in (only_run(files) / "events.jsonl").read_text().splitlines()]
-    assert all("held_out" in e for e in events if e["event"] == "round")
+    scores = [e["held_out"] for e in events if e["event"] == "round"]
+    assert result["held_out"] == scores[-1]
+    shown = f"{100 * scores[-1]['accuracy']:.1f} %"
+    assert any("accuracy on held-out rows" in line and shown in line for line in done.output.splitlines())
+
+
+def test_a_run_without_a_held_out_table_has_none_to_tell_of(files):
+    done = run("simulate", "federation.yaml", "--data", "table.csv", "--clients", 2)
+    assert json.loads((only_run(files) / "result.json").read_text())["held_out"] is None
+    assert "held-out" not in done.output
 
 
 def test_the_articles_example_prints_its_loss_and_final_accuracy(files):

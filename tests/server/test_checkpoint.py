@@ -110,6 +110,27 @@ def test_a_killed_run_that_is_resumed_equals_one_that_was_not(tmp_path, name, ki
     assert {k: v for k, v in result.items() if k != "seconds"} == {k: v for k, v in whole.items() if k != "seconds"}
 
 
+def test_a_held_out_score_outlives_the_server(tmp_path):
+    def stop(state: State) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    scores = iter([{"accuracy": 0.6}, {"accuracy": 0.7}])
+    with pytest.raises(Killed):
+        die = Fleet(die=lambda *at: at == ("train", 3, 1))
+        begin(tmp_path / "run", long("fedavg"), die, held_out=lambda state: next(scores))
+    result = resume(tmp_path / "run", Fleet(), held_out=stop)
+    assert (result["status"], result["rounds"], result["held_out"]) == ("stopped", 2, {"accuracy": 0.7})
+
+
+def test_a_checkpoint_of_before_held_out_scores_were_kept_still_resumes(tmp_path, monkeypatch):
+    before = tuple(name for name in checkpoints._KEPT_OF_RUN if name != "held_out_score")
+    with monkeypatch.context() as old, pytest.raises(Killed):
+        old.setattr(checkpoints, "_KEPT_OF_RUN", before)
+        begin(tmp_path / "run", long("fedavg"), Fleet(die=lambda *at: at == ("train", 3, 1)))
+    result = resume(tmp_path / "run", Fleet())
+    assert (result["status"], result["held_out"]) == ("completed", None)
+
+
 @pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi", "fedadagrad"])
 def test_without_its_moments_a_resumed_strategy_would_be_another(tmp_path, name, monkeypatch):
     fed = long(name)

@@ -36,6 +36,7 @@ def result(**changes: Any) -> dict[str, Any]:
         "clients": ["a", "b"],
         "seconds": 12.34,
         "evaluation": metrics,
+        "held_out": None,
         "privacy": {"row": None, "client": None},
     } | changes
 
@@ -141,6 +142,15 @@ def test_the_closing_table_tells_how_the_run_ended(capsys):
         ("time", "2 min 0 s"),
     } <= figures
     assert "run folder: runs/x" in text
+
+
+def test_the_closing_table_shows_a_held_out_score_of_classes_and_of_a_number(capsys):
+    assert "accuracy on held-out rows (exact) │ 81.2 %" in closing(result(held_out={"accuracy": 0.812}), capsys)
+    number = closing(result(held_out={"mae": 1.25, "mse": 3.0}), capsys)
+    (line,) = [line for line in number.splitlines() if "held-out" in line]
+    assert line.strip("│ ").split(" │ ")[0] == "MAE on held-out rows (exact)"
+    assert line.strip("│ ").endswith(" 1.25")
+    assert "held-out" not in closing(result(), capsys)
 
 
 def test_exact_figures_are_not_called_noisy(capsys):
