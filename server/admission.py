@@ -44,7 +44,7 @@ from common.errors import ProtocolError
 from common.federation import Dtype
 from common.state import State
 from common.wire import compression, records
-from common.wire.records import ARRAYS, COUNTS, FAILED, METRICS, PRIVACY, WEIGHT
+from common.wire.records import ARRAYS, COUNTS, FAILED, LOSS, METRICS, PRIVACY, WEIGHT
 from common.wire.text import shown
 
 Statement = dict[str, float]
@@ -80,6 +80,7 @@ class Rejection:
     node_id: int
     code: int
     reason: str
+    diverged: bool = False  # has its training left all bounds, by what it sent?
 
 
 @dataclass(kw_only=True)
@@ -131,7 +132,7 @@ class Admission:
             if self.private and (statement is None or "epsilon" not in statement):
                 raise _Fault("a private client must state what it has released, and this reply does not")
         except _Fault as fault:
-            self.rejected.append(Rejection(node_id, 0, shown(str(fault))))
+            self.rejected.append(Rejection(node_id, 0, shown(str(fault)), isinstance(fault, _Diverged)))
             return False
         self.nodes.add(node_id)
         if self.keep:
@@ -175,6 +176,10 @@ class _Fault(Exception):
     pass
 
 
+class _Diverged(_Fault):
+    pass
+
+
 def admit(replies: Iterable[Message], **rules: Any) -> Admission:
     """Sorts replies that are all there."""
     result = Admission(**rules)
@@ -201,9 +206,9 @@ def _check_arrays(reply: Message, state: State, wire: Dtype, reach: float) -> No
         if shape != expected.shape or dtype != expected.dtype:
             raise _Fault(f"array {name} must be {expected.dtype} {list(expected.shape)}, got {dtype} {list(shape)}")
         if not math.isfinite(largest := _largest(array)):
-            raise _Fault(f"array {name} has NaN or infinite values")
+            raise _Diverged(f"array {name} has NaN or infinite values")
         if largest > reach:
-            raise _Fault(f"array {name} has an entry of size {largest:.3g}; at most {reach:.3g} fits the model")
+            raise _Diverged(f"array {name} has an entry of size {largest:.3g}; at most {reach:.3g} fits the model")
 
 
 def _largest(array: NDArray[Any]) -> float:
@@ -216,6 +221,8 @@ def _unpack(reply: Message, state: State, wire: Dtype) -> None:
     record = reply.content.array_records[ARRAYS]
     try:
         unpacked = compression.unpack({name: _read(record, name) for name in record}, state, wire)
+    except compression.NotFinite as error:
+        raise _Diverged(str(error)) from error
     except ProtocolError as error:
         raise _Fault(str(error)) from error
     reply.content[ARRAYS] = records.from_state(unpacked)
@@ -240,9 +247,9 @@ def _check_metrics(reply: Message, expected: Collection[str], counts: int | None
         if isinstance(value, list) != (name == COUNTS) or (name == COUNTS and len(values) != counts):
             raise _Fault(f"metric {name} has the wrong size")
         if not all(_is_finite(v) for v in values):
-            raise _Fault(f"metric {name} is NaN or infinite")
+            raise (_Diverged if name == LOSS else _Fault)(f"metric {name} is NaN or infinite")
         if name != WEIGHT and any(abs(v) > LARGEST_METRIC for v in values):
-            raise _Fault(f"metric {name} is larger than {LARGEST_METRIC:g}")
+            raise (_Diverged if name == LOSS else _Fault)(f"metric {name} is larger than {LARGEST_METRIC:g}")
     weight = record[WEIGHT]
     if not (isinstance(weight, int | float) and 1 <= weight <= LARGEST_WEIGHT):
         raise _Fault(f"weight {WEIGHT} must be from 1 to {LARGEST_WEIGHT:g}, got {weight}")

@@ -69,6 +69,8 @@ class ProgressDisplay:
                 markup=False,
                 soft_wrap=True,
             )
+        if "advice" in event:
+            self._console.print(event["advice"], style="yellow", highlight=False, markup=False, soft_wrap=True)
         if "failed" in event:
             text = f"round {done}: failed: {event['failed']}"
             self._console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)

@@ -27,11 +27,13 @@ from common.wire.grids import RunGrid
 from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, COUNTS, LATE, LOSS, LOST, METRICS, REFUSED, RUN, WEIGHT
 from server import cohort, stopping, strategies
 from server.admission import Admission, Rejection
+from server.advice import on_divergence
 from server.cohort import CohortGrid
 from server.folding import Fold
 from server.run import Event, Run
 
 SAYS_NO = (REFUSED, BUDGET_EXHAUSTED)
+MOST_REASONS = 3  # of a failed round
 
 
 def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None = None) -> None:
@@ -82,10 +84,10 @@ def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None
             _end_by_budgets(run)
             return
         if failed >= federation.strategy.max_failed_rounds:
-            raise RunFailed(f"{failed} rounds in a row failed; the last: {problem}")
+            raise RunFailed(f"{failed} rounds in a row failed; the last: {problem}{_advice(run)}")
     # A run whose last rounds failed has not trained for as many rounds as it says.
     if failed:
-        raise RunFailed(f"the last of {federation.training.rounds} rounds failed: {problem}")
+        raise RunFailed(f"the last of {federation.training.rounds} rounds failed: {problem}{_advice(run)}")
     run.status, run.reason = "completed", stopping.verdict(run) or ""
 
 
@@ -180,7 +182,19 @@ def _train(run: Run, grid: Grid, strategy: Strategy, nodes: list[int], server_ro
         "rejected": [_named(run, r) for r in rejected],
         "seconds": time.monotonic() - started,
     }
+    _note_divergence(run, rejected, event)
     return problem
+
+
+def _note_divergence(run: Run, rejected: list[Rejection], event: Event) -> None:
+    """Only of what is told: under `privacy.client` that a reply diverged would tell that it was asked for."""
+    run.diverged = any(r.diverged for r in rejected)
+    if run.diverged and not run.advised:
+        run.advised, event["advice"] = True, on_divergence(run.federation)
+
+
+def _advice(run: Run) -> str:
+    return f"; {on_divergence(run.federation)}" if run.diverged else ""
 
 
 def _aggregate(
@@ -207,11 +221,17 @@ def _aggregate(
         together = [_as_reply(grid, nodes[0], fold.mean(), fold.weight)] if len(fold) else []
     quorum = federation.strategy.min_clients
     if len(admission.nodes) < quorum:
-        reasons = "; ".join(sorted({r.reason for r in admission.rejected})) or "no reply in time"
+        reasons = _some(sorted({r.reason for r in admission.rejected})) or "no reply in time"
         return None, f"{len(admission.nodes)} of at least {quorum} replies were admitted ({reasons})"
     loss = losses.mean if federation.privacy.row is None else None  # before a strategy takes replies apart
     problem = _move(run, strategy, server_round, together)
     return loss if problem is None else None, problem
+
+
+def _some(reasons: list[str]) -> str:
+    """The first few: those of many clients may differ by a number alone, and each is told with its client."""
+    more = len(reasons) - MOST_REASONS
+    return "; ".join(reasons[:MOST_REASONS]) + (f"; and {more} more reasons" if more > 0 else "")
 
 
 def _move(run: Run, strategy: Strategy, server_round: int, replies: list[Message]) -> str | None:

@@ -37,6 +37,8 @@ class Run:
 
     status: Status = "failed"
     reason: str = ""
+    diverged: bool = False  # did training at a client leave all bounds in the last round?
+    advised: bool = False  # has it been told what to try then? Once is enough
     gone: dict[int, int] = field(default_factory=dict)  # node -> the code with which it said no
     strikes: dict[int, int] = field(default_factory=dict)  # node -> rounds in a row without a reply that counts
     resting: dict[int, int] = field(default_factory=dict)  # node -> the round that asks it again

@@ -38,6 +38,11 @@ from common.state import State
 
 LEVELS = 127  # of one sign
 
+
+class NotFinite(ProtocolError):
+    """An update has NaN or infinite values. Training that diverged sends such."""
+
+
 Uniform = Callable[[int], NDArray[np.float64]]  # so many numbers, uniform in (0, 1]: `NoiseSource.uniform`
 
 _SCALE = ".scale"
@@ -146,6 +151,8 @@ def _check(arrays: Mapping[str, NDArray[Any]], wanted: Mapping[str, tuple[np.dty
 
 
 def _checked_scale(name: str, scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    if not 0 <= float(scale) < math.inf:  # nor NaN
+    if not math.isfinite(scale):
+        raise NotFinite(f"array {name} must be finite and at least 0, got {float(scale):g}")
+    if scale < 0:
         raise ProtocolError(f"array {name} must be finite and at least 0, got {float(scale):g}")
     return scale

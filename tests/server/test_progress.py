@@ -101,6 +101,10 @@ def test_a_rejection_and_a_failed_round_are_always_shown(terminal):
     assert "round 3: failed: 1 of at least 2 replies" in text
 
 
+def test_advice_is_shown_with_its_round():
+    assert "try a tenth, [4]" in shown(event(3, advice="try a tenth, [4]"))
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_events_that_are_not_shown_are_harmless(terminal):
     assert "start" not in shown({"event": "start", "run": "x"}, {"event": "end"}).lower()
