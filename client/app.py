@@ -28,9 +28,10 @@ from client.site import Site, load_client_file, open_site
 from common import federation as federations
 from common import model as models
 from common import noise, objective
-from common.errors import BudgetExhausted, CloisterError, ConfigError, DataError, Refusal
+from common.errors import BudgetExhausted, CloisterError, ConfigError, DataError, OutOfMemory, Refusal
 from common.federation import Federation, FedProx
 from common.metrics import noisy_counts
+from common.room import room_for
 from common.state import is_finite
 from common.wire import compression, records
 from common.wire.records import ARRAYS, CONFIG, COUNTS, LOSS, METRICS, PRIVACY, RUN, WEIGHT
@@ -64,10 +65,14 @@ def _answer(
             run = str(_config(message).get(RUN, context.run_id))
             if site.run not in (None, run):
                 raise Refusal("this task is of another run than the one that this client was welcomed to")
-            return Message(work(site, message, run), reply_to=message)
+            with room_for(site.federation):
+                return Message(work(site, message, run), reply_to=message)
     except BudgetExhausted as refusal:
         log.error("a task was refused: %s", refusal)
         return Message(Error(code=records.BUDGET_EXHAUSTED, reason=refusal.public), reply_to=message)
+    except OutOfMemory as error:  # its words are made of the document alone
+        log.error("a task failed: %s", error)
+        return Message(Error(code=records.FAILED, reason=str(error)), reply_to=message)
     except Refusal as refusal:
         return Message(Error(code=records.REFUSED, reason=refusal.public), reply_to=message)
     except Exception as error:
@@ -147,10 +152,11 @@ def _model(site: Site, message: Message) -> models.MLP:
     arrays = message.content[ARRAYS]
     assert isinstance(arrays, ArrayRecord)
     try:
-        state = records.to_state(arrays)
-        if any(array.dtype != np.float32 for array in state.values()):
-            raise TypeError("weights are float32")
-        models.load_state(model, state)
+        with room_for(site.federation):  # which torch tells by the same error as that of a wrong shape
+            state = records.to_state(arrays)
+            if any(array.dtype != np.float32 for array in state.values()):
+                raise TypeError("weights are float32")
+            models.load_state(model, state)
     except (RuntimeError, TypeError, ValueError) as error:
         raise Refusal("the arrays that were sent do not fit the federation's model") from error
     if not is_finite(state):

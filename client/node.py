@@ -35,6 +35,7 @@ from common.errors import (
     ProtocolError,
     Refusal,
 )
+from common.room import room_for
 from common.wire import codec, tls
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
@@ -335,12 +336,14 @@ class Node:
     def _work(self, task: pb.Task, content: bytes) -> bytes | pb.Failure:
         """Runs the ClientApp on a task. A finished reply is stored before it is sent."""
         assert self._site is not None and self._outbox is not None
-        reply = self._app(*self._message(task, codec.decode(content)))
+        with room_for(self._site.federation):
+            reply = self._app(*self._message(task, codec.decode(content)))
         if reply.has_error():
             self._say(f"round {task.group}: {task.type}: {reply.error.reason}")
             return pb.Failure(id=task.id, code=reply.error.code, reason=reply.error.reason or "")
-        payload = codec.encode(reply.content)
-        self._outbox.keep(task.id, content, payload)
+        with room_for(self._site.federation):
+            payload = codec.encode(reply.content)
+            self._outbox.keep(task.id, content, payload)
         return payload
 
     def _report(self, task: pb.Task) -> None:

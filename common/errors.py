@@ -8,6 +8,7 @@
     │   └── BudgetExhausted      ... because the privacy budget would be exceeded
     ├── LedgerError              the privacy ledger cannot be trusted or written
     ├── DeviceError              the device that was asked for is not there
+    ├── OutOfMemory              a model is too large for the memory of this machine
     ├── CertificateError         missing, unreadable, expired or foreign TLS material
     ├── ConnectionFailed         a peer that is not there, or a link that broke
     ├── ProtocolError            a peer said something the session protocol does not allow
@@ -63,6 +64,10 @@ class LedgerError(CloisterError):
 
 class DeviceError(CloisterError):
     """The device that was asked for is not there."""
+
+
+class OutOfMemory(CloisterError):
+    """A model is too large for the memory of this machine."""
 
 
 class CertificateError(CloisterError):

@@ -320,7 +320,7 @@ class Federation(Document):
             )
 
     def _size_problems(self) -> Iterator[Problem]:
-        parameters = sum((fan_in + 1) * out for fan_in, out in pairwise(self.layer_sizes))
+        parameters = self.parameters
         if parameters > MOST_PARAMETERS:
             yield (
                 ("model", "hidden"),
@@ -398,6 +398,16 @@ class Federation(Document):
         """Widths of the model's layers, inputs first. Binary cross entropy tells two classes by one output."""
         outputs = 1 if self.training.loss == "binary_cross_entropy" else self.data_schema.outputs
         return (self.data_schema.inputs, *self.model.hidden, outputs)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has: weights and biases."""
+        return sum((fan_in + 1) * out for fan_in, out in pairwise(self.layer_sizes))
+
+    @property
+    def model_bytes(self) -> int:
+        """Its size as float32."""
+        return 4 * self.parameters
 
     @property
     def canonical(self) -> str:

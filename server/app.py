@@ -24,6 +24,7 @@ from common.federation import Federation
 from common.metrics import Metrics
 from common.noise import NoiseSource, secure
 from common.privacy import evaluation_release
+from common.room import room_for
 from common.state import State, initial_state
 from server import checkpoint as checkpoints
 from server import strategies
@@ -79,7 +80,7 @@ def execute(
     run = Run(
         federation=federation,
         name=name,
-        state=initial_state(federation),
+        state=_first_model(federation),
         observe=record,
         name_of=name_of,
         held_out=held_out,
@@ -100,7 +101,8 @@ def execute(
     run.settle, run.save = settle or run.settle, _saving(run, strategy, folder, started, checkpoint, settle is not None)
     try:
         run.save()
-        run_rounds(run, grid, strategy, wait_s=wait_s)
+        with room_for(federation):
+            run_rounds(run, grid, strategy, wait_s=wait_s)
     except KeyboardInterrupt as interrupt:
         run.status, run.reason = "stopped", str(interrupt) or "interrupted"
         _undo_what_is_not_saved(run, strategy, folder, resumable=settle is not None)
@@ -111,6 +113,11 @@ def execute(
             _end(run, folder, record, started)
         raise
     return _end(run, folder, record, started)
+
+
+def _first_model(federation: Federation) -> State:
+    with room_for(federation):
+        return initial_state(federation)
 
 
 def _undo_what_is_not_saved(run: Run, strategy: Strategy, folder: RunFolder, *, resumable: bool) -> None:

@@ -18,10 +18,8 @@ import grpc
 from flwr.app import Error, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from common import state as states
 from common.errors import CertificateError, ConnectionFailed, ProtocolError
 from common.federation import Federation
-from common.state import initial_state
 from common.wire import codec
 from common.wire import session_pb2 as pb
 from common.wire.grids import RunGrid
@@ -85,7 +83,7 @@ class GrpcGrid(RunGrid):
             run,
             Gate(identity, limits),
             limits,
-            largest_reply=2 * states.size(initial_state(federation)) + BESIDE_THE_MODEL,
+            largest_reply=2 * federation.model_bytes + BESIDE_THE_MODEL,
             answer=self._answered,
             changed=self._changed,
             status=status,

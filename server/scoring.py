@@ -12,6 +12,7 @@ from common import objective, tables
 from common.encoding import encode_table
 from common.federation import Federation
 from common.metrics import Metrics, metrics_of
+from common.room import room_for
 from common.state import State
 from common.tables import AS_IT_SEEMS, FileFormat
 
@@ -21,7 +22,8 @@ def held_out_scorer(federation: Federation, path: Path, form: FileFormat = AS_IT
     schema, loss = federation.data_schema, federation.training.loss
     encoded = encode_table(tables.read(path, schema, form), schema)
     x, y = torch.from_numpy(encoded.x), torch.from_numpy(encoded.y)
-    model = models.build(federation)
+    with room_for(federation):
+        model = models.build(federation)
 
     def score(state: State) -> Metrics:
         models.load_state(model, state)
