@@ -101,9 +101,10 @@ def test_a_run_begins_and_ends_with_an_event(private):
 
 
 def test_the_result_follows_the_contract(private):
-    result, _ = private
-    assert set(result) == {"status", "reason", "rounds", "clients", "seconds", "evaluation", "privacy"}
+    result, folder = private
+    assert set(result) == {"status", "reason", "rounds", "clients", "seconds", "evaluation", "held_out", "privacy"}
     assert (result["status"], result["rounds"]) == ("completed", 3)
+    assert result["held_out"] == events(folder)[-1]["held_out"]
     assert result["clients"] == ["client-0", "client-1", "client-2"]
     assert set(result["evaluation"]) == {"accuracy", "precision", "recall", "f1", "per_class"}
     row = result["privacy"]["row"]
