@@ -8,6 +8,7 @@ import yaml
 
 from client.site import ClientFile, load_client_file
 from common import federation as federations
+from common import reach
 from common.errors import ConfigError, PrivacyError
 from common.privacy import client_releases, evaluation_release
 
@@ -76,4 +77,5 @@ def _federation(path: Path) -> list[str]:
         f"{federation.strategy.min_clients} clients",
         *more,
         *(f"privacy of {line}" for line in privacy or ["nothing: no differential privacy"]),
+        *filter(None, [reach.warning(federation)]),
     ]

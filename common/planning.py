@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common import federation as federations
+from common import reach
 from common.errors import PrivacyError
 from common.federation import Federation, RowPrivacy
 from common.privacy import GaussianRelease, calibrate, client_releases, epsilon, evaluation_release
@@ -176,6 +177,8 @@ def forecast(federation: Federation, rows: int) -> dict[str, Any]:
             {"noise_multiplier": noise, "rounds": rounds_within(plan, noise, row.epsilon)} for noise in REVERSE_NOISE
         ],
         "alternatives": _alternatives(federation, part),
+        "reach": reach.reach(federation, steps=plan.steps),
+        "warning": reach.warning(federation, steps=plan.steps),
     }
 
 
@@ -272,7 +275,7 @@ def lines(forecast: dict[str, Any]) -> list[str]:
     for a in f["alternatives"]:
         noise = "".join(f"{n:>14.2f}" for n in a["noise_multiplier"].values())
         out.append(f"  {a['rounds']:>8}{a['batch_size']:>8}{noise}")
-    return out
+    return [*out, "", f["warning"]] if f["warning"] else out
 
 
 def _rounds(number: int) -> str:

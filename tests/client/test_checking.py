@@ -10,6 +10,7 @@ import yaml
 
 from client.checking import check_file
 from common import federation as federations
+from common import reach
 from common.errors import ConfigError
 from tests.support import PRIVATE, document
 
@@ -37,6 +38,7 @@ def test_a_federation_is_summed_up(tmp_path):
         "model 5 - 8 - 4 - 2, relu; cross_entropy, sgd at 0.1",
         "3 rounds of 2 steps, batch 8; fedavg, at least 2 clients",
         "privacy of each row: epsilon 4, delta 0.001, clip 1",
+        reach.warning(federations.load(path)),
     ]
 
 
