@@ -70,9 +70,9 @@ def _answer(
     except BudgetExhausted as refusal:
         log.error("a task was refused: %s", refusal)
         return Message(Error(code=records.BUDGET_EXHAUSTED, reason=refusal.public), reply_to=message)
-    except OutOfMemory as error:  # its words are made of the document alone
+    except OutOfMemory as error:
         log.error("a task failed: %s", error)
-        return Message(Error(code=records.FAILED, reason=str(error)), reply_to=message)
+        return Message(Error(code=records.FAILED, reason=error.public or records.CLIENT_FAILED), reply_to=message)
     except Refusal as refusal:
         return Message(Error(code=records.REFUSED, reason=refusal.public), reply_to=message)
     except Exception as error:
@@ -226,7 +226,8 @@ def _simulated_site(context: Context, federation: Federation) -> Site:
 def table_files(folder: Path) -> list[Path]:
     """The tables in a folder, by name. Raises `DataError` if there is none."""
     endings = {".csv", ".tsv", ".data", ".parquet", ".pq"}
-    found = sorted(p for p in folder.glob("*") if p.suffix.lower() in endings)
+    # Other systems leave files of their own beside tables, such as ._a.csv.
+    found = sorted(p for p in folder.glob("*") if p.suffix.lower() in endings and not p.name.startswith("."))
     if not found:
         raise DataError(f"{folder}: no tables ({', '.join(sorted(endings))}) in this folder")
     return found

@@ -147,14 +147,12 @@ def split(
     *,
     key: bytes,
     device: torch.device,
-    may_be_empty: bool = False,
     use_up: bool = False,
 ) -> Dataset:
     """Deals each row to train or validation by its digest and by which copy it is of the rows with that digest, or by
     whom it is about.
 
     Args:
-        may_be_empty: may there be no row to train on?
         use_up: the rows are not needed any more, and their memory may become that of the training part.
 
     Adding or removing a row changes one part by that row, and the other not at all. Proof: let a table have m copies
@@ -164,13 +162,8 @@ def split(
     the order of its rows: sums are exact, each row is drawn by itself, and dropout goes by the digest and by which copy
     it is within the part. Rows that differ have equal digests with probability 2^-64 a pair. Dealt by whom they are
     about, rows of one person are where the key says, however many they are, and all others stay where they are.
-
-    Raises:
-        DataError: no rows are left to train on.
     """
     validation = _deal(rows, key) < schema.validation_fraction
-    if validation.all() and not may_be_empty:
-        raise DataError(f"all {len(rows.y)} rows fell into the validation part; the table is too small to train on")
     # Before rows are moved.
     ids, content = row_ids(rows.digests[~validation]), hashlib.sha256(rows.digests.tobytes()).hexdigest()
     validation_x, validation_y = rows.x[validation], rows.y[validation]

@@ -35,12 +35,6 @@ FINE = 1.005  # between one that fits and one that does not, the search stops at
 NOT_COVERED = "the data owner's privacy budget does not cover this run"  # whatever was spent, and on what
 
 
-def check_batch(federation: Federation, dataset: Dataset) -> None:
-    """Raises `Refusal` if the table is too small for a batch. Without privacy only, where updates are exact anyway."""
-    if (batch := federation.training.batch_size) > len(dataset.y):
-        raise Refusal(f"training.batch_size {batch} is larger than the training part of this table")
-
-
 def make_plan(
     federation: Federation, dataset: Dataset, policy: Policy, ledger: Ledger, noise: NoiseSource, run: str
 ) -> Plan:

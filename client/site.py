@@ -21,12 +21,11 @@ from client.data import Dataset, Rows
 from client.device import describe_device, resolve_device
 from client.entries import Entry, Part
 from client.ledger import Ledger
-from client.plan import check_batch
 from client.policy import Policy
 from client.training import Arithmetic
 from common import documents, noise
 from common.documents import Document
-from common.errors import DataError
+from common.errors import DataError, Refusal
 from common.federation import Federation
 from common.mistakes import Problem
 from common.noise import NoiseSource
@@ -127,11 +126,12 @@ class Site:
         """This site's plan and charges for a run; None if the federation trains without privacy.
 
         Raises:
-            Refusal: the policy, what was told of the table's size or what is left of the budget does not allow the run.
+            Refusal: the policy, what was told of the table's size or what is left of the budget does not allow the run,
+                or no row is left to train on, if that may be told.
         """
         self.policy.check(self.federation)
         if self.federation.privacy.row is None:
-            check_batch(self.federation, self.dataset)
+            self._check_rows()
             return None
         if run not in self._budgets:
             self._budgets[run] = open_budget(
@@ -144,6 +144,11 @@ class Site:
                 arithmetic=self.arithmetic,
             )
         return self._budgets[run]
+
+    def _check_rows(self) -> None:
+        if len(self.dataset.y) == 0:
+            rows = f"all {len(self.dataset.validation_y)} rows fell into the validation part"
+            raise Refusal(f"{rows}; the table is too small to train on", public="it has no rows to train on")
 
     def opened_budget(self, run: str) -> Budget | None:
         """The plan and charges of a run, if it was planned since this site was opened."""
@@ -187,22 +192,29 @@ class Site:
         rows, validation = len(self.dataset.y), len(self.dataset.validation_y)
         return [
             f"device {describe_device(self.device)}{self._how()}",
-            f"{rows + validation} rows: {rows} to train on, {validation} to validate on",
+            f"{rows + validation} rows: {rows} to train on, {validation} to validate on{self._share()}",
             *self._size_warning(rows),
             *self.dataset.report.lines(),
         ]
 
+    def _share(self) -> str:
+        """The share of rows to validate on: each is dealt by chance, or with all that are about one person."""
+        rows, validation = len(self.dataset.y), len(self.dataset.validation_y)
+        wanted = self.federation.data_schema.validation_fraction
+        return f" ({validation / (rows + validation):.1%} for {wanted:.1%})" if rows + validation and wanted else ""
+
     def _size_warning(self, rows: int) -> list[str]:
         """What the server is not told: it would say something about the exact number of rows."""
-        row = self.federation.privacy.row
+        row, batch = self.federation.privacy.row, self.federation.training.batch_size
         if row is None:
-            return []
+            few = f"fewer rows than training.batch_size {batch}: each step takes all of them"
+            return [few] if rows < batch else []
         said = []
         if row.delta * rows > 1:
             said.append(
                 f"warning: privacy.row.delta {row.delta:g} is above 1 / rows: it allows to publish a row outright"
             )
-        if row.sampling_rate is None and rows < (batch := self.federation.training.batch_size):
+        if row.sampling_rate is None and rows < batch:
             said.append(
                 f"warning: fewer rows than training.batch_size {batch}: each step takes all, and is mostly noise"
             )
@@ -230,7 +242,7 @@ def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Sit
         return Site(
             name=name,
             federation=federation,
-            dataset=data.split(rows, federation.data_schema, key=key, device=device, may_be_empty=private, use_up=True),
+            dataset=data.split(rows, federation.data_schema, key=key, device=device, use_up=True),
             policy=settings.policy,
             ledger=ledger,
             noise=noise.secure(),

@@ -67,7 +67,12 @@ class DeviceError(CloisterError):
 
 
 class OutOfMemory(CloisterError):
-    """A model is too large for the memory of this machine."""
+    """A model is too large for the memory of this machine. `public` is what the other side may hear, if anything: how
+    much a private step takes depends on how many rows it draws."""
+
+    def __init__(self, message: str, *, public: str | None = None) -> None:
+        super().__init__(message)
+        self.public = public
 
 
 class CertificateError(CloisterError):

@@ -24,7 +24,8 @@ def room_for(federation: Federation) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not _is_of_memory(error):
             raise
-        raise OutOfMemory(_told(federation)) from error
+        told = _told(federation)
+        raise OutOfMemory(told, public=told if federation.privacy.row is None else None) from error
 
 
 def _is_of_memory(error: Exception) -> bool:

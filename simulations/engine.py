@@ -18,7 +18,7 @@ import torch
 
 from client import data
 from client.app import client_app, table_files
-from client.data import Dataset, Rows
+from client.data import Rows
 from client.ledger import Ledger
 from client.policy import for_one_run
 from client.site import Site
@@ -184,7 +184,7 @@ def _sites(federation: Federation, named: dict[str, Rows], *, seed: int, device:
         Site(
             name=name,
             federation=federation,
-            dataset=_split(name, rows, federation, key=key, device=device),
+            dataset=data.split(rows, federation.data_schema, key=key, device=device, use_up=True),
             policy=for_one_run(federation),
             ledger=Ledger.in_memory(),
             noise=noise.seeded(seed, number(name)),
@@ -192,14 +192,6 @@ def _sites(federation: Federation, named: dict[str, Rows], *, seed: int, device:
         )
         for name, rows in named.items()
     ]
-
-
-def _split(name: str, rows: Rows, federation: Federation, *, key: bytes, device: torch.device) -> Dataset:
-    try:
-        private = federation.privacy.row is not None
-        return data.split(rows, federation.data_schema, key=key, device=device, may_be_empty=private, use_up=True)
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from error
 
 
 def _split_key(seed: int) -> bytes:

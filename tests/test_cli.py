@@ -159,22 +159,22 @@ def test_a_wrong_simulation_is_one_clear_line_and_writes_nothing(files, argument
     assert sorted(files.iterdir()) == before
 
 
-def test_a_batch_larger_than_every_clients_table_is_refused_before_anything_is_written(files):
-    Path("large.yaml").write_text(yaml.safe_dump(document(training__batch_size=500)))
-    done = run("simulate", "large.yaml", "--data", "table.csv", "--clients", 2)
+def test_clients_that_all_have_no_row_to_train_on_are_refused_before_anything_is_written(files):
+    Path("few.yaml").write_text(yaml.safe_dump(document(schema__validation_fraction=0.9999)))
+    done = run("simulate", "few.yaml", "--data", "table.csv", "--clients", 2)
     assert done.exit_code == 2
-    assert "error: 2 of 2 clients refuse, and 2 are needed; client-0: training.batch_size 500 is larger" in done.output
+    assert re.search(r"error: 2 of 2 clients refuse, and 2 are needed; client-0: all \d+ rows fell into", done.output)
     assert not Path("runs").exists()
 
 
 def test_clients_too_small_to_take_part_are_named_and_the_others_go_on(files):
-    arguments = ["--data", "table.csv", "--clients", 12, "--partition", "dirichlet:1", "--seed", 1]
+    arguments = ["--data", "table.csv", "--clients", 60, "--partition", "dirichlet:0.1", "--seed", 1]
     done = run("simulate", "federation.yaml", *arguments)
     assert done.exit_code == 0, done.output
-    left_out = [line.split()[0] for line in done.output.splitlines() if "is left out: training.batch_size 8" in line]
+    left_out = [line.split()[0] for line in done.output.splitlines() if "is left out: all " in line]
     assert left_out
     result = json.loads((only_run(files) / "result.json").read_text())
-    assert len(result["clients"]) == 12 - len(left_out)
+    assert len(result["clients"]) == 60 - len(left_out)
     assert not set(left_out) & set(result["clients"])
 
 

@@ -86,7 +86,7 @@ FEW = st.lists(st.sampled_from(["red", "green", "blue"]), min_size=1, max_size=4
 def test_one_row_more_changes_one_part_by_that_row_and_moves_no_copy_of_any(cells, more, at):
     def both(cells: list[str]) -> list[Counter[tuple[float, ...]]]:
         frame = pl.DataFrame({"a": 0.0, "b": 0.0, "c": cells, "y": 1})
-        dataset = data.split(encoded(frame), schema(0.5), key=KEY, device=CPU, may_be_empty=True)
+        dataset = data.split(encoded(frame), schema(0.5), key=KEY, device=CPU)
         return [Counter(map(tuple, part.tolist())) for part in (dataset.x, dataset.validation_x)]
 
     before, after = both(cells), both([*cells[:at], more, *cells[at:]])
@@ -126,13 +126,6 @@ def test_a_fraction_of_0_trains_on_all_rows():
     dataset = split(NAMED, fraction=0.0)
     assert (len(dataset.y), len(dataset.validation_y)) == (120, 0)
     assert dataset.validation_x.shape == (0, dataset.x.shape[1])
-
-
-def test_a_table_with_no_row_to_train_on_is_refused():
-    validation = {tuple(row) for row in split(NAMED).validation_x.tolist()}
-    unlucky = NAMED[[i for i, row in enumerate(encoded(NAMED).x.tolist()) if tuple(row) in validation][:3]]
-    with pytest.raises(DataError, match="all 3 rows fell into the validation part; the table is too small to train on"):
-        split(unlucky)
 
 
 def test_features_stay_with_their_targets_and_on_the_device_as_declared():

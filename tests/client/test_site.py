@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from client.policy import Policy
-from client.site import ClientFile, DataFile, TLSFiles, load_client_file, open_site, split_key
+from client.site import ClientFile, DataFile, Site, TLSFiles, load_client_file, open_site, split_key
 from common.errors import ConfigError, DataError, Refusal
 from common.federation import Federation
 from common.wire import tls
@@ -96,6 +96,42 @@ def test_charges_name_the_authority_by_its_key_and_another_ones_do_not_count(tmp
     keys = [key for key, _ in charged]
     assert keys[0] == keys[2] != keys[1] and all(len(key) == 64 for key in keys)
     assert [rounds for _, rounds in charged] == [1, 1, 2]
+
+
+def opened(folder: Path, frame: pl.DataFrame, fed: Federation) -> Site:
+    """A client of plain text, with this table."""
+    frame.write_csv(folder / "ada.csv")
+    settings = ClientFile(
+        server="localhost:1",
+        tls=None,
+        name="ada",
+        data=DataFile(path=str(folder / "ada.csv"), name="ada"),
+        device="cpu",
+        state=str(folder / "state"),
+        policy=Policy(epsilon=8.0, delta=1e-3, without_privacy=True),
+    )
+    return open_site(settings, fed, name="ada")
+
+
+def test_a_table_with_no_row_to_train_on_is_refused_and_its_size_is_not_told(tmp_path):
+    site = opened(tmp_path, table(3), federation(schema__validation_fraction=0.9999))
+    with pytest.raises(Refusal, match=r"^all 3 rows fell into the validation part; the table is too small") as refusal:
+        site.budget("run")
+    assert refusal.value.public == "it has no rows to train on"
+    site.ledger.close()
+
+
+def test_a_private_table_with_no_row_to_train_on_is_planned_like_any_other(tmp_path):
+    site = opened(tmp_path, table(3), federation(**PRIVATE, schema__validation_fraction=0.9999))
+    assert len(site.dataset.y) == 0 and site.budget("run") is not None
+    site.ledger.close()
+
+
+def test_the_share_that_is_validated_on_is_told_to_the_owner(tmp_path):
+    site = opened(tmp_path, table(200), federation())
+    rows = len(site.dataset.validation_y)
+    assert f"200 rows: {200 - rows} to train on, {rows} to validate on ({rows / 2:.1f}% for 25.0%)" in site.describe()
+    site.ledger.close()
 
 
 def open_with_id(folder: Path, column: str, fed: Federation) -> int:

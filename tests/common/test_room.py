@@ -15,7 +15,7 @@ from common.room import room_for
 from common.state import initial_state
 from server.rundir import RunFolder
 from simulations.engine import simulate, sites_from_table
-from tests.support import document, federation
+from tests.support import PRIVATE, document, federation
 
 # Limits the memory of a process once its libraries are there, by 512 MiB: the first weights alone need 800 MB.
 LIMITED = """
@@ -69,6 +69,16 @@ def test_a_client_without_the_memory_answers_that_its_task_failed_and_goes_on(tm
     first, second = [event for event in told if event["event"] == "round"]
     assert "too little memory for a model of 66 parameters" in first["rejected"][0]["reason"]
     assert (result["status"], second["clients"]) == ("completed", 3)
+
+
+def test_where_rows_are_private_nobody_else_hears_that_memory_ran_out():
+    # How much a step takes depends on how many rows it draws.
+    with pytest.raises(OutOfMemory) as open_, room_for(federation()):
+        torch.empty(2**58)
+    with pytest.raises(OutOfMemory) as private, room_for(federation(**PRIVATE)):
+        torch.empty(2**58)
+    assert (open_.value.public, private.value.public) == (str(open_.value), None)
+    assert "model of 66 parameters" in str(private.value)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory as Linux does")

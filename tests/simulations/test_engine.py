@@ -14,7 +14,7 @@ from common.errors import ConfigError, DataError, RunFailed
 from common.federation import Federation
 from common.planning import plan_for
 from server.rundir import RunFolder, load_model
-from simulations.engine import simulate, sites_from_files, sites_from_table
+from simulations.engine import simulate, sites_from_files, sites_from_table, willing
 from tests.support import PRIVATE, federation, table
 
 CPU = torch.device("cpu")
@@ -168,10 +168,31 @@ def test_no_rows_cannot_be_generated(number):
         dealt(number)
 
 
-def test_a_client_with_too_little_to_train_on_is_named(tmp_path):
-    table(4).write_csv(tmp_path / "t.csv")
-    with pytest.raises(DataError, match=r"client-\d: all 1 rows fell into the validation part"):
-        dealt(tmp_path / "t.csv", document=federation(schema__validation_fraction=0.99))
+def test_a_client_with_nothing_to_train_on_is_left_out_and_named(tmp_path):
+    for name, rows_ in (("big", 60), ("small", 40), ("tiny", 1)):
+        table(rows_).write_csv(tmp_path / f"{name}.csv")
+    document = federation(schema__validation_fraction=0.9)
+    sites, left_out = willing(sites_from_files(document, tmp_path, seed=0, device=CPU), run="run")
+    assert [site.name for site in sites] == ["big", "small"]
+    assert left_out == {"tiny": "all 1 rows fell into the validation part; the table is too small to train on"}
+
+
+def test_files_whose_names_begin_with_a_dot_are_no_tables(tmp_path):
+    for name in ("a", "b"):
+        table(20).write_csv(tmp_path / f"{name}.csv")
+        (tmp_path / f"._{name}.csv").write_bytes(b"\0\5\x16\7 of another system")
+    assert [site.name for site in sites_from_files(federation(), tmp_path, seed=0, device=CPU)] == ["a", "b"]
+
+
+def test_clients_with_fewer_rows_than_a_batch_train_on_what_there_is(tmp_path):
+    document = federation(training__batch_size=64)
+    sites, left_out = willing(dealt(200, clients=40, document=document), run="run")
+    assert len(sites) > 35 and not left_out
+    assert run(document, sites, tmp_path / "run")["status"] == "completed"
+    rows_ = len(sites[0].dataset.y)
+    assert "fewer rows than training.batch_size 64: each step takes all of them" in sites[0].describe()
+    one = dealt(200, clients=2, document=document)[0]
+    assert rows_ < 64 < len(one.dataset.y) and not any("fewer rows" in line for line in one.describe())
 
 
 def test_fewer_clients_than_the_federation_needs_are_refused_before_the_run(source):
@@ -197,8 +218,7 @@ def test_a_simulation_of_a_numeric_target_runs(tmp_path):
 
 @pytest.mark.timeout(30)
 def test_a_simulation_whose_clients_all_refuse_ends_instead_of_waiting_for_others(tmp_path):
-    # 8 rows a client are fewer than a batch of 32, which a client refuses where no row is private.
-    document = federation(training__batch_size=32)
+    document = federation(schema__validation_fraction=0.9999)
     with pytest.raises(RunFailed, match="0 of the 2 clients that a round needs are there; 4 refused to take part"):
         run(document, dealt(40, document=document), tmp_path / "run")
     assert load_model(tmp_path / "run")
