@@ -20,6 +20,7 @@ from common import federation as federations
 from common.errors import CertificateError, ConfigError
 from common.logs import LogFormat, json_handler, log_to, quiet_flower, text_handler
 from common.wire import tls
+from common.wire.address import parse
 from common.wire.tls import TLSMaterial
 
 log = logging.getLogger("cloister.client")
@@ -42,7 +43,7 @@ def join(document: Path, *, wait_s: float, log_format: LogFormat, console: Conso
     if strict:
         say(check_table(settings, document))
     if (files := settings.tls) is None:
-        host = settings.server.rpartition(":")[0]
+        host = parse(settings.server).host
         if not tls.is_loopback(host):
             raise CertificateError(f"{document}: tls is null, and plain text is for loopback only, not {host}")
         if settings.name is None:

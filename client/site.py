@@ -32,7 +32,7 @@ from common.noise import NoiseSource
 from common.schema import Name
 from common.tables import FileFormat
 from common.text_files import known_encoding
-from common.wire import tls
+from common.wire import address, tls
 
 
 class DataFile(Document):
@@ -59,7 +59,7 @@ class TLSFiles(Document):
 class ClientFile(Document):
     """client.yaml: what is local to one participant. Paths are relative to the file's folder."""
 
-    server: Annotated[str, Field(pattern=r"^\S+:\d{1,5}$")]
+    server: Annotated[str, AfterValidator(address.checked)]
     tls: TLSFiles | None  # null is plain text, for loopback only
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None  # without TLS only
     data: DataFile

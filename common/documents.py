@@ -1,7 +1,8 @@
 """YAML documents: read once, checked once, all mistakes at once, each with its line.
 
 YAML is read by PyYAML with the surprises taken out: `1e-5` is a number, `no` and dates are text, and a key
-that stands twice is an error. Checking is pydantic's; `mistakes` turns its errors into sentences.
+that stands twice is an error. `<<: *other` takes over the keys of another mapping that do not stand beside it.
+Checking is pydantic's; `mistakes` turns its errors into sentences.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ class Document(BaseModel):
         yield from ()
 
 
+MERGE = "<<"
+MOST_VALUES = 1_000_000
+
 D = TypeVar("D", bound=Document)
 
 
@@ -56,11 +60,13 @@ for _tag, _pattern, _first in [
 
 
 class _Text:
-    """A document as plain values, and the line at which each of them stands."""
+    """A document as plain values, and the line at which each of them stands: where it is written, if it was taken over
+    from another mapping."""
 
     def __init__(self, text: str) -> None:
         self.lines: dict[Key, int] = {}
         self.problems: list[Problem] = []
+        self._values = 0
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
@@ -70,26 +76,47 @@ class _Text:
 
     def _value(self, loader: _Loader, node: yaml.Node, key: Key) -> Any:
         self.lines.setdefault(key, node.start_mark.line + 1)
+        self._count(node)
         implied = loader.resolve(type(node), node.value, (True, False))  # type: ignore[no-untyped-call]  # PyYAML has no types
         if node.tag not in (implied, "tag:yaml.org,2002:str"):
             raise _refused(f"the tag {node.tag} is not accepted", node)
         if isinstance(node, yaml.MappingNode):
             mapping: dict[str, Any] = {}
-            for key_node, value_node in node.value:
-                if not isinstance(key_node, yaml.ScalarNode):
-                    raise _refused("a key must be text", key_node)
-                name: str = key_node.value  # as it is written: a class may be called true or 1.0
-                here = (*key, name)
-                if name in mapping:
-                    line = key_node.start_mark.line + 1
-                    self.problems.append((here, f"stands twice (again on line {line}); keep one of them"))
-                    continue
-                self.lines[here] = key_node.start_mark.line + 1
-                mapping[name] = self._value(loader, value_node, here)
+            self._fill(mapping, loader, node, key)
             return mapping
         if isinstance(node, yaml.SequenceNode):
             return [self._value(loader, item, (*key, i)) for i, item in enumerate(node.value)]
         return loader.construct_object(node, deep=True)
+
+    def _count(self, node: yaml.Node) -> None:
+        self._values += 1
+        if self._values > MOST_VALUES:  # a few aliases of aliases stand for billions
+            raise _refused(f"a document of more than {MOST_VALUES:,} values is not accepted", node)
+
+    def _fill(self, mapping: dict[str, Any], loader: _Loader, node: yaml.MappingNode, key: Key) -> None:
+        """Adds a node's keys to those that are there already, which stand beside a `<<` that names it, and win."""
+        self._count(node)
+        beside = set(mapping)
+        merged: list[yaml.Node] = []
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _refused("a key must be text", key_node)
+            name: str = key_node.value  # as it is written: a class may be called true or 1.0
+            line, here = key_node.start_mark.line + 1, (*key, name)
+            if name == MERGE and key_node.style is None:  # not in quotes
+                merged.append(value_node)
+            elif name in mapping and name not in beside:
+                self.problems.append((here, f"stands twice (again on line {line}); keep one of them"))
+            elif name not in mapping:
+                self.lines[here] = line
+                mapping[name] = self._value(loader, value_node, here)
+        if len(merged) > 1:
+            raise _refused(f"{MERGE} stands twice; give one, with a list of mappings", merged[1])
+        for other in merged:
+            for each in other.value if isinstance(other, yaml.SequenceNode) else [other]:  # the first of a list wins
+                if not isinstance(each, yaml.MappingNode):
+                    raise _refused(f"{MERGE} must be given a mapping, or a list of mappings", each)
+                self._fill(mapping, loader, each, key)
 
     def line(self, key: Key) -> int:
         """The line of `key`, or of the nearest thing around it that is in the file."""

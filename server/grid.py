@@ -22,6 +22,7 @@ from common.errors import CertificateError, ConnectionFailed, ProtocolError
 from common.federation import Federation
 from common.wire import codec
 from common.wire import session_pb2 as pb
+from common.wire.address import parse
 from common.wire.grids import RunGrid
 from common.wire.records import FAILED
 from common.wire.tls import Peer, ServerIdentity, is_loopback
@@ -98,7 +99,7 @@ class GrpcGrid(RunGrid):
 
     def start(self) -> None:
         """Raises `ConnectionFailed` if the port is in use, `CertificateError` if plain text would leave the machine."""
-        host = self._address.rpartition(":")[0]
+        host = parse(self._address, lowest=0).host
         if self._identity is None and not is_loopback(host):
             raise CertificateError(f"without certificates only loopback is served, not {host}; see `cloister certs`")
         self._thread.start()
@@ -144,7 +145,7 @@ class GrpcGrid(RunGrid):
         """Serves with the certificates as they are now; clients come back by themselves. gRPC's own way to change
         them (dynamic_ssl_server_credentials) can crash the process: github.com/grpc/grpc/issues/36693."""
         await self._server.stop(grace=None)
-        self._server, _ = await self._open(f"{self._address.rpartition(':')[0]}:{self.port}")
+        self._server, _ = await self._open(f"{parse(self._address, lowest=0).host}:{self.port}")
 
     async def _stop(self, goodbye: pb.Goodbye) -> None:
         if self._watch is not None:

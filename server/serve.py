@@ -20,6 +20,7 @@ from common.logs import LogFormat, json_handler, log_to, quiet_flower
 from common.metrics import Metrics
 from common.privacy import evaluation_release
 from common.state import State
+from common.wire.address import parse_option
 from common.wire.tls import ServerIdentity
 from server import checkpoint as checkpoints
 from server.app import execute
@@ -113,6 +114,7 @@ def serve(
     """Serves one run to its end. Returns what result.json holds, and the run folder."""
     federation = begun.federation
     evaluation_release(federation)
+    host = parse_option("--address", address, lowest=0).host
     identity = _identity(certificates, insecure)
     scorer = _scorer(federation, held_out)
     _terminate_on_sigterm()
@@ -126,7 +128,7 @@ def serve(
     reason, comes_back = "the run failed", False
     try:
         folder = begun.folder()
-        served = f"{address.rpartition(':')[0]}:{grid.port}"
+        served = f"{host}:{grid.port}"
         as_json = log_format == LogFormat.JSON
         shown = Console(quiet=True) if as_json else console
         with folder.lock(), ProgressDisplay(shown, limits=federation.privacy.limits) as display:

@@ -15,6 +15,7 @@ from common.errors import CertificateError, ConnectionFailed
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
 from common.wire import tls
+from common.wire.address import parse_option
 from server.progress import duration
 
 PATIENCE_S = 10.0
@@ -27,11 +28,13 @@ def ask(address: str, *, certificates: Path | None, name: str) -> dict[str, Any]
         certificates: a folder with ca.pem, NAME.pem and NAME.key; None is plain text, for loopback.
 
     Raises:
+        ConfigError: that is no address.
         CertificateError: the two sides do not accept each other's certificates.
         ConnectionFailed: nobody answers there.
     """
+    host = parse_option("HOST:PORT", address).host
     if certificates is None:
-        if not tls.is_loopback(address.rpartition(":")[0]):
+        if not tls.is_loopback(host):
             raise CertificateError(f"{address}: give --certificates FOLDER; plain text is for loopback only")
         channel = grpc.insecure_channel(address)
     else:

@@ -96,6 +96,22 @@ def test_every_mistake_of_a_client_file_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "server, sentence",
+    [
+        ("https://localhost:8443", "without https:// before it, as in localhost:8443"),
+        ("localhost:99999", "with a port from 1 to 65535"),
+        ("::1:8443", "with IPv6 in brackets, as in [::1]:8443"),
+        ("localhost", "and lacks the port, as in localhost:8443"),
+    ],
+)
+def test_a_server_that_is_no_address_is_a_mistake_of_the_file(tmp_path, server, sentence):
+    path = written(tmp_path, CLIENT | {"server": server})
+    with pytest.raises(ConfigError) as caught:
+        check_file(path)
+    assert caught.value.problems == (f"{path}:7: server must be HOST:PORT, {sentence} (got {server})",)
+
+
+@pytest.mark.parametrize(
     "content, expected",
     [
         ("", "expected a mapping with the keys name, schema"),

@@ -60,6 +60,76 @@ def told(folder: Path, **changes: Any) -> list[str]:
     return [problem.partition(": ")[2] for problem in problems(folder, document(**changes))]
 
 
+def test_a_mapping_takes_over_the_keys_of_another_that_it_does_not_have(tmp_path):
+    text = """\
+title: &base {kind: leaf, area: 2.0, stone: {weight: 3}}
+leaf: {<<: *base, area: 5.0}
+"""
+    assert problems(tmp_path, text, Bag) == ["1: title must be text (got a mapping)"]
+    text = text.replace("title: &base", "leaf: &base").replace("leaf: {<<", "more: {<<")
+    value = documents._Text(text).value  # what the models are given
+    assert value["more"] == {"kind": "leaf", "area": 5.0, "stone": {"weight": 3}}
+    assert value["leaf"]["area"] == 2.0
+
+
+def test_the_first_of_several_mappings_wins_and_what_they_took_over_themselves_counts(tmp_path):
+    text = """\
+a: &a {x: 1, y: 1}
+b: &b {<<: *a, y: 2, z: 2}
+c: {<<: [*b, *a, {x: 9, w: 9}], z: 3}
+d: {"<<": 4}
+"""
+    value = documents._Text(text).value
+    assert value["c"] == {"x": 1, "y": 2, "z": 3, "w": 9}
+    assert value["d"] == {"<<": 4}
+
+
+def test_a_mistake_in_what_was_taken_over_is_told_where_it_is_written(tmp_path):
+    value = document()
+    first, second, third = value["schema"]["features"]
+    text = yaml.safe_dump({k: v for k, v in value.items() if k != "schema"}, sort_keys=False) + (
+        "schema:\n"
+        "  features:\n"
+        "    - &a\n"
+        "      name: a\n"
+        "      type: numeric\n"
+        "      bounds: [1, 0]\n"
+        "    - <<: *a\n"
+        "      name: 7\n"
+        "  target: {name: y, classes: [0, 1]}\n"
+    )
+    lines = text.splitlines()
+    bounds, name = lines.index("      bounds: [1, 0]") + 1, lines.index("      name: 7") + 1
+    assert problems(tmp_path, text) == [f"{name}: schema.features[1].name must be text (got 7)"]
+    found = problems(tmp_path, text.replace("name: 7", "name: b"))
+    assert [problem.split(" must")[0] for problem in found] == [
+        f"{bounds}: schema.features[0].bounds",
+        f"{bounds}: schema.features[1].bounds",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("leaf: {<<: 5}\n", "1: not valid YAML: << must be given a mapping, or a list of mappings"),
+        ("size: 1\nleaf: {<<: [{}, 5]}\n", "2: not valid YAML: << must be given a mapping, or a list of mappings"),
+        ("leaf:\n  <<: {}\n  <<: {}\n", "3: not valid YAML: << stands twice; give one, with a list of mappings"),
+        ("leaf: &a {<<: *a}\n", "not valid YAML: nested too deeply, or in itself"),
+    ],
+)
+def test_a_merge_that_is_none_is_told_with_its_line(tmp_path, text, expected):
+    assert problems(tmp_path, text, Bag) == [expected]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "more", ["[{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}]", "{{<<: [{0}, {0}, {0}, {0}, {0}, {0}, {0}]}}"]
+)
+def test_aliases_of_aliases_do_not_take_over_the_machine(tmp_path, more):
+    text = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {more.format(f'*a{i - 1}')}\n" for i in range(1, 20))
+    assert problems(tmp_path, text, Bag)[0].endswith("a document of more than 1,000,000 values is not accepted")
+
+
 @pytest.mark.parametrize("text, value", [("1e-5", 1e-5), ("1E3", 1000.0), (".5", 0.5), ("-2.", -2.0), ("+3", 3.0)])
 def test_a_number_is_a_number_however_it_is_written(tmp_path, text, value):
     assert bag(tmp_path, f"size: {text}\n").size == value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import socket
 import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
@@ -132,6 +133,19 @@ def test_status_on_plain_text_is_for_loopback():
     finally:
         grid.stop("")
     assert len(told["clients"]) == 3
+
+
+def test_ipv6_is_served_and_asked_in_brackets():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    grid = GrpcGrid(FEDERATION, run="r", address="[::1]:0", identity=None, status=watching().status)
+    grid.start()
+    try:
+        assert len(status.ask(f"[::1]:{grid.port}", certificates=None, name="operator")["clients"]) == 3
+    finally:
+        grid.stop("")
 
 
 def test_a_server_that_is_not_there_or_not_ours_is_one_clear_error(certs, tmp_path):
