@@ -1,4 +1,5 @@
-"""`cloister check`: a document of either kind, checked without running anything."""
+"""`cloister check`: a document of either kind, checked without running anything. If a client file names its owner's
+copy of the federation, its table is checked against that."""
 
 from __future__ import annotations
 
@@ -6,9 +7,11 @@ from pathlib import Path
 
 import yaml
 
+from client import data
 from client.site import ClientFile, load_client_file
 from common import federation as federations
-from common import reach
+from common import reach, tables
+from common.encoding import check_values
 from common.errors import ConfigError, PrivacyError
 from common.privacy import client_releases, evaluation_release
 
@@ -30,14 +33,34 @@ def _looks_like_client_file(path: Path) -> bool:
     return sum(key in keys for key in ("server", "data", "policy", "state")) >= 2
 
 
+def check_table(settings: ClientFile, document: Path) -> list[str]:
+    """Checks the owner's table against the owner's copy of the federation, before any server is heard. Returns what
+    encoding met.
+
+    Raises:
+        ConfigError: the client file names no federation, or that has mistakes.
+        DataError: cells that do not fit, with their lines, or values of the schema that no cell can be.
+    """
+    if settings.federation is None:
+        raise ConfigError([f"{document}: federation is missing; --strict checks the table against the file it names"])
+    federation = federations.load(Path(settings.federation))
+    schema, place = federation.data_schema, Path(settings.data.path)
+    check_values(tables.read(place, schema, settings.data.form), schema)
+    rows = data.read(place, schema, key=b"nothing is dealt", form=settings.data.form, person=settings.data.id)
+    said = f"all {len(rows.y)} rows fit federation {federation.name}, fingerprint {federation.fingerprint}"
+    return [said, *rows.report.lines()]
+
+
 def _client(path: Path) -> list[str]:
     settings = load_client_file(path)
     policy = settings.policy
+    table = check_table(settings, path) if settings.federation is not None else []
     return [
         f"{path}: a client file, valid",
         f"server {settings.server}, {'mutual TLS' if settings.tls else 'plain text'}, device {settings.device}",
         *_floating(settings),
         f"dataset {settings.data.name}: at most epsilon {policy.epsilon:g} at delta {policy.delta:g} in all",
+        *table,
     ]
 
 

@@ -12,13 +12,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from client import data
+from client.checking import check_table
 from client.device import resolve_device
 from client.node import Node, Say
-from client.site import ClientFile, TLSFiles, load_client_file, split_key
-from common import federation as federations
+from client.site import TLSFiles, load_client_file
 from common.errors import CertificateError, ConfigError
-from common.logs import LogFormat, json_handler, log_to, quiet_flower, text_handler
+from common.logs import LogFormat, json_handler, log_to, quiet_flower, tell, text_handler
 from common.wire import tls
 from common.wire.address import parse
 from common.wire.tls import TLSMaterial
@@ -41,7 +40,8 @@ def join(document: Path, *, wait_s: float, log_format: LogFormat, console: Conso
     settings = load_client_file(document)
     say = _say(log_format, console)
     if strict:
-        say(check_table(settings, document))
+        for line in check_table(settings, document):
+            say(line)
     if (files := settings.tls) is None:
         host = parse(settings.server).host
         if not tls.is_loopback(host):
@@ -58,26 +58,6 @@ def join(document: Path, *, wait_s: float, log_format: LogFormat, console: Conso
     log_to(json_handler() if log_format == LogFormat.JSON else text_handler())
     node = Node(settings, tls=material, wait_s=wait_s, say=say, ask=_ask if sys.stdin.isatty() else None)
     return asyncio.run(_until_interrupted(node, say))
-
-
-def check_table(settings: ClientFile, document: Path) -> str:
-    """Checks the owner's table against the owner's copy of the federation, before any server is heard.
-
-    Raises:
-        ConfigError: the client file names no federation, or that has mistakes.
-        DataError: cells that do not fit, with their lines.
-    """
-    if settings.federation is None:
-        raise ConfigError([f"{document}: federation is missing; --strict checks the table against the file it names"])
-    federation = federations.load(Path(settings.federation))
-    rows = data.read(
-        Path(settings.data.path),
-        federation.data_schema,
-        key=split_key(Path(settings.state)),
-        form=settings.data.form,
-        person=settings.data.id,
-    )
-    return f"all {len(rows.y)} rows fit federation {federation.name}, fingerprint {federation.fingerprint}"
 
 
 def _reread(files: TLSFiles, say: Say) -> Callable[[], TLSMaterial]:
@@ -101,7 +81,7 @@ def _say(log_format: LogFormat, console: Console) -> Say:
     """How the owner is told."""
     if log_format == LogFormat.JSON:
         return log.info
-    return lambda text: console.print(text, markup=False, soft_wrap=True)
+    return lambda text: tell(console, text)
 
 
 async def _until_interrupted(node: Node, say: Say) -> int:

@@ -134,6 +134,18 @@ def holds_cells(dtype: pl.DataType) -> bool:
     return not (dtype.is_nested() or dtype in (pl.Binary, pl.Object, pl.Duration))
 
 
+def could_be(value: Scalar, dtype: pl.DataType) -> bool:
+    """Could a cell of a column of this type be what a value of a schema stands for?"""
+    number = meaning_of(value).number
+    if dtype == pl.Boolean:
+        return number in (0.0, 1.0)
+    if dtype.is_integer():
+        return number is not None and number.is_integer()
+    if dtype.is_numeric():
+        return number is not None
+    return not dtype.is_temporal() or isinstance(value, str)
+
+
 def tidy(frame: pl.DataFrame) -> pl.DataFrame:
     """A table with text trimmed, and few types: text, truth values, integers, float64, dates and times.
 

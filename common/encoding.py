@@ -17,7 +17,7 @@ Each is a rule for one row by itself, so a table is encoded block by block.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
@@ -26,7 +26,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from common import tables
-from common.cells import Cells, Mask, holds_cells
+from common.cells import Cells, Mask, could_be, holds_cells
 from common.errors import DataError
 from common.schema import Bounds, Categorical, Classes, Numeric, NumericTarget, Schema
 from common.tables import Block, Table
@@ -46,6 +46,7 @@ class EncodingReport:
     missing: dict[str, int] = field(default_factory=dict)
     clamped: dict[str, int] = field(default_factory=dict)
     other: dict[str, int] = field(default_factory=dict)
+    targets_clamped: int = 0  # of a target that is a number
     unfit_missing: dict[str, int] = field(default_factory=dict)  # also among the missing
     absent: list[str] = field(default_factory=list)
     classes: dict[str, int] = field(default_factory=dict)
@@ -53,9 +54,33 @@ class EncodingReport:
     left_out: int = 0  # rows with a cell that does not fit
     unfit: list[str] = field(default_factory=list)  # the first of those cells, quoted
 
-    def lines(self) -> list[str]:
-        """The report as sentences, the least expected first."""
-        said = [f"column {name} is absent; it is optional and counts as missing" for name in self.absent]
+    def warnings(self, of: str = "") -> list[str]:
+        """What is hardly meant: a column of which more than half is not what the schema says, and clamped targets."""
+        half = self.rows / 2
+        said = [
+            f"warning: column {name}: {n} of {self.rows} cells are outside its bounds, and are clamped; does the "
+            "schema mean another unit?"
+            for name, n in self.clamped.items()
+            if n > half
+        ]
+        said += [
+            f"warning: column {name}: {n} of {self.rows} cells are none of its categories, and count as other; are "
+            "they spelled in another way?"
+            for name, n in self.other.items()
+            if n > half
+        ]
+        if self.targets_clamped:
+            prefix = "warning: " if self.targets_clamped > half else ""
+            said.append(
+                f"{prefix}{self.targets_clamped} of {self.rows} targets are outside their bounds and are clamped: to "
+                "train on, and where an error is measured"
+            )
+        return [_named(line, of) for line in said] if of else said
+
+    def lines(self, of: str = "") -> list[str]:
+        """The report as sentences, the least expected first. `of` names the table, if it is one of several."""
+        said = self.warnings()
+        said += [f"column {name} is absent; it is optional and counts as missing" for name in self.absent]
         if sum(1 for n in self.classes.values() if n) == 1:
             said.append(f"all rows are of one class: {next(c for c, n in self.classes.items() if n)}")
         if self.nobody:
@@ -73,7 +98,12 @@ class EncodingReport:
                 said.append(f"cells {what}: " + ", ".join(f"{name} {n}" for name, n in counts.items()))
         if self.classes:
             said.append("classes: " + ", ".join(f"{label} {n}" for label, n in self.classes.items()))
-        return said
+        return [_named(line, of) for line in said] if of else said
+
+
+def _named(line: str, of: str) -> str:
+    warning = "warning: " if line.startswith("warning: ") else ""
+    return f"{warning}{of}: {line.removeprefix('warning: ')}"
 
 
 @dataclass(frozen=True)
@@ -164,6 +194,36 @@ def _nearest(name: str, others: list[str]) -> str:
     return by_lower[found[0]] if found else ""
 
 
+def check_values(table: Table, schema: Schema) -> None:
+    """Checks what the schema lists for columns that have a type, such as text for a column of numbers.
+
+    One value that cannot be there is no mistake, since another table may spell it so; none that can is.
+
+    Raises:
+        DataError: a column of which no category can be there, or a class of which no value can.
+    """
+    wrong = []
+    for feature in schema.features:
+        if isinstance(feature, Categorical) and not _can_be_in(table, feature.name, feature.categories):
+            wrong.append(_never(table, feature.name, "category", feature.categories))
+    if isinstance(schema.target, Classes):
+        for label, values in schema.target.classes.items():
+            if not _can_be_in(table, schema.target.name, values):
+                wrong.append(_never(table, schema.target.name, f"value of class {label}", values))
+    if wrong:
+        raise DataError(f"{table.source}: {'; '.join(wrong)}")
+
+
+def _can_be_in(table: Table, name: str, values: Iterable[Scalar]) -> bool:
+    dtype = table.types.get(name)
+    return dtype is None or any(could_be(value, dtype) for value in values)
+
+
+def _never(table: Table, name: str, what: str, values: Iterable[Scalar]) -> str:
+    listed = ", ".join(map(spelled, values))
+    return f"column {name} holds {table.types[name]}, so no {what} can be in it (the schema lists {listed})"
+
+
 class _Unfit:
     """The cells that do not fit: how many, and the first of them in the order of the file."""
 
@@ -245,7 +305,7 @@ class _Coder:
             missing = self._unfit_missing(feature, missing, unread)
         else:
             self._left_out(cells, feature.name, "a number", unread)
-        position = self._scaled(cells, feature.name, feature.bounds, missing | unread)
+        position = _scaled(cells, feature.name, feature.bounds, missing | unread, self.report.clamped)
         place[:, 0] = np.where(missing, 0.0, 2 * position - 1)
         place[:, 1:] = missing[:, None]
 
@@ -273,7 +333,9 @@ class _Coder:
         if isinstance(target, NumericTarget):
             unread = ~empty & ~np.isfinite(cells.number)
             self._left_out(cells, target.name, "a number", unread)
-            y[:] = self._scaled(cells, target.name, target.bounds, empty | unread)
+            clamped: dict[str, int] = {}
+            y[:] = _scaled(cells, target.name, target.bounds, empty | unread, clamped)
+            self.report.targets_clamped += clamped.get(target.name, 0)
             return
         y[:] = -1
         for i, (label, some) in enumerate(target.classes.items()):
@@ -306,13 +368,14 @@ class _Coder:
     def _left_out(self, cells: Cells, name: str, expected: str, where: Mask) -> None:
         self._unfit.note(where, lambda row: f"{name}: expected {expected}, found {cells.text[row]!r}")
 
-    def _scaled(self, cells: Cells, name: str, bounds: Bounds, absent: Mask) -> NDArray[np.float64]:
-        """Position between the bounds, in [0, 1], after clamping; that of an absent value is 0."""
-        low, high = bounds
-        value = np.where(absent, low, cells.number)
-        _count(self.report.clamped, name, (value < low) | (value > high))
-        scaled: NDArray[np.float64] = (np.clip(value, low, high) - low) / (high - low)
-        return scaled
+
+def _scaled(cells: Cells, name: str, bounds: Bounds, absent: Mask, clamped: dict[str, int]) -> NDArray[np.float64]:
+    """Position between the bounds, in [0, 1], after clamping, which is counted; that of an absent value is 0."""
+    low, high = bounds
+    value = np.where(absent, low, cells.number)
+    _count(clamped, name, (value < low) | (value > high))
+    scaled: NDArray[np.float64] = (np.clip(value, low, high) - low) / (high - low)
+    return scaled
 
 
 def _count(counts: dict[str, int], name: str, where: Mask) -> None:

@@ -154,7 +154,8 @@ def _summary(result: dict[str, Any]) -> Table:
 
 def _held_out(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """The first figure of the held-out rows; below it that of each client, where all of them were there to score."""
-    rows = [(f"{name} on held-out rows (exact)", value) for name, value in _figures(metrics)[:1]]
+    how = "exact, but against clamped targets" if metrics.get("clamped_targets") else "exact"
+    rows = [(f"{name} on held-out rows ({how})", value) for name, value in _figures(metrics)[:1]]
     for client, own in metrics.get("per_client", {}).items():
         rows += [(f"  {escape(client)}", value) for _, value in _figures(own)[:1]]
     return rows

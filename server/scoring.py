@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,16 +16,21 @@ from common.state import State
 from common.tables import AS_IT_SEEMS, FileFormat
 
 
-def held_out_scorer(federation: Federation, path: Path, form: FileFormat = AS_IT_SEEMS) -> Callable[[State], Metrics]:
-    """Reads the table once; the result scores a model on it, exactly. Raises `DataError`."""
-    schema, loss = federation.data_schema, federation.training.loss
-    encoded = encode_table(tables.read(path, schema, form), schema)
-    x, y = torch.from_numpy(encoded.x), torch.from_numpy(encoded.y)
-    with room_for(federation):
-        model = models.build(federation)
+class HeldOut:
+    """A table of the server's own, read once. Called with a model, it scores it on all rows, exactly."""
 
-    def score(state: State) -> Metrics:
-        models.load_state(model, state)
-        return metrics_of(objective.score(model, x, y, schema=schema, loss=loss), schema)
+    def __init__(self, federation: Federation, path: Path, form: FileFormat = AS_IT_SEEMS) -> None:
+        """Raises `DataError`."""
+        self._schema, self._loss = federation.data_schema, federation.training.loss
+        encoded = encode_table(tables.read(path, self._schema, form), self._schema)
+        self.report = encoded.report
+        self._x, self._y = torch.from_numpy(encoded.x), torch.from_numpy(encoded.y)
+        with room_for(federation):
+            self._model = models.build(federation)
 
-    return score
+    def __call__(self, state: State) -> Metrics:
+        """The metrics; `clamped_targets` among them if errors are measured against targets that were clamped."""
+        models.load_state(self._model, state)
+        counts = objective.score(self._model, self._x, self._y, schema=self._schema, loss=self._loss)
+        clamped = self.report.targets_clamped
+        return metrics_of(counts, self._schema) | ({"clamped_targets": clamped} if clamped else {})

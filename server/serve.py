@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -17,9 +17,7 @@ from common import federation as federations
 from common.errors import CertificateError, ConfigError, RunFailed, RunFolderError
 from common.federation import Federation
 from common.logs import LogFormat, json_handler, log_to, quiet_flower
-from common.metrics import Metrics
 from common.privacy import evaluation_release
-from common.state import State
 from common.wire.address import parse_option
 from common.wire.tls import ServerIdentity
 from server import checkpoint as checkpoints
@@ -31,6 +29,9 @@ from server.progress import ProgressDisplay
 from server.run import Event
 from server.rundir import RunFolder
 from server.watch import Watch
+
+if TYPE_CHECKING:
+    from server.scoring import HeldOut
 
 log = logging.getLogger("cloister.server")
 
@@ -120,6 +121,8 @@ def serve(
     _terminate_on_sigterm()
     quiet_flower()
     log_to(json_handler() if log_format == LogFormat.JSON else ConsoleHandler(console))
+    for line in scorer.report.lines(of="held-out table") if scorer else ():
+        log.log(logging.WARNING if line.startswith("warning: ") else logging.INFO, "%s", line)
     watch = Watch(federation, begun.name)
     grid = GrpcGrid(federation, run=begun.name, address=address, identity=identity, limits=limits, status=watch.status)
     watch.clients = grid.sessions.describe
@@ -195,12 +198,12 @@ def _identity(certificates: Path | None, insecure: bool) -> ServerIdentity | Non
     return None
 
 
-def _scorer(federation: Federation, held_out: Path | None) -> Callable[[State], Metrics] | None:
+def _scorer(federation: Federation, held_out: Path | None) -> HeldOut | None:
     if held_out is None:
         return None
-    from server.scoring import held_out_scorer  # torch, which only such a server needs
+    from server.scoring import HeldOut  # torch, which only such a server needs
 
-    return held_out_scorer(federation, held_out)
+    return HeldOut(federation, held_out)
 
 
 def _terminate_on_sigterm() -> None:
@@ -218,4 +221,5 @@ class ConsoleHandler(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(self.format(record), style="dim", markup=False, highlight=False, soft_wrap=True)
+        style = "yellow" if record.levelno >= logging.WARNING else "dim"
+        self._console.print(self.format(record), style=style, markup=False, highlight=False, soft_wrap=True)

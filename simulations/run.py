@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from client.device import describe_device, resolve_device
+from client.site import Site
 from common import federation as federations
 from common.errors import ConfigError, DataError
-from common.logs import quiet_flower
+from common.logs import quiet_flower, tell
 from common.tables import AS_IT_SEEMS, FileFormat
 from server.progress import ProgressDisplay
 from server.rundir import RunFolder
-from server.scoring import held_out_scorer
+from server.scoring import HeldOut
 from simulations.engine import simulate, sites_from_files, sites_from_table, willing
+
+MOST_TABLES = 10  # of which all is told; of more only what is hardly meant
+MOST_LINES = 20
 
 
 def simulate_files(
@@ -47,7 +52,7 @@ def simulate_files(
     if sum(source is not None for source in (data, data_dir, generate)) != 1:
         raise ConfigError(["give exactly one of --data TABLE, --data-dir FOLDER and --generate ROWS"])
     where = resolve_device(device, exact=federation.privacy.row is not None)
-    scorer = held_out_scorer(federation, held_out, form) if held_out else None
+    scorer = HeldOut(federation, held_out, form) if held_out else None
     if data_dir is not None:
         if clients is not None or partition != "iid":
             raise DataError("--data-dir has one client a file; --clients and --partition belong to --data")
@@ -61,8 +66,21 @@ def simulate_files(
     sites, refused = willing(sites, run=run)
     for name, reason in refused.items():
         console.print(f"{name} is left out: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    for line in _met(sites, one_table=data_dir is None) + (scorer.report.lines(of="held-out table") if scorer else []):
+        tell(console, line)
     folder = RunFolder.create(federation, path=out)
     console.print(f"simulating {federation.name}: {len(sites)} clients on {describe_device(where)}", highlight=False)
     with ProgressDisplay(console, limits=federation.privacy.limits) as display:
         result = simulate(federation, sites, folder, run=run, observe=display, held_out=scorer)
     return result, folder.path
+
+
+def _met(sites: Sequence[Site], *, one_table: bool) -> list[str]:
+    """What encoding met in the tables, which are whoever simulates' own."""
+    if one_table:
+        return sites[0].dataset.report.lines()
+    if len(sites) <= MOST_TABLES:
+        return [line for site in sites for line in site.dataset.report.lines(of=site.name)]
+    lines = [line for site in sites for line in site.dataset.report.warnings(of=site.name)]
+    more = [f"and {len(lines) - MOST_LINES} more such lines"] if len(lines) > MOST_LINES else []
+    return lines[:MOST_LINES] + more

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import polars as pl
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
@@ -176,6 +177,36 @@ def test_clients_too_small_to_take_part_are_named_and_the_others_go_on(files):
     result = json.loads((only_run(files) / "result.json").read_text())
     assert len(result["clients"]) == 60 - len(left_out)
     assert not set(left_out) & set(result["clients"])
+
+
+def test_what_encoding_met_is_told_before_a_simulation(files):
+    rows = table(60).with_columns(a=pl.col("a") + 9, c=pl.lit("Red"))
+    rows.write_csv("far.csv")
+    done = run("simulate", "federation.yaml", "--data", "far.csv", "--clients", 2, "--held-out", "table.csv")
+    assert done.exit_code == 0, done.output
+    said = done.output.split("simulating")[0]
+    assert "warning: column a: 60 of 60 cells are outside its bounds, and are clamped" in said
+    assert "warning: column c: 60 of 60 cells are none of its categories, and count as other" in said
+    assert "\nheld-out table: classes: 0 " in said
+    Path("tables").mkdir()
+    for name in ("ada", "ben"):
+        rows.write_csv(f"tables/{name}.csv")
+    said = run("simulate", "federation.yaml", "--data-dir", "tables").output.split("simulating")[0]
+    assert "warning: ada: column a: 60 of 60" in said and "\nben: cells outside their bounds, clamped: a 60" in said
+
+
+@pytest.mark.parametrize("encoding", ["windows-1252", "utf-16-le"])
+def test_a_table_in_another_encoding_is_simulated_and_drafted_where_it_is_named(files, encoding):
+    text = table(60).with_columns(größe=pl.lit("groß")).write_csv().replace(",", ";").replace("0.", "0,")
+    Path("odd.csv").write_bytes(text.encode(encoding))
+    arguments = ["--encoding", encoding]
+    done = run("simulate", "federation.yaml", "--data", "odd.csv", "--clients", 2, *arguments)
+    assert done.exit_code == 0, done.output
+    drafted = run("schema", "draft", "odd.csv", "--target", "y", *arguments)
+    assert 'name: "größe", type: categorical, categories: ["groß"]' in drafted.output
+    assert run("schema", "draft", "odd.csv").exit_code == 2
+    wrong = run("schema", "draft", "odd.csv", "--encoding", "utf-7.5")
+    assert "error: --encoding must be an encoding that Python knows, such as utf-8" in wrong.output
 
 
 def test_an_existing_run_folder_is_left_alone(files):

@@ -29,7 +29,7 @@ from server import strategies
 from server.central import CentralDP
 from server.rounds import run_rounds
 from server.run import Run
-from server.scoring import held_out_scorer
+from server.scoring import HeldOut
 from simulations.engine import sites_from_table
 from simulations.inline import InlineGrid
 from tests.support import federation, table
@@ -64,7 +64,7 @@ def accuracy(fed: Federation, folder: Path, seed: int, wrap: Callable[[Any], Any
     )
     grid = InlineGrid(client_app(lambda context: nullcontext(by_node[context.node_id])), by_node, run="benchmark")
     run_rounds(run, grid, wrap(strategies.build(fed)), wait_s=0.0)
-    return 100 * float(held_out_scorer(fed, held)(run.state)["accuracy"])
+    return 100 * float(HeldOut(fed, held)(run.state)["accuracy"])
 
 
 def main() -> None:

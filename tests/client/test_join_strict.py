@@ -8,7 +8,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from client.join import check_table, join
+from client.checking import check_file, check_table
+from client.join import join
 from client.site import load_client_file
 from common.errors import ConfigError, DataError
 from tests.support import PRIVATE, document, federation, table
@@ -33,7 +34,18 @@ def client(tmp_path: Path) -> Path:
 
 def test_a_table_that_fits_is_said_to(client):
     said = check_table(load_client_file(client), client)
-    assert said == f"all 200 rows fit federation small, fingerprint {federation(**PRIVATE).fingerprint}"
+    assert said[0] == f"all 200 rows fit federation small, fingerprint {federation(**PRIVATE).fingerprint}"
+    assert said[1:] == ["classes: 0 91, 1 109"]
+    assert check_file(client)[-2:] == said
+    assert not (client.parent / "state").exists()
+
+
+def test_check_and_strict_tell_what_cannot_be_in_a_typed_column(client):
+    table().with_columns(c=1).write_parquet(client.parent / "ada.parquet")
+    client.write_text(client.read_text().replace("ada.csv", "ada.parquet"))
+    for checked in (lambda: check_file(client), lambda: check_table(load_client_file(client), client)):
+        with pytest.raises(DataError, match=r"ada\.parquet: column c holds Int32, so no category can be in it"):
+            checked()
 
 
 def test_a_table_that_does_not_fit_ends_it_before_a_server_is_sought_and_nothing_is_noted(client):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from common import documents, tables
-from common.encoding import Encoded, encode
+from common.encoding import Encoded, check_values, encode
 from common.errors import DataError
 from common.schema import Schema
 
@@ -180,7 +180,10 @@ def test_a_numeric_target_is_scaled_to_zero_and_one_and_clamped():
     encoded = target(COST, [100, 150, 300, 400, 0])
     assert encoded.y.dtype == np.float32
     assert_array_equal(encoded.y, np.float32([0, 0.25, 1, 1, 0]))
-    assert encoded.report.clamped == {"cost": 2}
+    assert (encoded.report.targets_clamped, encoded.report.clamped) == (2, {})
+    assert encoded.report.lines() == [
+        "2 of 5 targets are outside their bounds and are clamped: to train on, and where an error is measured"
+    ]
 
 
 def test_a_table_of_one_class_is_accepted_and_said():
@@ -297,6 +300,60 @@ def test_the_report_says_what_was_met():
         "cells missing: chol 1",
         "classes: no 1, yes 1",
     ]
+
+
+def test_a_column_that_is_mostly_not_what_the_schema_says_is_a_warning():
+    frame = pl.DataFrame(
+        {"age": [1, 2, 60, 61], "chol": [5, 50, 50, 50], "cp": ["1", "a", "b", "c"], "cost": [1, 2, 3, 200]}
+    )
+    report = encode(frame, schema(AGE, CHOL, CP, target=COST)).report
+    assert report.warnings(of="t") == [
+        "warning: t: column chol: 3 of 4 cells are outside its bounds, and are clamped; does the schema mean another "
+        "unit?",
+        "warning: t: column cp: 3 of 4 cells are none of its categories, and count as other; are they spelled in "
+        "another way?",
+        "warning: t: 3 of 4 targets are outside their bounds and are clamped: to train on, and where an error is "
+        "measured",
+    ]
+    assert report.lines(of="t")[:3] == report.warnings(of="t")
+    assert report.lines(of="t")[3] == "t: cells outside their bounds, clamped: age 2, chol 3"
+
+
+@pytest.mark.parametrize(
+    "feature, cells, wrong",
+    [
+        (CP, [1, 2], False),  # none cannot be in it, but 1 and 2 can
+        (CP | {"categories": ["a", "b"]}, [1, 2], True),
+        (CP | {"categories": ["a", "2"]}, [1, 2], False),
+        (CP | {"categories": ["01", "02"]}, [1, 2], True),
+        (CP | {"categories": [1.5, 2.5]}, [1, 2], True),
+        (CP | {"categories": [1.5, 2.5]}, [1.0, 2.0], False),
+        (CP | {"categories": ["yes", "no"]}, [True, False], True),
+        (CP | {"categories": ["True", "no"]}, [True, False], False),
+        (CP | {"categories": [2, 3]}, [True, False], True),
+        (CP | {"categories": ["a", "b"]}, ["1", "2"], False),  # text may be anything
+        (CP | {"categories": [1, 2]}, [date(2026, 1, 1)] * 2, True),
+        (CP | {"categories": ["2026-01-01"]}, [date(2026, 1, 1)] * 2, False),
+    ],
+)
+def test_categories_of_which_none_can_be_in_a_typed_column_are_found(feature, cells, wrong):
+    place = tables.of_frame(pl.DataFrame({"cp": cells, "sick": [0, 1]}), source="t.parquet")
+    if not wrong:
+        check_values(place, schema(feature))
+        return
+    with pytest.raises(
+        DataError, match=r"^t\.parquet: column cp holds \w+, so no category can be in it \(the schema li"
+    ):
+        check_values(place, schema(feature))
+
+
+def test_a_class_of_which_no_value_can_be_in_a_typed_column_is_found():
+    place = tables.of_frame(pl.DataFrame({"age": [50], "sick": [1]}), source="t.parquet")
+    check_values(place, schema(AGE, target={"name": "sick", "classes": {"no": [0, "well"], "yes": [1, "ill"]}}))
+    with pytest.raises(
+        DataError, match=r"column sick holds Int64, so no value of class no can be in it \(.* lists well\)"
+    ):
+        check_values(place, schema(AGE, target={"name": "sick", "classes": {"no": ["well"], "yes": [1, "ill"]}}))
 
 
 CELLS = st.fixed_dictionaries(

@@ -167,6 +167,13 @@ def test_a_run_without_evaluation_has_a_closing_table_with_its_reason(capsys):
     assert "budgets are spent" in text
 
 
+def test_a_score_against_clamped_targets_is_named_as_that(capsys):
+    metrics = {"mae": 0.5, "mse": 0.4, "clamped_targets": 3}
+    assert "MAE on held-out rows (exact, but against clamped targets) │" in closing(result(held_out=metrics), capsys)
+    del metrics["clamped_targets"]
+    assert "MAE on held-out rows (exact) │" in closing(result(held_out=metrics), capsys)
+
+
 def test_an_evaluation_of_no_rows_is_told_as_that(capsys):
     assert "no validation rows" in shown(event(20, evaluation={}))
     assert "│ evaluation │ no validation rows │" in closing(result(evaluation={}), capsys)

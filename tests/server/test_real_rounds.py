@@ -16,7 +16,7 @@ from flwr.app import Message
 from common.federation import Federation
 from common.wire.records import COUNTS, LOSS, METRICS, WEIGHT
 from server.rundir import RunFolder, load_model
-from server.scoring import held_out_scorer
+from server.scoring import HeldOut
 from simulations import engine
 from simulations.engine import simulate, sites_from_table
 from simulations.inline import InlineGrid
@@ -32,7 +32,7 @@ def run(document: Federation, where: Path, *, clients: int = 3, rows: int = 240)
     table(rows).write_csv(source)
     sites = sites_from_table(document, source, clients=clients, how="iid", seed=document.training.seed, device=CPU)
     folder = RunFolder.create(document, path=where / "run")
-    simulate(document, sites, folder, run="test", held_out=held_out_scorer(document, source))
+    simulate(document, sites, folder, run="test", held_out=HeldOut(document, source))
     return json.loads((folder.path / "result.json").read_text()), folder
 
 
