@@ -15,12 +15,14 @@ uniform whatever the others' are, so the sums are equal with probability of abou
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 import polars as pl
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
 
+BATCH_CELLS = 1 << 16
 WORD = 8  # bytes of text in a block
 NOTHING, MORE, TYPED = 0, 9, 16  # how a cell goes on; 1 to 8 is the length of the end of a text
 LENGTHS = np.array([0, *(2 ** (8 * n) - 1 for n in range(1, WORD + 1))], np.uint64)  # masks
@@ -42,41 +44,85 @@ class RowHash:
         total = np.zeros((frame.height, 2), np.uint64)
         if not frame.height:
             return total[:, 0]
-        for number, column in enumerate(frame.iter_columns()):
-            add = self._text if column.dtype == pl.String else self._typed
-            add(column, np.uint64(number << 40), total)
+        for kind, blocks_of in (("text", _blocks_of_texts), ("float", _blocks_of_floats), ("whole", _blocks_of_wholes)):
+            for columns in self._batches(frame, kind):
+                blocks, first = blocks_of(frame, columns)
+                images = _encrypted(self._blocks, blocks)
+                cells = images if first is None else np.bitwise_xor.reduceat(images, first, axis=0)
+                total ^= np.bitwise_xor.reduce(cells.reshape(len(columns), frame.height, 2), axis=0)
         return _encrypted(self._rows, total)[:, 0].copy()
 
-    def _typed(self, column: pl.Series, number: np.uint64, total: NDArray[np.uint64]) -> None:
-        column = column.fill_nan(None) if column.dtype.is_float() else column
-        values = column.to_physical().fill_null(0).to_numpy()
-        if values.dtype.kind != "f":
-            values = values.astype(np.uint64 if values.dtype.kind == "u" else np.int64)
-        blocks = np.empty((len(column), 2), np.uint64)
-        blocks[:, 0] = (values + 0).view(np.uint64)  # + 0 turns -0.0 into 0.0
-        blocks[:, 1] = number | np.where(column.is_null().to_numpy(), NOTHING, TYPED).astype(np.uint64)
-        total ^= _encrypted(self._blocks, blocks)
+    def _batches(self, frame: pl.DataFrame, kind: str) -> Iterator[list[int]]:
+        """The columns of a kind, so many at a time that their cells fit a processor's cache."""
+        columns = [number for number, dtype in enumerate(frame.dtypes) if _kind(dtype) == kind]
+        step = max(1, BATCH_CELLS // frame.height)
+        for start in range(0, len(columns), step):
+            yield columns[start : start + step]
 
-    def _text(self, column: pl.Series, number: np.uint64, total: NDArray[np.uint64]) -> None:
-        size = column.str.len_bytes().fill_null(0).to_numpy().astype(np.int64)
-        data = column.str.join("").item().encode() + bytes(WORD)
-        words = np.ndarray(len(data) - WORD + 1, np.dtype("<u8"), data, strides=(1,))  # at every byte
-        start = np.cumsum(size) - size
-        if size.max() <= WORD:
-            blocks = np.empty((len(size), 2), np.uint64)
-            blocks[:, 0] = words[start] & LENGTHS[size]
-            blocks[:, 1] = number | size.astype(np.uint64)
-            total ^= _encrypted(self._blocks, blocks)
-            return
-        count = np.maximum(1, -(-size // WORD))
-        first = np.cumsum(count) - count
-        row = np.repeat(np.arange(len(size)), count)
-        place = np.arange(len(row)) - first[row]
-        left = size[row] - WORD * place
-        blocks = np.empty((len(row), 2), np.uint64)
-        blocks[:, 0] = words[start[row] + WORD * place] & LENGTHS[np.minimum(left, WORD)]
-        blocks[:, 1] = number | (place << 8).astype(np.uint64) | np.where(left > WORD, MORE, left).astype(np.uint64)
-        total ^= np.bitwise_xor.reduceat(_encrypted(self._blocks, blocks), first, axis=0)
+
+Blocks = tuple[NDArray[np.uint64], NDArray[np.int64] | None]  # and where each cell's begin; None if each has one
+
+
+def _kind(dtype: pl.DataType) -> str:
+    if dtype == pl.String:
+        return "text"
+    return "float" if dtype.is_float() else "whole"
+
+
+def _numbers(columns: list[int], height: int) -> NDArray[np.uint64]:
+    """The column's number for each cell, one column after another, at its place in a block."""
+    return np.repeat(np.array(columns, np.uint64) << np.uint64(40), height)
+
+
+def _blocks_of_floats(frame: pl.DataFrame, columns: list[int]) -> Blocks:
+    values = frame[:, columns].to_numpy(order="fortran").T.reshape(-1) + 0.0  # which turns -0.0 into 0.0
+    return _blocks_of_typed(values.view(np.uint64), np.isnan(values), _numbers(columns, frame.height)), None
+
+
+def _blocks_of_wholes(frame: pl.DataFrame, columns: list[int]) -> Blocks:
+    """Integers, dates, times and truth values, by the bits of an integer of 64."""
+    some = frame[:, columns]
+    whole = some.select(_as_int64(pl.col(name), dtype) for name, dtype in some.schema.items())
+    values = whole.to_numpy(order="fortran").T.reshape(-1).view(np.uint64)
+    nothing = some.select(pl.all().is_null()).to_numpy(order="fortran").T.reshape(-1)
+    return _blocks_of_typed(values, nothing, _numbers(columns, frame.height)), None
+
+
+def _as_int64(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    column = column.to_physical().fill_null(False if dtype == pl.Boolean else 0)
+    return column.reinterpret(signed=True) if dtype == pl.UInt64 else column.cast(pl.Int64)
+
+
+def _blocks_of_typed(
+    values: NDArray[np.uint64], nothing: NDArray[np.bool_], numbers: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    blocks = np.empty((len(values), 2), np.uint64)
+    blocks[:, 0] = np.where(nothing, np.uint64(0), values)
+    blocks[:, 1] = numbers | np.where(nothing, NOTHING, TYPED).astype(np.uint64)
+    return blocks
+
+
+def _blocks_of_texts(frame: pl.DataFrame, columns: list[int]) -> Blocks:
+    text = pl.concat([frame.to_series(number) for number in columns])
+    size = text.str.len_bytes().fill_null(0).to_numpy().astype(np.int64)
+    data = text.str.join("").item().encode() + bytes(WORD)
+    words = np.ndarray(len(data) - WORD + 1, np.dtype("<u8"), data, strides=(1,))  # at every byte
+    start, numbers = np.cumsum(size) - size, _numbers(columns, frame.height)
+    if size.max() <= WORD:
+        blocks = np.empty((len(size), 2), np.uint64)
+        blocks[:, 0] = words[start] & LENGTHS[size]
+        blocks[:, 1] = numbers | size.astype(np.uint64)
+        return blocks, None
+    count = np.maximum(1, -(-size // WORD))
+    first = np.cumsum(count) - count
+    cell = np.repeat(np.arange(len(size)), count)
+    place = np.arange(len(cell)) - first[cell]
+    left = size[cell] - WORD * place
+    blocks = np.empty((len(cell), 2), np.uint64)
+    blocks[:, 0] = words[start[cell] + WORD * place] & LENGTHS[np.minimum(left, WORD)]
+    goes_on = np.where(left > WORD, MORE, left).astype(np.uint64)
+    blocks[:, 1] = numbers[cell] | (place << 8).astype(np.uint64) | goes_on
+    return blocks, first
 
 
 def positions(ids: NDArray[np.uint64], key: bytes) -> NDArray[np.float64]:

@@ -70,7 +70,8 @@ class Cells:
     def number(self) -> NDArray[np.float64]:
         """As numbers, float64 [rows]; NaN where a cell is none."""
         if self.has_numbers:
-            return self.column.cast(pl.Float64).fill_null(np.nan).to_numpy()
+            number: NDArray[np.float64] = self.column.cast(pl.Float64).fill_null(np.nan).to_numpy()
+            return number
         if not self.is_text:
             return np.full(len(self.column), np.nan)
         read = self.text.cast(pl.Float64, strict=False)

@@ -30,7 +30,7 @@ from common.cells import Cells, Mask, could_be, holds_cells
 from common.errors import DataError
 from common.schema import Bounds, Categorical, Classes, Numeric, NumericTarget, Schema
 from common.tables import Block, Table
-from common.values import Scalar, spelled
+from common.values import Scalar, may_be_number, spelled
 
 Targets = NDArray[np.int64] | NDArray[np.float32]
 
@@ -178,7 +178,7 @@ def _check_columns(table: Table, schema: Schema) -> None:
         if name in table.types and not holds_cells(dtype := table.types[name]):
             raise DataError(f"{table.source}: column {name} holds {dtype}, not text, numbers or truth values")
     optional = {feature.name for feature in schema.features if feature.optional}
-    absent = [name for name in schema.names if name not in optional and name not in table.columns]
+    absent = [name for name in schema.names if name not in optional and name not in table.types]
     if not absent:
         return
     spare = [name for name in table.columns if name and name not in schema.names]
@@ -260,8 +260,10 @@ class _Coder:
     def __init__(self, table: Table, schema: Schema) -> None:
         self._table, self._schema = table, schema
         self._unfit = _Unfit()
+        self._places = _places(schema)
+        self._usual = _Usual(table, self._places)
         self.report = EncodingReport()
-        self.report.absent = [f.name for f in schema.features if f.name not in table.columns]
+        self.report.absent = [f.name for f in schema.features if f.name not in table.types]
         if isinstance(schema.target, Classes):
             self.report.classes = dict.fromkeys(schema.target.classes, 0)
 
@@ -269,11 +271,12 @@ class _Coder:
         """Fills `x` and `y` with the block's rows. Returns which of them fit."""
         self._unfit.begin(block)
         self.report.rows += block.frame.height
-        at = 0
-        for feature in self._schema.features:
+        done = self._usual.encode(block, x, self.report.clamped)
+        for feature, at in self._places:
+            if feature.name in done:
+                continue
             place = x[:, at : at + feature.inputs]
-            at += feature.inputs
-            if feature.name not in self._table.columns:
+            if feature.name not in self._table.types:
                 place[:] = 0
                 place[:, 1:] = isinstance(feature, Numeric)
             elif isinstance(feature, Numeric):
@@ -367,6 +370,46 @@ class _Coder:
 
     def _left_out(self, cells: Cells, name: str, expected: str, where: Mask) -> None:
         self._unfit.note(where, lambda row: f"{name}: expected {expected}, found {cells.text[row]!r}")
+
+
+def _places(schema: Schema) -> list[tuple[Numeric | Categorical, int]]:
+    """The features, and where their inputs begin."""
+    ends = np.cumsum([feature.inputs for feature in schema.features])
+    return [(f, int(end) - f.inputs) for f, end in zip(schema.features, ends, strict=True)]
+
+
+class _Usual:
+    """Columns of numbers in which every cell is one, encoded together: most tables have little else."""
+
+    def __init__(self, table: Table, places: list[tuple[Numeric | Categorical, int]]) -> None:
+        unusual = table.decimals.declared and table.decimals.mark == ","  # 1.234 is 1234 then
+        features = [
+            (feature, at)
+            for feature, at in places
+            if isinstance(feature, Numeric)
+            and feature.name in table.types
+            and could_be(0, table.types[feature.name])
+            and not unusual
+            and not any(may_be_number(marker) for marker in feature.missing)
+        ]
+        self._names = [feature.name for feature, _ in features]
+        self._at = np.array([at for _, at in features], np.int64)
+        self._flags = np.array([at + 1 for feature, at in features if feature.inputs > 1], np.int64)
+        self._low, self._high = (np.array([feature.bounds[i] for feature, _ in features]) for i in (0, 1))
+
+    def encode(self, block: Block, x: NDArray[np.float32], clamped: dict[str, int]) -> set[str]:
+        """Fills what it can of `x`. Returns the columns that it could."""
+        if not self._names:
+            return set()
+        numbers = block.frame.select(pl.col(self._names).cast(pl.Float64, strict=False).fill_null(np.nan))
+        value = numbers.to_numpy(order="fortran")
+        good = np.isfinite(value).all(axis=0)
+        for j in np.flatnonzero(((value < self._low) | (value > self._high)).any(axis=0) & good):
+            _count(clamped, self._names[j], (value[:, j] < self._low[j]) | (value[:, j] > self._high[j]))
+        position = (np.clip(value, self._low, self._high) - self._low) / (self._high - self._low)
+        x[:, self._at] = 2 * position - 1
+        x[:, self._flags] = 0
+        return {name for name, usable in zip(self._names, good, strict=True) if usable}
 
 
 def _scaled(cells: Cells, name: str, bounds: Bounds, absent: Mask, clamped: dict[str, int]) -> NDArray[np.float64]:

@@ -45,6 +45,12 @@ def spelled(value: Scalar) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def may_be_number(value: Scalar) -> bool:
+    """Could a cell that is a number be what the value stands for?"""
+    meaning = meaning_of(value)
+    return meaning.number is not None or _number(meaning.text) is not None
+
+
 def agree(one: Scalar, other: Scalar) -> bool:
     """Could one cell mean both?"""
     a, b = meaning_of(one), meaning_of(other)
