@@ -1,7 +1,7 @@
 """CSV as people and programs write it: rows of text cells, each with the line on which it stands.
 
     separator  one of , ; tab | : the one that finds the wanted names in the first row, or cuts the rows into equally
-               many fields; a first line `sep=;`, as Excel writes, names it
+               many fields; blanks, if none of these does; a first line `sep=;`, as Excel writes, names it
     quotes     around a cell that holds separators, quotes (doubled) or line ends; one that begins no cell is text
     blanks     around a cell, also before its quotes, are no part of it
     rows       blank lines are none, nor are rows without a single cell at the end, as Excel leaves them
@@ -31,6 +31,7 @@ from common.errors import DataError
 from common.text_files import pieces
 
 SEPARATORS = ",;\t|"
+BLANK = " "  # any number of them is one separator
 SAMPLE_ROWS = 50
 SHOWN_LINES = 10
 LONGEST_ROW = 1 << 28  # characters
@@ -76,6 +77,8 @@ def beginning(path: Path, encoding: str | None, wanted: Collection[str], *, widt
         before += 1
     else:
         found = [_sampled(path, text, separator) for separator in SEPARATORS]
+        if not any(len(sample.rows[0]) > 1 for sample in found):
+            found = [_sampled(path, text, BLANK)]
     best = max(found, key=lambda sample: sample.fits(wanted, width))
     return Beginning(best.separator, best.rows[0], before, best.height)
 
@@ -228,7 +231,7 @@ class _Rows:
             outside = np.logical_not(np.bitwise_xor.accumulate(codes == ord('"')))
         marks = (codes == ord(self._separator)) | (codes == ord("\n"))
         ends = np.flatnonzero(marks if outside is None else marks & outside)
-        if not _is_grid(codes[ends], self._width):
+        if self._separator == BLANK or not _is_grid(codes[ends], self._width):
             blocks = list(self._by_csv(iter(io.StringIO(text)), line))
             return pl.concat([frame for frame, _ in blocks]), np.concatenate([lines for _, lines in blocks])
         frame = pl.read_csv(

@@ -26,6 +26,7 @@ from common.values import Scalar, agree
 
 MOST_CATEGORIES = 50
 MOST_CLASSES = 20  # of a target of numbers; with more it is a number
+FEW_CLASSES = 4  # that it may have even if one occurs once
 MOST_MARKERS = 3  # different cells that are no number, in a column of numbers
 FEW_ROWS = 5  # in which numbers may follow each other by chance
 MANY_ROWS = 20  # in which a measured number would occur twice
@@ -180,7 +181,7 @@ def _target(column: _Column, source: str) -> Iterable[str]:
     if column.unclear:
         yield f"  # rows without a target: {column.unclear}; take them out of the table"
     name = f"name: {_text(column.name)}"
-    if column.bounds is not None and column.different > MOST_CLASSES:
+    if column.bounds is not None and (column.different > MOST_CLASSES or _is_measured(column)):
         yield f"  target: {{{name}, bounds: {_bounds(column.bounds)}}}"
         return
     if len(column.values) < 2:
@@ -189,6 +190,11 @@ def _target(column: _Column, source: str) -> Iterable[str]:
             "more than once"
         )
     yield f"  target: {{{name}, classes: [{', '.join(column.values)}]}}"
+
+
+def _is_measured(column: _Column) -> bool:
+    """Do its numbers differ too much for a few classes in few rows?"""
+    return column.different > FEW_CLASSES and column.different > len(column.values)
 
 
 def _reasons(columns: Iterable[_Column]) -> str:

@@ -178,6 +178,17 @@ def test_the_separator_of_a_file_without_a_header_cuts_it_into_the_columns(tmp_p
     assert table.frame["a"].to_list() == ["0,5", "1,5"]
 
 
+@pytest.mark.parametrize("text", ["a b y\n1 x 0\n2 y 1\n", " a  b y\n 1   x 0 \n2 y     1\n"])
+def test_blanks_separate_where_nothing_else_does(tmp_path, text):
+    table = read(tmp_path, text)
+    assert (table.columns, table.frame.rows()) == (["a", "b", "y"], [("1", "x", "0"), ("2", "y", "1")])
+
+
+def test_blanks_in_names_and_cells_do_not_separate_where_something_else_does(tmp_path):
+    (tmp_path / "t.csv").write_text("a b,c d\n1 2,3 4\n5 6,7 8\n")
+    assert tables.read_any(tmp_path / "t.csv").columns == ["a b", "c d"]
+
+
 def test_blank_lines_are_no_rows_and_are_counted_as_lines(tmp_path):
     table = read(tmp_path, "\na,y\n1,0\n\n2,1\n   \n3,0\n\n")
     assert table.frame.rows() == [("1", "0"), ("2", "1"), ("3", "0")]
