@@ -32,7 +32,7 @@ class Document(BaseModel):
 
 
 MERGE = "<<"
-MOST_VALUES = 1_000_000
+MOST_REPEATED = 1_000_000  # characters that aliases may add to what is written
 
 D = TypeVar("D", bound=Document)
 
@@ -66,7 +66,7 @@ class _Text:
     def __init__(self, text: str) -> None:
         self.lines: dict[Key, int] = {}
         self.problems: list[Problem] = []
-        self._values = 0
+        self._left = 2 * len(text) + MOST_REPEATED  # a value is counted as one character more than it has
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
@@ -89,9 +89,10 @@ class _Text:
         return loader.construct_object(node, deep=True)
 
     def _count(self, node: yaml.Node) -> None:
-        self._values += 1
-        if self._values > MOST_VALUES:  # a few aliases of aliases stand for billions
-            raise _refused(f"a document of more than {MOST_VALUES:,} values is not accepted", node)
+        """A few aliases of aliases can stand for billions of values."""
+        self._left -= 1 + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
+        if self._left < 0:
+            raise _refused(f"aliases that repeat more than {MOST_REPEATED:,} characters are not accepted", node)
 
     def _fill(self, mapping: dict[str, Any], loader: _Loader, node: yaml.MappingNode, key: Key) -> None:
         """Adds a node's keys to those that are there already, which stand beside a `<<` that names it, and win."""

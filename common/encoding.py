@@ -17,6 +17,7 @@ Each is a rule for one row by itself, so a table is encoded block by block.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -34,6 +35,7 @@ from common.values import Scalar, may_be_number, spelled
 
 Targets = NDArray[np.int64] | NDArray[np.float32]
 
+DECIMAL_COMMA = re.compile(r"[-+]?[0-9]*,[0-9]+")
 SHOWN_CELLS = 10
 SHOWN_COLUMNS = 30
 
@@ -369,7 +371,13 @@ class _Coder:
         return missing | unfit
 
     def _left_out(self, cells: Cells, name: str, expected: str, where: Mask) -> None:
-        self._unfit.note(where, lambda row: f"{name}: expected {expected}, found {cells.text[row]!r}")
+        def sentence(row: int) -> str:
+            cell = cells.text[row]
+            comma = expected == "a number" and DECIMAL_COMMA.fullmatch(cell)
+            hint = '; is that a decimal comma? `decimal: ","` below `data:`, or --decimal, says so' if comma else ""
+            return f"{name}: expected {expected}, found {cell!r}{hint}"
+
+        self._unfit.note(where, sentence)
 
 
 def _places(schema: Schema) -> list[tuple[Numeric | Categorical, int]]:

@@ -125,7 +125,17 @@ def test_a_merge_that_is_none_is_told_with_its_line(tmp_path, text, expected):
 )
 def test_aliases_of_aliases_do_not_take_over_the_machine(tmp_path, more):
     text = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {more.format(f'*a{i - 1}')}\n" for i in range(1, 20))
-    assert problems(tmp_path, text, Bag)[0].endswith("a document of more than 1,000,000 values is not accepted")
+    assert problems(tmp_path, text, Bag)[0].endswith(
+        "aliases that repeat more than 1,000,000 characters are not accepted"
+    )
+
+
+def test_aliases_of_a_long_text_are_bounded_too_and_a_long_document_without_any_is_not(tmp_path):
+    long = "x" * 100_000
+    text = f"a: &a {long}\n" + "".join(f"b{i}: *a\n" for i in range(20))
+    assert "repeat more than 1,000,000 characters" in problems(tmp_path, text, Bag)[0]
+    value = documents._Text("".join(f"b{i}: {long}\n" for i in range(20))).value
+    assert len(value) == 20
 
 
 @pytest.mark.parametrize("text, value", [("1e-5", 1e-5), ("1E3", 1000.0), (".5", 0.5), ("-2.", -2.0), ("+3", 3.0)])

@@ -165,8 +165,9 @@ def test_groups_of_digits_are_one_number(cell, number):
 
 @pytest.mark.parametrize("cell", ["1,5", "12,34", "1,2345", ",5", "1,234,5", "1,23,456", "1.5.2", "0,5"])
 def test_a_comma_that_groups_no_three_digits_is_no_number_where_a_point_is_the_mark(cell):
-    with pytest.raises(DataError, match=f"expected a number, found '{re.escape(cell)}'"):
+    with pytest.raises(DataError, match=f"expected a number, found '{re.escape(cell)}'") as caught:
         column(AGE, [cell])
+    assert ("is that a decimal comma? `decimal:" in str(caught.value)) == (cell.count(",") == 1)
 
 
 def test_classes_are_indices_in_the_order_of_the_schema():

@@ -168,6 +168,14 @@ def test_no_rows_cannot_be_generated(number):
         dealt(number)
 
 
+def test_cells_that_mean_the_same_are_one_client(tmp_path):
+    sites = ["A", "A ", " A", '"A"', "B", "b", "1", "1.0", "true", "True"] * 3
+    text = table(30).with_columns(site=pl.Series(sites)).write_csv(quote_style="never")
+    (tmp_path / "t.csv").write_text(text)
+    dealt_ = dealt(tmp_path / "t.csv", clients=None, how="by:site")
+    assert {site.name: rows(site) for site in dealt_} == {"1": 6, "A": 12, "B": 3, "b": 3, "true": 6}
+
+
 def test_a_client_with_nothing_to_train_on_is_left_out_and_named(tmp_path):
     for name, rows_ in (("big", 60), ("small", 40), ("tiny", 1)):
         table(rows_).write_csv(tmp_path / f"{name}.csv")
