@@ -79,6 +79,10 @@ class EncodingReport:
             )
         return [_named(line, of) for line in said] if of else said
 
+    def _few(self, counts: dict[str, int]) -> dict[str, int]:
+        """Those that no warning tells."""
+        return {name: n for name, n in counts.items() if n <= self.rows / 2}
+
     def lines(self, of: str = "") -> list[str]:
         """The report as sentences, the least expected first. `of` names the table, if it is one of several."""
         said = self.warnings()
@@ -91,8 +95,8 @@ class EncodingReport:
             rows = "1 row that does" if self.left_out == 1 else f"{self.left_out} rows that do"
             said.append(f"left out: {rows} not fit the schema: {'; '.join(self.unfit)}")
         for what, counts in [
-            ("outside their bounds, clamped", self.clamped),
-            ("outside their categories, counted as other", self.other),
+            ("outside their bounds, clamped", self._few(self.clamped)),
+            ("outside their categories, counted as other", self._few(self.other)),
             ("that do not fit, counted as missing", self.unfit_missing),
             ("missing", self.missing),
         ]:

@@ -192,7 +192,7 @@ def test_what_encoding_met_is_told_before_a_simulation(files):
     for name in ("ada", "ben"):
         rows.write_csv(f"tables/{name}.csv")
     said = run("simulate", "federation.yaml", "--data-dir", "tables").output.split("simulating")[0]
-    assert "warning: ada: column a: 60 of 60" in said and "\nben: cells outside their bounds, clamped: a 60" in said
+    assert "warning: ada: column a: 60 of 60" in said and "\nwarning: ben: column c: 60 of 60" in said
 
 
 @pytest.mark.parametrize("encoding", ["windows-1252", "utf-16-le"])
