@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from client import data
 from client.data import Dataset, Rows
 from client.entries import deal
+from common import text_files
 from common.errors import DataError
 from common.schema import Schema
 from tests.support import federation, table
@@ -233,6 +235,22 @@ def test_a_row_that_names_nobody_is_told_to_the_owner_and_dealt_with_the_others_
     assert rows.people is not None
     assert len(set(rows.people[::4].tolist())) == 1
     assert "rows whose data.id is empty: 30; they are dealt as one person's" in rows.report.lines()
+
+
+def test_rows_that_name_nobody_are_counted_over_the_whole_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files, "PIECE", 100)
+    VISITS.with_columns(patient=pl.when(pl.int_range(120) % 4 == 0).then(None).otherwise("patient")).write_csv(
+        tmp_path / "t.csv"
+    )
+    rows = data.read(tmp_path / "t.csv", schema(), key=KEY, person="patient")
+    assert rows.report.nobody == 30
+
+
+def test_a_split_is_another_than_that_of_an_older_rule():
+    # Then rows were dealt by their digests alone, and equal ones together: both parts' costs are added from there on.
+    columns = [f"{name} {dtype}" for name, dtype in NAMED.schema.items()]
+    older = "\x1f".join([hashlib.sha256(KEY).hexdigest(), "0.25", *columns])
+    assert split(NAMED).split != hashlib.sha256(older.encode()).hexdigest()[:16]
 
 
 def test_a_table_without_the_column_that_names_people_is_refused():

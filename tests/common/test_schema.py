@@ -170,6 +170,15 @@ def test_a_comma_that_groups_no_three_digits_is_no_number_where_a_point_is_the_m
     assert ("is that a decimal comma? `decimal:" in str(caught.value)) == (cell.count(",") == 1)
 
 
+def test_every_input_is_written_whatever_was_in_memory(monkeypatch):
+    monkeypatch.setattr("common.encoding.np.empty", lambda shape, dtype: np.full(shape, 7, dtype))
+    chol = CHOL | {"missing": ["?"]}  # columns that are all numbers go another way
+    frame = pl.DataFrame({"age": [60, 20], "chol": [5, 10], "cp": [1, 2], "sick": [0, 1]})
+    assert_array_equal(encode(frame, schema(AGE, chol, CP)).x, [[0, 0, 0, 1, 0, 0, 0], [-1, 1, 0, 0, 1, 0, 0]])
+    absent = encode(frame.drop("chol", "cp"), schema(AGE, chol | {"optional": True}, CP | {"optional": True}))
+    assert_array_equal(absent.x, [[0, 0, 1, 0, 0, 0, 0], [-1, 0, 1, 0, 0, 0, 0]])
+
+
 def test_classes_are_indices_in_the_order_of_the_schema():
     encoded = target(SICK, ["0", "2", "1", "0"])
     assert encoded.y.dtype == np.int64

@@ -153,6 +153,11 @@ def test_a_quote_that_begins_no_cell_is_text(tmp_path, cell):
     assert [line for block in table.blocks() for line in block.lines] == [2, 3, 5]
 
 
+def test_text_after_a_closing_quote_belongs_to_the_cell(tmp_path):
+    table = read(tmp_path, 'a,b,y\n1,"x, "y,0\n2,"q"r,1\n')
+    assert table.frame["b"].to_list() == ["x, y", "qr"]
+
+
 def test_blanks_around_quotes_are_no_part_of_a_cell(tmp_path):
     table = read(tmp_path, 'a, "b" ,y\n1, "x" ,0\n2 ,  "y, z", 1\n')
     assert table.frame.rows() == [("1", "x", "0"), ("2", "y, z", "1")]
@@ -231,6 +236,23 @@ def test_a_file_larger_than_a_piece_is_read_as_the_same_rows(tmp_path, monkeypat
         assert [line for block in table.blocks() for line in block.lines] == lines
 
 
+def test_rows_that_are_left_out_of_many_blocks_leave_the_others_as_they_are(tmp_path, monkeypatch):
+    lines = [f"{i},{'x' if i % 5 == 3 else 'z'},{2 if i % 7 == 2 else i % 2}" for i in range(40)]
+    table = read(tmp_path, "a,b,y\n" + "\n".join(lines) + "\n")
+    whole = encode_table(table, schema(PLAIN), leave_out=True)
+    fits = [i for i in range(40) if i % 7 != 2]
+    assert whole.kept.tolist() == fits
+    assert whole.y.tolist() == [i % 2 for i in fits]
+    assert whole.x[:, 0].tolist() == [np.float32(2 * (min(i, 10) / 10) - 1) for i in fits]
+    monkeypatch.setattr(text_files, "PIECE", 37)
+    assert len(list(table.blocks())) > 5
+    pieces = encode_table(table, schema(PLAIN), leave_out=True)
+    for field in ("x", "y", "kept"):
+        assert np.array_equal(getattr(pieces, field), getattr(whole, field))
+    assert pieces.report == whole.report
+    assert pieces.report.unfit[0] == "line 4: y: unknown class '2'; the schema knows 0, 1"
+
+
 # What a cell with a comma means
 
 
@@ -244,6 +266,13 @@ def test_a_decimal_comma_is_read_where_semicolons_separate(tmp_path, decimal, nu
     contents = PLAIN | {"features": [PLAIN["features"][0] | {"bounds": [-2000, 2000]}]}
     table = read(tmp_path, SEMICOLONS, contents, form=FileFormat(decimal=decimal))
     assert encode_table(table, schema(contents)).x[:, 0].tolist() == [np.float32(n / 2000) for n in numbers]
+
+
+def test_a_point_between_groups_is_none_of_decimals_where_a_comma_is_declared(tmp_path):
+    contents = PLAIN | {"features": [PLAIN["features"][0] | {"bounds": [0, 2000]}]}
+    for decimal, number in ((",", 1234), (None, 1.234)):
+        table = read(tmp_path, "a;y\n1.234;0\n", contents, form=FileFormat(decimal=decimal))
+        assert encode_table(table, schema(contents)).x[0, 0] == np.float32(2 * (number / 2000) - 1)
 
 
 def test_a_decimal_comma_is_no_number_where_a_point_is_declared_and_the_error_quotes_it(tmp_path):
