@@ -21,12 +21,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from common import values
 from common.values import NOT_A_NUMBER, TRUTH, Scalar, meaning_of
 
 Mask = NDArray[np.bool_]
 
 BLANKS = " '\u00a0\u202f"  # what may stand between groups of digits, beside a point or a comma
-CODE = r"^[+-]?0[0-9]"  # how text begins that is no number to who compares text
+CODE = f"^{values.CODE.pattern}"
 
 
 @dataclass(frozen=True)

@@ -322,7 +322,7 @@ class _Coder:
         missing = self._missing(cells, feature, (*feature.missing, *feature.categories))
         other = ~missing
         for i, category in enumerate(feature.categories):
-            hot = cells.means(category) & ~missing
+            hot = cells.means(category) & other  # of two that a cell could mean, the first
             place[:, i] = hot
             other &= ~hot
         if feature.unfit == "missing":
@@ -349,7 +349,7 @@ class _Coder:
         y[:] = -1
         for i, (label, some) in enumerate(target.classes.items()):
             for value in some:
-                y[cells.means(value)] = i
+                y[cells.means(value) & (y < 0)] = i
             self.report.classes[label] += int((y == i).sum())
         known = ", ".join(map(spelled, values))
         self._unfit.note(

@@ -16,6 +16,7 @@ Scalar = bool | int | float | str
 
 TRUTH = {"true": 1.0, "True": 1.0, "TRUE": 1.0, "false": 0.0, "False": 0.0, "FALSE": 0.0}
 NOT_A_NUMBER = ("nan", "NaN", "NAN")  # how tables spell a number that is missing
+CODE = re.compile(r"[-+]?0[0-9]")  # how text begins that is no number to who compares text
 _USUAL = re.compile(r"[-+]?(0|[1-9][0-9]*)?(\.[0-9]*)?")
 
 
@@ -56,11 +57,17 @@ def agree(one: Scalar, other: Scalar) -> bool:
     a, b = meaning_of(one), meaning_of(other)
     if a.text == b.text:
         return True
-    if a.any_spelling or b.any_spelling:  # then any text that can be read as that number
-        numbers = [m.number if m.number is not None else _number(m.text) for m in (a, b)]
-    else:
-        numbers = [a.number, b.number]
-    return numbers[0] is not None and numbers[0] == numbers[1]
+    return any(_stands_for(number, text) for number, text in ((a, b), (b, a)))
+
+
+def _stands_for(meaning: Meaning, other: Meaning) -> bool:
+    """Does a number stand for a cell that is spelled as another value is?"""
+    if meaning.number is None:
+        return False
+    if other.number is not None:
+        return meaning.number == other.number
+    code = CODE.match(other.text) is not None and not meaning.any_spelling
+    return not code and meaning.number == _number(other.text)
 
 
 def _number(text: str) -> float | None:

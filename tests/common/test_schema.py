@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from common import documents, tables
+from common.cells import Cells, tidy
 from common.encoding import Encoded, check_values, encode
 from common.errors import DataError
 from common.schema import Schema
+from common.values import agree
 
 AGE = {"name": "age", "type": "numeric", "bounds": [20, 100]}
 CHOL = {"name": "chol", "type": "numeric", "bounds": [0, 10], "missing": [0, "?"]}
@@ -125,6 +127,26 @@ def test_true_and_false_are_one_and_zero_however_they_are_spelled(declared, cell
     assert_array_equal(column(feature, cells).x, [[0, 1, 0], [1, 0, 0]])
     assert_array_equal(target({"name": "y", "classes": declared}, cells).y, [1, 0])
     assert_array_equal(column(AGE | {"name": "ill", "bounds": [0, 1]}, cells).x, [[1], [-1]])
+
+
+WORDS = "0 1 1.0 01 001 +1 -1 1e0 1e5 1E5 100000 true True FALSE x nan 1. 1.50 .5 0.5 00.5 -01 1_0 inf 9007199254740993"
+VALUES = st.sampled_from([True, False, 0, 1, -0.0, 1.5, 2, 100000, 1000, *WORDS.split()])
+AS_CELLS = st.sampled_from(
+    [*WORDS.split(), *"1e+05 TRUE -0 00 1,000 1000 0,5".split(), "", "1 000", 0, 1, 1000, 1.5, 1e5]
+)
+
+
+@given(one=VALUES, other=VALUES, cell=AS_CELLS | st.booleans())
+def test_two_values_that_a_cell_could_mean_are_known_to_agree(one, other, cell):
+    cells = Cells(tidy(pl.DataFrame({"x": [cell]}))["x"])
+    if cells.means(one).all() and cells.means(other).all():
+        assert agree(one, other)
+
+
+def test_a_cell_that_two_categories_could_mean_is_the_first_of_them():
+    feature = {"name": "cp", "type": "categorical", "categories": [1000, "1,000"]}  # by a point, or by a comma
+    assert_array_equal(column(feature, ["1,000", "1000"]).x, [[1, 0, 0], [1, 0, 0]])
+    assert target({"name": "y", "classes": {"a": [1000], "b": ["1,000"]}}, ["1,000"]).y == [0]
 
 
 def test_classes_may_be_true_and_false():
@@ -430,6 +452,7 @@ def test_one_table_means_the_same_as_csv_and_as_parquet(folder, rows, narrow):
         ([CP | {"categories": [1, 1.0]}], {}, "features[0].categories must all differ; 1 and 1.0 mean the same cells"),
         ([CP | {"categories": [1, "1.0"]}], {}, "features[0].categories must all differ; 1 and 1.0 mean the same"),
         ([CP | {"categories": ["1", "1.0"]}], {}, "features[0].categories must all differ; 1 and 1.0 mean the same"),
+        ([CP | {"categories": ["1e5", "100000"]}], {}, "features[0].categories must all differ; 1e5 and 100000 mean"),
         ([CP | {"categories": [1, "01"]}], {}, "features[0].categories must all differ; 1 and 01 mean the same"),
         ([CP | {"categories": [True, 1]}], {}, "features[0].categories must all differ; true and 1 mean the same"),
         ([CP | {"categories": ["True", "true"]}], {}, "features[0].categories must all differ; True and true mean"),
