@@ -16,7 +16,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -34,7 +33,7 @@ SEPARATORS = ",;\t|"
 BLANK = " "  # any number of them is one separator
 SAMPLE_ROWS = 50
 SHOWN_LINES = 10
-LONGEST_ROW = 1 << 28  # characters
+LONGEST_ROW = 1 << 25  # characters; with more, a quote was not closed
 SLOW_ROWS = 1 << 14  # of a block that csv reads
 NAMES_SEPARATOR = re.compile(r'"?sep=(.)"?[ \t,;|]*\n', re.IGNORECASE)
 LAST = "\x02last\x03"  # a row that no table has
@@ -100,7 +99,10 @@ class _Sample:
 
 def _sampled(path: Path, text: str, separator: str) -> _Sample:
     reader = _reader(chain(io.StringIO(text), ["\n", LAST]), separator)
-    first = [field.strip() for field in next(reader)]
+    try:
+        first = [field.strip() for field in next(reader)]
+    except csv.Error:  # a cell of more than `LONGEST_ROW`
+        first = [LAST]
     if LAST in first[-1]:
         raise DataError(f"{path.name}: line 1: the first row never ends; is there a quote that is not closed?")
     height = reader.line_num
@@ -109,7 +111,7 @@ def _sampled(path: Path, text: str, separator: str) -> _Sample:
 
 
 def _reader(lines: Iterable[str], separator: str) -> csv._reader:  # type: ignore[name-defined]  # typeshed's own name
-    csv.field_size_limit(sys.maxsize)  # a cell may hold a whole document
+    csv.field_size_limit(LONGEST_ROW)  # a cell may hold a whole document
     return csv.reader(lines, delimiter=separator, skipinitialspace=True)
 
 
@@ -250,26 +252,35 @@ class _Rows:
         return (frame if low == known and text.isascii() else _trimmed(frame)), lines
 
     def _by_csv(self, text: Iterator[str], line: int) -> Iterator[tuple[pl.DataFrame, Lines]]:
-        reader = _reader(chain(text, ["\n", LAST + "\n"]), self._separator)
         rows: list[list[str]] = []
         lines: list[int] = []
-        at = line
-        for row in reader:
-            here, at = at, line + reader.line_num
-            if row == [LAST]:
-                break
-            if row and LAST in row[-1]:
-                raise self._unclosed(here)
-            if row and (len(row) > 1 or self._width == 1 or row[0].strip()):
-                if (cells := self._fitted(row)) is None:
-                    self.ragged.append((here, len(row)))
-                else:
-                    rows.append(cells)
-                    lines.append(here)
+        for here, row in self._numbered(text, line):
+            if not row or (len(row) == 1 < self._width and not row[0].strip()):
+                continue  # a blank line
+            if (cells := self._fitted(row)) is None:
+                self.ragged.append((here, len(row)))
+            else:
+                rows.append(cells)
+                lines.append(here)
             if len(rows) == SLOW_ROWS:
                 yield self._frame(rows), np.array(lines)
                 rows, lines = [], []
         yield self._frame(rows), np.array(lines, np.int64)
+
+    def _numbered(self, text: Iterator[str], line: int) -> Iterator[tuple[int, list[str]]]:
+        """Rows, and the line on which each begins."""
+        reader = _reader(chain(text, ["\n", LAST + "\n"]), self._separator)
+        here = line
+        try:
+            for row in reader:
+                if row == [LAST]:
+                    return
+                if row and LAST in row[-1]:
+                    raise self._unclosed(here)
+                yield here, row
+                here = line + reader.line_num
+        except csv.Error as error:  # a cell of more than `LONGEST_ROW`
+            raise self._unclosed(here) from error
 
     def _fitted(self, row: list[str]) -> list[str] | None:
         """A row of the right width, if it can be one."""
@@ -285,7 +296,10 @@ class _Rows:
         return _trimmed(pl.DataFrame(made))
 
     def _unclosed(self, line: int) -> DataError:
-        return DataError(f"{self._path.name}: line {line}: a quote that begins a cell here is never closed")
+        return DataError(
+            f"{self._path.name}: line {line}: a quote that begins a cell here is never closed, or not within "
+            f"{LONGEST_ROW:,} characters"
+        )
 
 
 class _Quotes:

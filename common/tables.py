@@ -156,6 +156,7 @@ def _csv(path: Path, begins: Beginning, form: FileFormat, names: Sequence[str], 
         for frame, lines in csv_files.blocks(path, form.encoding, begins, columns, header=header, least=least):
             yield Block(frame, lines)
 
+    times = Counter(names)
     mark = form.decimal or ("," if begins.separator == ";" else ".")
     return Table(
         path.name,
@@ -166,7 +167,7 @@ def _csv(path: Path, begins: Beginning, form: FileFormat, names: Sequence[str], 
         Decimals(mark, declared=form.decimal is not None),
         names_itself=header,
         unnamed=frozenset(new for new, name in zip(columns, names, strict=True) if not name),
-        doubled=frozenset(new for new, name in zip(columns, names, strict=True) if names.count(name) > 1),
+        doubled=frozenset(new for new, name in zip(columns, names, strict=True) if times[name] > 1),
     )
 
 
@@ -181,14 +182,14 @@ def _check_header(path: Path, begins: Beginning, used: Sequence[str]) -> None:
 
 def _different(names: Sequence[str]) -> list[str]:
     """Names of which each is another, for columns that nothing can ask for by name: a, b, a (2)."""
-    different: list[str] = []
+    different: dict[str, None] = {}
     for name in names:
         number, new = 1, name
         while new in different:
             number += 1
             new = f"{name} ({number})"
-        different.append(new)
-    return different
+        different[new] = None
+    return list(different)
 
 
 def _lines(frame: pl.DataFrame, first_line: int) -> NDArray[np.int64]:

@@ -137,8 +137,20 @@ def test_ragged_rows_without_a_header_count_from_the_first_line(tmp_path):
 
 @pytest.mark.parametrize("rows, line", [('1,"0\n2,1\n', 2), ('5" pipe,0\n1,1\n2,"0\n3,1\n', 4), ('1,"a"\n2,"0\n', 3)])
 def test_a_quote_that_is_never_closed_is_told_by_its_line(tmp_path, rows, line):
-    with pytest.raises(DataError, match=f"^t.csv: line {line}: a quote that begins a cell here is never closed$"):
+    with pytest.raises(
+        DataError, match=f"^t.csv: line {line}: a quote that begins a cell here is never closed, or not"
+    ):
         _ = read(tmp_path, "a,y\n" + rows).frame
+
+
+@pytest.mark.parametrize("odd", ["", '9,5" pipe,0\n'])
+def test_a_quote_that_is_not_closed_is_given_up_before_it_takes_the_whole_file(tmp_path, monkeypatch, odd):
+    monkeypatch.setattr(text_files, "PIECE", 500)
+    monkeypatch.setattr(csv_files, "LONGEST_ROW", 3_000)
+    table = read(tmp_path, f'a,b,y\n1,x,0\n{odd}2,"x,1\n' + "3,x,0\n" * 10_000)
+    with pytest.raises(DataError, match=rf"^t.csv: line {4 if odd else 3}: a quote that begins a cell here is never"):
+        for block in table.blocks():
+            assert block.frame.height < 10
 
 
 def test_a_first_row_that_never_ends_is_refused(tmp_path):
