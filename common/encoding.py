@@ -165,6 +165,8 @@ def encode_table(
     kept: list[NDArray[np.int64]] = []
     rows = 0
     for block in table.blocks():
+        if rows + block.frame.height > table.most_rows:
+            raise DataError(f"{table.source}: the file grew while it was read; start again")
         fits = coder.encode(block, x[rows : rows + block.frame.height], y[rows : rows + block.frame.height])
         index = np.flatnonzero(fits)
         if len(index) < len(fits):

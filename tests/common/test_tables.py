@@ -265,6 +265,14 @@ def test_rows_that_are_left_out_of_many_blocks_leave_the_others_as_they_are(tmp_
     assert pieces.report.unfit[0] == "line 4: y: unknown class '2'; the schema knows 0, 1"
 
 
+def test_a_file_that_grows_while_it_is_read_is_an_error_and_not_a_crash(tmp_path):
+    table = read(tmp_path, "a,y\n1,0\n")
+    with (tmp_path / "t.csv").open("a") as file:
+        file.write("2,1\n" * 10)
+    with pytest.raises(DataError, match=r"^t.csv: the file grew while it was read; start again$"):
+        encode_table(table, schema(PLAIN))
+
+
 # What a cell with a comma means
 
 
