@@ -28,7 +28,7 @@ test: lint
 
 # What the wire costs, beside Flower's own processes; some ten minutes.
 bench-wire: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.wire
+	OMP_NUM_THREADS=1 $(BIN)/python -m simulations.benchmarks.wire
 
 # The wire protocol's Python, from its one source; commit what it writes.
 stubs: setup

@@ -14,7 +14,7 @@ from click import Choice
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from common.tables import FileFormat
+    from common.data.tables import FileFormat
 
 app = typer.Typer(
     help="Federated learning for data that may not be shared: the data owner holds the privacy budget.",
@@ -99,7 +99,7 @@ def serve(
     """
     from common.logs import LogFormat
     from server import serve as server
-    from server.gate import Limits
+    from server.sessions.gate import Limits
 
     if (federation is None) == (resume is None):
         raise typer.BadParameter("give either FEDERATION.YAML or --resume RUN_DIR")
@@ -243,8 +243,8 @@ def audit(
 
     import torch
 
-    from client import audit as audits
-    from common import noise
+    from client.training import audit as audits
+    from common.privacy import noise
 
     torch.set_num_threads(1)
     checks = audits.audit(noise.secure, trials=trials or (6000 if quick else 30_000))
@@ -271,7 +271,7 @@ def budget(
 
     Example: `cloister budget simulations/heart/cleveland.yaml --verify`
     """
-    from client import account
+    from client.account import reading as account
 
     told = account.read_account(client, verify=verify, head=head).describe()
     _print(told, account.lines(told), as_json)
@@ -289,7 +289,7 @@ def plan(
 
     Example: `cloister plan simulations/heart/federation.yaml --rows 199`
     """
-    from common import planning
+    from common.privacy import plan as planning
 
     told = planning.forecast(planning.load(federation, epsilon=epsilon), rows)
     _print(told, planning.lines(told), as_json)
@@ -322,7 +322,7 @@ def schema_draft(
 
     Example: `cloister schema draft data.csv > schema.yaml`
     """
-    from common.drafting import draft
+    from common.data.drafting import draft
 
     text = draft(table, target=target, form=_form(encoding, decimal))
     print("warning: bounds and categories were read from the data and are not private", file=sys.stderr)
@@ -336,7 +336,7 @@ def certs_init(folder: CertsFolder = Path("certs")) -> None:
 
     Example: `cloister certs init`
     """
-    from common.wire import authority
+    from common.certificates import authority
 
     authority.create_authority(folder)
     print(f"{folder / 'ca.pem'} is for everyone; {folder / 'ca.key'} signs certificates and stays with you")
@@ -353,7 +353,7 @@ def certs_server(
 
     Example: `cloister certs server 127.0.0.1 localhost`
     """
-    from common.wire import authority
+    from common.certificates import authority
 
     authority.create_server(folder, hosts, days=days)
     print(f"{folder / 'server.pem'} and {folder / 'server.key'}, for {', '.join(hosts)}")
@@ -370,7 +370,7 @@ def certs_client(
 
     Example: `cloister certs client cleveland`
     """
-    from common.wire import authority
+    from common.certificates import authority
 
     authority.create_client(folder, name, days=days)
     print(f"{folder / f'{name}.pem'} and {folder / f'{name}.key'}, for {name}")
@@ -388,7 +388,7 @@ def certs_operator(
 
     Example: `cloister certs operator`
     """
-    from common.wire import authority
+    from common.certificates import authority
 
     authority.create_operator(folder, name, days=days)
     print(f"{folder / f'{name}.pem'} and {folder / f'{name}.key'}, for whoever runs the federation")
@@ -405,7 +405,7 @@ def certs_revoke(
 
     Example: `cloister certs revoke cleveland`
     """
-    from common.wire import authority
+    from common.certificates import authority
 
     aside, again = authority.revoke(folder, name)
     print(f"{name} is revoked, and its certificate is now {aside}; `{again}` makes a new one")
@@ -426,7 +426,7 @@ def certs_list(folder: CertsFolder = Path("certs"), as_json: JSONOption = False)
     """
     from rich.console import Console
 
-    from common.wire import listing
+    from common.certificates import listing
 
     found = listing.certificates_in(folder)
     if as_json:
@@ -437,9 +437,9 @@ def certs_list(folder: CertsFolder = Path("certs"), as_json: JSONOption = False)
 
 def _form(encoding: str | None, decimal: str | None) -> FileFormat:
     """What the command line says of CSV files."""
+    from common.data.tables import FileFormat
+    from common.data.text_files import known_encoding
     from common.errors import ConfigError
-    from common.tables import FileFormat
-    from common.text_files import known_encoding
 
     try:
         known = None if encoding is None else known_encoding(encoding)

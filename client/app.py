@@ -18,21 +18,22 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import data, training
-from client.budget import Budget
+from client import data
+from client.account.budget import Budget
+from client.account.ledger import Ledger
+from client.account.policy import for_one_run
 from client.device import resolve_device
-from client.kernel import exact_counts
-from client.ledger import Ledger
-from client.policy import for_one_run
 from client.site import Site, load_client_file, open_site
-from common import federation as federations
-from common import model as models
-from common import noise, objective
+from client.training import plain
+from client.training.kernel import exact_counts
+from common.document import federation as federations
+from common.document.federation import Federation, FedProx
 from common.errors import BudgetExhausted, CloisterError, ConfigError, DataError, OutOfMemory, Refusal
-from common.federation import Federation, FedProx
-from common.metrics import noisy_counts
-from common.room import room_for
-from common.state import is_finite
+from common.model import mlp, objective
+from common.model.memory import room_for
+from common.model.scores import noisy_counts
+from common.model.weights import is_finite
+from common.privacy import noise
 from common.wire import compression, records
 from common.wire.records import ARRAYS, CONFIG, COUNTS, LOSS, METRICS, PRIVACY, RUN, WEIGHT
 
@@ -92,7 +93,7 @@ def _train(site: Site, message: Message, run: str) -> RecordDict:
         steps = federation.training.local_steps or (federation.training.local_epochs or 1) * batches
         site.policy.check_steps(steps)
         site.charge_exact("train", run, _task(message, run))
-        loss = training.fit(
+        loss = plain.fit(
             model,
             dataset.x,
             dataset.y,
@@ -103,7 +104,7 @@ def _train(site: Site, message: Message, run: str) -> RecordDict:
         )
         metrics = MetricRecord({WEIGHT: float(len(dataset.y)), LOSS: loss})
     else:
-        from client.dpsgd import fit_privately
+        from client.training.dpsgd import fit_privately
 
         dpsgd = budget.charge_update(_task(message, run))
         fit_privately(
@@ -119,7 +120,7 @@ def _train(site: Site, message: Message, run: str) -> RecordDict:
         metrics = MetricRecord({WEIGHT: float(budget.plan.rows or 1)})  # equal weights where no count is told
     start = records.to_state(message.content.array_records[ARRAYS])
     dtype = federation.wire.dtype
-    content[ARRAYS] = records.from_state(compression.pack(models.state_of(model), start, dtype, site.noise.uniform))
+    content[ARRAYS] = records.from_state(compression.pack(mlp.state_of(model), start, dtype, site.noise.uniform))
     content[METRICS] = metrics
     return _with_statement(content, budget)
 
@@ -146,9 +147,9 @@ def _evaluate(site: Site, message: Message, run: str) -> RecordDict:
     return _with_statement(content, budget)
 
 
-def _model(site: Site, message: Message) -> models.MLP:
+def _model(site: Site, message: Message) -> mlp.MLP:
     """The federation's model with the message's weights. Raises `Refusal` if they do not fit it, or are not finite."""
-    model = models.build(site.federation)
+    model = mlp.build(site.federation)
     arrays = message.content[ARRAYS]
     assert isinstance(arrays, ArrayRecord)
     try:
@@ -156,7 +157,7 @@ def _model(site: Site, message: Message) -> models.MLP:
             state = records.to_state(arrays)
             if any(array.dtype != np.float32 for array in state.values()):
                 raise TypeError("weights are float32")
-            models.load_state(model, state)
+            mlp.load_state(model, state)
     except (RuntimeError, TypeError, ValueError) as error:
         raise Refusal("the arrays that were sent do not fit the federation's model") from error
     if not is_finite(state):

@@ -9,11 +9,12 @@ import yaml
 
 from client import data
 from client.site import ClientFile, load_client_file
-from common import federation as federations
-from common import reach, tables
-from common.encoding import check_values
+from common.data import tables
+from common.data.encoding import check_values
+from common.document import federation as federations
 from common.errors import ConfigError, PrivacyError
-from common.privacy import client_releases, evaluation_release
+from common.privacy import reach
+from common.privacy.releases import client_releases, evaluation_release
 
 
 def check_file(path: Path) -> list[str]:

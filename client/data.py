@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.dropout import RowIds, row_ids
-from client.entries import BY_ID
+from client.account.entries import BY_ID
 from client.row_hash import Digests, RowHash, positions
-from common import tables
-from common.cells import Cells, Mask, holds_cells
-from common.encoding import SHOWN_COLUMNS, EncodingReport, encode_table
+from client.training.dropout import RowIds, row_ids
+from common.data import tables
+from common.data.cells import Cells, Mask, holds_cells
+from common.data.encoding import SHOWN_COLUMNS, EncodingReport, encode_table
+from common.data.tables import AS_IT_SEEMS, FileFormat, Table
+from common.document.schema import Schema
 from common.errors import ConfigError, DataError
-from common.schema import Schema
-from common.tables import AS_IT_SEEMS, FileFormat, Table
 
 DEAL = "cells 2"  # the rule by which rows are dealt: another one may deal a row to the other part
 MOVED_ROWS = 1 << 12  # at a time

@@ -1,8 +1,8 @@
 """Where a site trains, and a test that private training there is what it says.
 
-Exact arithmetic (client/kernel.py) rests on IEEE 754 in float64 and on matrix products of whole numbers within 2^53.
-Whether a device keeps to that is not believed but tried, at each start: a sum over rows must have the same bits as
-everywhere, and be the sum of its parts.
+Exact arithmetic (client/training/kernel.py) rests on IEEE 754 in float64 and on matrix products of whole numbers
+within 2^53. Whether a device keeps to that is not believed but tried, at each start: a sum over rows must have the same
+bits as everywhere, and be the sum of its parts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from client.kernel import ExactMLP, row_bits, weight_bits
+from client.training.kernel import ExactMLP, row_bits, weight_bits
 from common.errors import DeviceError
 
 CPU = torch.device("cpu")

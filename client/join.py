@@ -16,11 +16,11 @@ from client.checking import check_table
 from client.device import resolve_device
 from client.node import Node, Say
 from client.site import TLSFiles, load_client_file
+from common.certificates import identity
+from common.certificates.identity import TLSMaterial
 from common.errors import CertificateError, ConfigError
 from common.logs import LogFormat, json_handler, log_to, quiet_flower, tell, text_handler
-from common.wire import tls
 from common.wire.address import parse
-from common.wire.tls import TLSMaterial
 
 log = logging.getLogger("cloister.client")
 
@@ -44,14 +44,14 @@ def join(document: Path, *, wait_s: float, log_format: LogFormat, console: Conso
             say(line)
     if (files := settings.tls) is None:
         host = parse(settings.server).host
-        if not tls.is_loopback(host):
+        if not identity.is_loopback(host):
             raise CertificateError(f"{document}: tls is null, and plain text is for loopback only, not {host}")
         if settings.name is None:
             raise ConfigError([f"{document}: name is missing; without TLS no certificate says who you are"])
         material = None
     else:
         material = _reread(files, say)
-        if (warning := tls.expiry_warning(material().certificate, Path(files.certificate))) is not None:
+        if (warning := identity.expiry_warning(material().certificate, Path(files.certificate))) is not None:
             say(f"warning: {warning}")
     resolve_device(settings.device)
     quiet_flower()
@@ -67,7 +67,7 @@ def _reread(files: TLSFiles, say: Say) -> Callable[[], TLSMaterial]:
 
     def read() -> TLSMaterial:
         try:
-            held[:] = [tls.load(Path(files.ca), Path(files.certificate), Path(files.key))]
+            held[:] = [identity.load(Path(files.ca), Path(files.certificate), Path(files.key))]
         except CertificateError as error:
             if not held:
                 raise

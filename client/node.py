@@ -22,11 +22,13 @@ from typing import TypeAlias, TypeVar
 import grpc
 from flwr.app import Context, Message, RecordDict
 
-from client import approval
+from client.account import approval
 from client.app import client_app
 from client.outbox import Outbox
 from client.site import ClientFile, Site, open_site
-from common import federation as federations
+from common.certificates import identity
+from common.certificates.identity import TLSMaterial
+from common.document import federation as federations
 from common.errors import (
     BudgetExhausted,
     CertificateError,
@@ -35,14 +37,13 @@ from common.errors import (
     ProtocolError,
     Refusal,
 )
-from common.room import room_for
-from common.wire import codec, tls
+from common.model.memory import room_for
+from common.wire import codec
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
 from common.wire.identity import identify_process, number
 from common.wire.records import BUDGET_EXHAUSTED, CLIENT_FAILED, FAILED, REFUSED
 from common.wire.text import is_name, shown
-from common.wire.tls import TLSMaterial
 
 TASKS = ("train", "evaluate")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 15.0
@@ -246,7 +247,7 @@ class Node:
         if budget is None:
             return
         try:
-            importlib.import_module("client.dpsgd")
+            importlib.import_module("client.training.dpsgd")
             self._say(budget.confirm())
         except Refusal as refusal:
             self._say(str(refusal))  # the first task is answered with it
@@ -407,6 +408,6 @@ def _reason(error: grpc.aio.AioRpcError) -> str:
             "finds the reason in its log"
         ) from error
     details = error.details() or error.code().name
-    if (fault := tls.fault_in(details)) is not None:
+    if (fault := identity.fault_in(details)) is not None:
         raise CertificateError(f"the server is not accepted: {fault}") from error
     return shown(str(details).splitlines()[0], 160)

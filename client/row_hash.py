@@ -40,7 +40,7 @@ class RowHash:
         )
 
     def __call__(self, frame: pl.DataFrame) -> Digests:
-        """[rows] of a tidy frame (common/cells.py)."""
+        """[rows] of a tidy frame (common/data/cells.py)."""
         total = np.zeros((frame.height, 2), np.uint64)
         if not frame.height:
             return total[:, 0]

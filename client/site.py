@@ -15,24 +15,26 @@ import torch
 from pydantic import AfterValidator, Field
 
 from client import data
-from client.approval import check_approval
-from client.budget import Budget, open_budget
+from client.account.approval import check_approval
+from client.account.budget import Budget, open_budget
+from client.account.entries import Entry, Part
+from client.account.ledger import Ledger
+from client.account.policy import Policy
 from client.data import Dataset, Rows
 from client.device import describe_device, resolve_device
-from client.entries import Entry, Part
-from client.ledger import Ledger
-from client.policy import Policy
-from client.training import Arithmetic
-from common import documents, noise
-from common.documents import Document
+from client.training.plain import Arithmetic
+from common.certificates import identity
+from common.data.tables import FileFormat
+from common.data.text_files import known_encoding
+from common.document import documents
+from common.document.documents import Document
+from common.document.federation import Federation
+from common.document.mistakes import Problem
+from common.document.schema import Name
 from common.errors import DataError, Refusal
-from common.federation import Federation
-from common.mistakes import Problem
-from common.noise import NoiseSource
-from common.schema import Name
-from common.tables import FileFormat
-from common.text_files import known_encoding
-from common.wire import address, tls
+from common.privacy import noise
+from common.privacy.noise import NoiseSource
+from common.wire import address
 
 
 class DataFile(Document):
@@ -287,7 +289,7 @@ def _read(settings: ClientFile, federation: Federation, key: bytes, ledger: Ledg
 
 def _authority(settings: ClientFile) -> str:
     """Who stands behind the servers that this client hears: a digest of its authority's key; "" without TLS."""
-    return tls.key_digest(Path(settings.tls.ca)) if settings.tls else ""
+    return identity.key_digest(Path(settings.tls.ca)) if settings.tls else ""
 
 
 def _refusal(federation: Federation) -> Entry:

@@ -18,22 +18,22 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
-from common import federation as federations
+from common.document import federation as federations
+from common.document.federation import Federation
 from common.errors import CloisterError, ConfigError, RunFolderError
-from common.federation import Federation
-from common.metrics import Metrics
-from common.noise import NoiseSource, secure
-from common.privacy import evaluation_release
-from common.room import room_for
-from common.state import State, initial_state
-from server import checkpoint as checkpoints
-from server import strategies
-from server.central import CentralDP
-from server.checkpoint import Checkpoint
-from server.privacy import row_epsilon, statement
-from server.rounds import run_rounds
-from server.run import Event, Run
-from server.rundir import RunFolder
+from common.model.memory import room_for
+from common.model.scores import Metrics
+from common.model.weights import State, initial_state
+from common.privacy.noise import NoiseSource, secure
+from common.privacy.releases import evaluation_release
+from server.folder import checkpoint as checkpoints
+from server.folder.checkpoint import Checkpoint
+from server.folder.folder import RunFolder
+from server.folder.statement import row_epsilon, statement
+from server.rounds import strategies
+from server.rounds.client_privacy import CentralDP
+from server.rounds.loop import run_rounds
+from server.rounds.run import Event, Run
 
 
 def execute(
@@ -55,7 +55,7 @@ def execute(
     Args:
         name: the run's, known to every client; a client's ledger charges it.
         observe: is given each event as it is written.
-        held_out: scores every round's model on a table of the server's own (server/scoring.py).
+        held_out: scores every round's model on a table of the server's own (server/observers/scoring.py).
         noise: for `privacy.client`; by default keyed by the operating system.
         settle: is called when a round is on disk. With it every round leaves a checkpoint; without it none does, and
             nothing can be resumed.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import RunFolderError
-from common.second_opinion import Opinion, opinion, together
+from common.privacy.second_opinion import Opinion, opinion, together
 
 WIDTH = 100
 

@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from common import federation as federations
+from common.certificates.identity import ServerIdentity
+from common.document import federation as federations
+from common.document.federation import Federation
 from common.errors import CertificateError, ConfigError, RunFailed, RunFolderError
-from common.federation import Federation
 from common.logs import LogFormat, json_handler, log_to, quiet_flower
-from common.privacy import evaluation_release
+from common.privacy.releases import evaluation_release
 from common.wire.address import parse_option
-from common.wire.tls import ServerIdentity
-from server import checkpoint as checkpoints
 from server.app import execute
-from server.checkpoint import Checkpoint
-from server.gate import Limits
-from server.grid import GrpcGrid
+from server.folder import checkpoint as checkpoints
+from server.folder.checkpoint import Checkpoint
+from server.folder.folder import RunFolder
+from server.observers.status import Watch
 from server.progress import ProgressDisplay
-from server.run import Event
-from server.rundir import RunFolder
-from server.watch import Watch
+from server.rounds.run import Event
+from server.sessions.gate import Limits
+from server.sessions.grid import GrpcGrid
 
 if TYPE_CHECKING:
-    from server.scoring import HeldOut
+    from server.observers.scoring import HeldOut
 
 log = logging.getLogger("cloister.server")
 
@@ -181,7 +181,7 @@ def _log_event(event: Event) -> None:
 
 
 def _metrics(port: int, grid: GrpcGrid) -> Callable[[Event], None]:
-    from server.metrics import Metrics as Prometheus  # only for who wants them
+    from server.observers.prometheus import Metrics as Prometheus  # only for who wants them
 
     metrics = Prometheus(connected=lambda: len(grid.get_node_ids()))
     log.info("metrics on http://127.0.0.1:%d/metrics", metrics.serve(port))
@@ -201,7 +201,7 @@ def _identity(certificates: Path | None, insecure: bool) -> ServerIdentity | Non
 def _scorer(federation: Federation, held_out: Path | None) -> HeldOut | None:
     if held_out is None:
         return None
-    from server.scoring import HeldOut  # torch, which only such a server needs
+    from server.observers.scoring import HeldOut  # torch, which only such a server needs
 
     return HeldOut(federation, held_out)
 

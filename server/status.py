@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from common.certificates import identity
 from common.errors import CertificateError, ConnectionFailed
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
-from common.wire import tls
 from common.wire.address import parse_option
 from server.progress import duration
 
@@ -34,11 +34,11 @@ def ask(address: str, *, certificates: Path | None, name: str) -> dict[str, Any]
     """
     host = parse_option("HOST:PORT", address).host
     if certificates is None:
-        if not tls.is_loopback(host):
+        if not identity.is_loopback(host):
             raise CertificateError(f"{address}: give --certificates FOLDER; plain text is for loopback only")
         channel = grpc.insecure_channel(address)
     else:
-        material = tls.load(certificates / "ca.pem", certificates / f"{name}.pem", certificates / f"{name}.key")
+        material = identity.load(certificates / "ca.pem", certificates / f"{name}.pem", certificates / f"{name}.key")
         credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.certificate)
         channel = grpc.secure_channel(address, credentials)
     with channel:
@@ -47,7 +47,7 @@ def ask(address: str, *, certificates: Path | None, name: str) -> dict[str, Any]
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:
                 raise CertificateError(f"{address}: the server does not accept this certificate") from error
-            if (fault := tls.fault_in(error.details())) is not None:
+            if (fault := identity.fault_in(error.details())) is not None:
                 raise CertificateError(f"{address}: the server is not accepted: {fault}") from error
             raise ConnectionFailed(f"{address}: no answer ({error.details().splitlines()[0][:160]})") from error
     told: dict[str, Any] = json_format.MessageToDict(

@@ -23,17 +23,16 @@ from rich.console import Console
 
 from client import data
 from client.site import load_client_file, split_key
-from common import federation as federations
-from common import model as models
-from common import objective
+from common.certificates import identity
+from common.document import federation as federations
+from common.document.federation import Federation
 from common.errors import RunFailed
-from common.federation import Federation
-from common.metrics import metrics_of
-from common.wire import tls
+from common.model import mlp, objective
+from common.model.scores import metrics_of
+from server.folder.folder import RunFolder, load_model
 from server.progress import ProgressDisplay, print_result
-from server.rundir import RunFolder, load_model
+from simulations import HEART
 
-HEART = Path(__file__).parent / "heart"
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 
 START_TIMEOUT_S = 60.0
@@ -84,8 +83,8 @@ def score_held_out(federation: Federation, folder: Path, run: Path) -> dict[str,
     the figure.
     """
     schema = federation.data_schema
-    model = models.build(federation)
-    models.load_state(model, load_model(run))
+    model = mlp.build(federation)
+    mlp.load_state(model, load_model(run))
     counts = {}
     for name in HOSPITALS:
         settings = load_client_file(folder / name / "client.yaml")
@@ -104,14 +103,14 @@ def _lay_out(folder: Path) -> Federation:
     certs = server / "certs"
     certs.mkdir(parents=True)
     shutil.copy(HEART / "federation.yaml", server)
-    tls.create_authority(certs)
-    tls.create_server(certs, ["127.0.0.1", "localhost"])
+    identity.create_authority(certs)
+    identity.create_server(certs, ["127.0.0.1", "localhost"])
     for name in HOSPITALS:
         home = folder / name
         (home / "certs").mkdir(parents=True)
         shutil.copy(HEART / f"{name}.yaml", home / "client.yaml")
         shutil.copy(HEART / f"{name}.data", home)
-        tls.create_client(certs, name)
+        identity.create_client(certs, name)
         shutil.copy(certs / "ca.pem", home / "certs")
         for file in (f"{name}.pem", f"{name}.key"):
             shutil.move(certs / file, home / "certs" / file)

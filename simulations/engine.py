@@ -17,23 +17,24 @@ import polars as pl
 import torch
 
 from client import data
+from client.account.ledger import Ledger
+from client.account.policy import for_one_run
 from client.app import client_app, table_files
 from client.data import Rows
-from client.ledger import Ledger
-from client.policy import for_one_run
 from client.site import Site
-from common import noise, tables
-from common.cells import Cells, holds_cells
+from common.data import tables
+from common.data.cells import Cells, holds_cells
+from common.data.tables import AS_IT_SEEMS, FileFormat, Table
+from common.document.federation import Federation
+from common.document.schema import Classes
 from common.errors import ConfigError, DataError, Refusal
-from common.federation import Federation
-from common.metrics import Metrics
-from common.schema import Classes
-from common.state import State
-from common.tables import AS_IT_SEEMS, FileFormat, Table
+from common.model.scores import Metrics
+from common.model.weights import State
+from common.privacy import noise
 from common.wire.identity import number
 from server.app import execute
-from server.run import Event
-from server.rundir import RunFolder
+from server.folder.folder import RunFolder
+from server.rounds.run import Event
 from simulations import partition
 from simulations.inline import InlineGrid
 from simulations.synthetic import generate

@@ -11,13 +11,13 @@ from rich.console import Console
 
 from client.device import describe_device, resolve_device
 from client.site import Site
-from common import federation as federations
+from common.data.tables import AS_IT_SEEMS, FileFormat
+from common.document import federation as federations
 from common.errors import ConfigError, DataError
 from common.logs import quiet_flower, tell
-from common.tables import AS_IT_SEEMS, FileFormat
+from server.folder.folder import RunFolder
+from server.observers.scoring import HeldOut
 from server.progress import ProgressDisplay
-from server.rundir import RunFolder
-from server.scoring import HeldOut
 from simulations.engine import simulate, sites_from_files, sites_from_table, willing
 
 MOST_TABLES = 10  # of which all is told; of more only what is hardly meant

@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import torch
 
-from common.encoding import encode
-from common.schema import Categorical, Classes, Schema
+from common.data.encoding import encode
+from common.document.schema import Categorical, Classes, Schema
 
 TEACHER_HIDDEN = 16
 TEACHER_TEMPERATURE = 0.25  # how often the label is not the teacher's first choice

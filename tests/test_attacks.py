@@ -55,19 +55,19 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client import app as client_apps
-from client import dpsgd as private_training
-from client import kernel, training
+from client.account.entries import Entry, cost_of_run, spent
+from client.account.ledger import Ledger
+from client.account.policy import Policy
 from client.app import client_app
-from client.entries import Entry, cost_of_run, spent
-from client.ledger import Ledger
-from client.policy import Policy
 from client.site import ClientFile, DataFile, Site, open_site
-from common import model as models
-from common import noise, objective
+from client.training import dpsgd as private_training
+from client.training import kernel, plain
+from common.document.federation import Federation
 from common.errors import ConfigError, LedgerError, Refusal
-from common.federation import Federation
-from common.metrics import noisy_counts
-from common.state import State
+from common.model import mlp, objective
+from common.model.scores import noisy_counts
+from common.model.weights import State
+from common.privacy import noise
 from common.wire import records
 from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, CONFIG, REFUSED, RUN
 from simulations.inline import InlineGrid
@@ -116,7 +116,7 @@ def train(
     """One round of training, or another kind of task, as a server would ask for it."""
     document = fed or at.federation
     grid = InlineGrid(client_app(lambda context: nullcontext(at)), [1], run=run)
-    arrays = records.from_state(state or models.state_of(models.build(document)))
+    arrays = records.from_state(state or mlp.state_of(mlp.build(document)))
     content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({RUN: run})})
     (reply,) = grid.send_and_receive([grid.create_message(content, kind, 1, f"{server_round}")])
     return reply
@@ -178,10 +178,10 @@ def test_a_client_that_is_restarted_after_each_round_pays_as_one_that_never_was(
 
 
 def test_what_is_sent_is_trained_with_the_noise_that_was_charged(tmp_path, monkeypatch):
-    ran: list[training.DPSGD] = []
+    ran: list[plain.DPSGD] = []
     fit = private_training.fit_privately
 
-    def listening(*args: Any, dpsgd: training.DPSGD, **kwargs: Any) -> None:
+    def listening(*args: Any, dpsgd: plain.DPSGD, **kwargs: Any) -> None:
         ran.append(dpsgd)
         fit(*args, dpsgd=dpsgd, **kwargs)
 
@@ -270,7 +270,7 @@ def test_whoever_submits_a_run_does_not_choose_the_owners_client_file(monkeypatc
 @pytest.mark.parametrize("dtype", ["float64", "int64", "complex64", "float16"])
 def test_a_model_of_another_type_is_refused_before_anything_is_charged(tmp_path, dtype):
     # 1e300 is finite, and infinite once it is a float32.
-    state = {name: np.full(array.shape, 1, dtype) for name, array in models.state_of(models.build(FED)).items()}
+    state = {name: np.full(array.shape, 1, dtype) for name, array in mlp.state_of(mlp.build(FED)).items()}
     if dtype == "float64":
         state["layers.0.bias"][0] = 1e300
     at = site(tmp_path)
@@ -358,7 +358,7 @@ def test_a_person_whose_rows_are_dealt_by_an_identifier_stays_in_one_part_and_pa
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_model_that_is_not_finite_is_refused_before_anything_is_charged(tmp_path, bad, kind):
-    state = models.state_of(models.build(FED))
+    state = mlp.state_of(mlp.build(FED))
     state["layers.0.bias"][3] = bad
     at = site(tmp_path)
     reply = train(at, 1, state=state, kind=kind)
@@ -369,7 +369,7 @@ def test_a_model_that_is_not_finite_is_refused_before_anything_is_charged(tmp_pa
 
 @pytest.mark.parametrize("size", [3e38, 1e-45])
 def test_a_model_of_the_largest_or_smallest_numbers_is_charged_like_any_other(tmp_path, size):
-    state = {name: np.full_like(array, size) for name, array in models.state_of(models.build(FED)).items()}
+    state = {name: np.full_like(array, size) for name, array in mlp.state_of(mlp.build(FED)).items()}
     at = site(tmp_path)
     reply = train(at, 1, state=state)
     at.ledger.close()
@@ -451,20 +451,20 @@ def fine_numbers(arithmetic: Any, *, present: bool, rounds: int = 6) -> int:
     y = torch.from_numpy(rng.integers(0, 2, rows))
     if present:
         x[0], y[0] = torch.tensor([0.9, -0.9, 0.0, 1.0, 0.0]), 1
-    state = {name: np.zeros_like(array) for name, array in models.state_of(models.build(fed)).items()}
+    state = {name: np.zeros_like(array) for name, array in mlp.state_of(mlp.build(fed)).items()}
     state["layers.0.weight"][:, [0, 1, 3]] = [100.0, -100.0, 100.0]
     state["layers.0.bias"][:] = -200.0
     part = 1 / np.sqrt(2 * hidden)
     grain = 2.0 ** (np.frexp(part / 2)[1] - 24)
-    dpsgd = training.DPSGD(
+    dpsgd = plain.DPSGD(
         steps=1, sampling_rate=1.0, clip=1.0, noise_multiplier=1.0, expected_batch_size=32, arithmetic=arithmetic
     )
     found, source = 0, noise.secure()
     for _ in range(rounds):
-        model = models.build(fed)
-        models.load_state(model, state)
+        model = mlp.build(fed)
+        mlp.load_state(model, state)
         private_training.fit_privately(model, x, y, training=fed.training, dpsgd=dpsgd, noise=source, proximal_mu=0.0)
-        told = models.state_of(model)["layers.1.weight"].astype(np.float64).ravel() * -32  # powers of two: exact
+        told = mlp.state_of(model)["layers.1.weight"].astype(np.float64).ravel() * -32  # powers of two: exact
         found += int(((np.abs(told) <= part / 2) & (told / grain != np.floor(told / grain))).sum())
     return found
 
@@ -481,7 +481,7 @@ def paired_weights() -> State:
     either sign, and depends on the order of adding, and so on the batch's size."""
     hidden = 1024
     fed = federation(model__hidden=[hidden], training__loss="binary_cross_entropy")
-    state = {name: np.zeros_like(array) for name, array in models.state_of(models.build(fed)).items()}
+    state = {name: np.zeros_like(array) for name, array in mlp.state_of(mlp.build(fed)).items()}
     rng = np.random.default_rng(0)
     order = rng.permutation(hidden)
     state["layers.0.weight"][order] = np.tile(rng.uniform(-1, 1, (hidden // 2, 5)), (2, 1))
@@ -492,12 +492,12 @@ def paired_weights() -> State:
 @pytest.mark.parametrize("loss", ["binary_cross_entropy", "cross_entropy"])
 def test_one_more_row_moves_a_sum_and_a_score_by_its_own_part_whatever_the_weights(loss):
     fed = federation(model__hidden=[1024], model__activation="tanh", training__loss=loss)
-    model = models.build(fed)
+    model = mlp.build(fed)
     state = paired_weights()
     if loss == "cross_entropy":
         state["layers.1.weight"] = np.concatenate([state["layers.1.weight"], -state["layers.1.weight"]])
         state["layers.1.bias"] = np.zeros(2, np.float32)
-    models.load_state(model, state)
+    mlp.load_state(model, state)
     x, y = torch.full((65, 5), 0.25), torch.zeros(65, dtype=torch.int64)
     net = kernel.ExactMLP(model.weights(), activation="tanh", loss=loss)
     one = net.clipped_sum(x[:1], y[:1], clip=1.0)
@@ -537,7 +537,7 @@ def test_a_client_states_the_arithmetic_that_it_trained_in(tmp_path, monkeypatch
     ran: list[str] = []
     fit = private_training.fit_privately
 
-    def listening(*args: Any, dpsgd: training.DPSGD, **kwargs: Any) -> None:
+    def listening(*args: Any, dpsgd: plain.DPSGD, **kwargs: Any) -> None:
         ran.append(dpsgd.arithmetic)
         fit(*args, dpsgd=dpsgd, **kwargs)
 

@@ -17,8 +17,8 @@ import yaml
 from typer.testing import CliRunner, Result
 
 import cloister
-from client.ledger import Ledger
-from tests.client.test_ledger import entry
+from client.account.ledger import Ledger
+from tests.client.account.test_ledger import entry
 from tests.support import HEART, PRIVATE, ROOT, WHOLE, document, table
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from client.policy import Policy
-from common.federation import AdaptiveClip, ClientPrivacy, EarlyStopping, FedAvg, RowPrivacy, Training, Wire
+from client.account.policy import Policy
+from common.document.federation import AdaptiveClip, ClientPrivacy, EarlyStopping, FedAvg, RowPrivacy, Training, Wire
 from tests.support import ROOT, recomputed
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(1200)]

@@ -32,9 +32,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.document.federation import Dtype
 from common.errors import ProtocolError
-from common.federation import Dtype
-from common.state import State
+from common.model.weights import State
 
 LEVELS = 127  # of one sign
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from client.checking import check_file
-from common import federation as federations
-from common import reach
+from common.document import federation as federations
 from common.errors import ConfigError
+from common.privacy import reach
 from tests.support import PRIVATE, document
 
 CLIENT: dict[str, Any] = {

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client import data
+from client.account.entries import deal
 from client.data import Dataset, Rows
-from client.entries import deal
-from common import text_files
+from common.data import text_files
+from common.document.schema import Schema
 from common.errors import DataError
-from common.schema import Schema
 from tests.support import federation, table
 
 CPU = torch.device("cpu")

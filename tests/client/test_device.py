@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from client import device as devices
-from client import kernel
 from client.device import is_exact, resolve_device
+from client.training import kernel
 from common.errors import DeviceError
 
 CPU = torch.device("cpu")

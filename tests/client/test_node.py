@@ -21,16 +21,16 @@ from rich.console import Console
 from safetensors import numpy as safetensors
 
 from client import node as node_room
-from client import training
-from client.entries import cost_of_run, spent
-from client.ledger import Ledger
+from client.account.entries import cost_of_run, spent
+from client.account.ledger import Ledger
+from client.account.plan import NOT_COVERED
+from client.account.policy import Policy
 from client.node import Node
-from client.plan import NOT_COVERED
-from client.policy import Policy
 from client.site import ClientFile, DataFile
-from common import model as models
+from client.training import plain
+from common.document.federation import Federation
 from common.errors import BudgetExhausted, CertificateError, ConnectionFailed, DataError, ProtocolError, Refusal
-from common.federation import Federation
+from common.model import mlp
 from common.wire import codec, records
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
@@ -69,7 +69,7 @@ class Link:
         ttl: float = 60,
         **config_too: Any,
     ) -> None:
-        arrays = records.from_state(models.state_of(models.build(fed)))
+        arrays = records.from_state(mlp.state_of(mlp.build(fed)))
         config = ConfigRecord({"run": run, "server-round": server_round, **config_too})
         content = codec.encode(RecordDict({"arrays": arrays, "config": config}))
         task_id = f"{run}/{task_type}/{server_round}/ada"
@@ -712,14 +712,14 @@ def test_whoever_leaves_is_heard_and_does_not_come_back(tmp_path):
 
 def test_a_task_in_hand_is_finished_and_kept_when_its_owner_leaves(tmp_path, monkeypatch):
     fed = federation()
-    started, fit = threading.Event(), training.fit
+    started, fit = threading.Event(), plain.fit
 
     def slow(*args: Any, **kwargs: Any) -> float:
         started.set()
         time.sleep(1.0)  # the goodbye is said and the stream has ended meanwhile
         return fit(*args, **kwargs)
 
-    monkeypatch.setattr(training, "fit", slow)
+    monkeypatch.setattr(plain, "fit", slow)
 
     async def server(link: Link) -> None:
         await link.welcome(fed)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from client import row_hash
 from client.row_hash import RowHash, positions
-from common.cells import tidy
+from common.data.cells import tidy
 
 KEY = b"an owner's key"
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from client.policy import Policy
+from client.account.policy import Policy
 from client.site import ClientFile, DataFile, Site, TLSFiles, load_client_file, open_site, split_key
+from common.certificates import identity
+from common.document.federation import Federation
 from common.errors import ConfigError, DataError, Refusal
-from common.federation import Federation
-from common.wire import tls
 from tests.support import PRIVATE, federation, table
 
 
@@ -75,8 +75,8 @@ def test_charges_name_the_authority_by_its_key_and_another_ones_do_not_count(tmp
     for authority in ("one", "two", "one"):
         certs = tmp_path / authority
         if not certs.exists():
-            tls.create_authority(certs)
-            tls.create_client(certs, "ada")
+            identity.create_authority(certs)
+            identity.create_client(certs, "ada")
         files = TLSFiles(ca=f"{certs}/ca.pem", certificate=f"{certs}/ada.pem", key=f"{certs}/ada.key")
         settings = ClientFile(
             server="localhost:1",

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.planning import ATTEMPTS
+from common.privacy.plan import ATTEMPTS
 from tests.integration.federation import NAMES, Federation, Process, until
 from tests.integration.proxy import Proxy
 

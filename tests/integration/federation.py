@@ -17,9 +17,9 @@ from typing import Any
 
 import yaml
 
-from client.entries import Entry
-from client.ledger import Ledger
-from common.wire import tls
+from client.account.entries import Entry
+from client.account.ledger import Ledger
+from common.certificates import identity
 from server import status
 from tests.support import document, table
 
@@ -109,12 +109,12 @@ class Federation:
     ) -> None:
         self.folder, self._processes = folder, processes
         self.certs = folder / "certs"
-        tls.create_authority(self.certs)
-        tls.create_server(self.certs, ["127.0.0.1"])
+        identity.create_authority(self.certs)
+        identity.create_server(self.certs, ["127.0.0.1"])
         self.document = folder / "federation.yaml"
         self.document.write_text(yaml.safe_dump(document(**changes)))
         for i, name in enumerate(names):
-            tls.create_client(self.certs, name)
+            identity.create_client(self.certs, name)
             table(rows, seed=i).write_csv(folder / f"{name}.csv")
         self.run = folder / "run"
         self.address = ""

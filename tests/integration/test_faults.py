@@ -29,23 +29,24 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from client import data
+from client.account.ledger import Ledger
+from client.account.policy import Policy
 from client.app import client_app
 from client.device import resolve_device
-from client.ledger import Ledger
-from client.policy import Policy
 from client.site import Site
-from common import federation as federations
-from common import noise
-from common.state import State
-from common.wire import codec, records, tls
+from common.certificates import identity
+from common.document import federation as federations
+from common.model.weights import State
+from common.privacy import noise
+from common.wire import codec, records
 from common.wire import session_pb2 as pb
 from common.wire.records import ARRAYS, LOSS, LOST, METRICS, WEIGHT
 from server.app import execute
-from server.rundir import RunFolder
+from server.folder.folder import RunFolder
 from simulations.inline import InlineGrid
 from tests.integration.federation import Federation, Process, until
 from tests.integration.proxy import Proxy
-from tests.server.test_grid import Peer
+from tests.server.sessions.test_grid import Peer
 from tests.support import PRIVATE
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -407,7 +408,7 @@ def test_clients_that_lie_or_stay_silent_do_not_touch_the_model(federation):
     welcome = threading.Event()
 
     def lie(name: str) -> None:
-        material = tls.load(fed.certs / "ca.pem", fed.certs / f"{name}.pem", fed.certs / f"{name}.key")
+        material = identity.load(fed.certs / "ca.pem", fed.certs / f"{name}.pem", fed.certs / f"{name}.key")
         peer, before = Peer(int(fed.address.rpartition(":")[2]), material), []
         try:
             peer.hello()

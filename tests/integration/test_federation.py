@@ -13,9 +13,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from safetensors.numpy import load_file
 
-from client.entries import Entry, cost_of_run
-from client.ledger import Ledger
-from common.wire import tls
+from client.account.entries import Entry, cost_of_run
+from client.account.ledger import Ledger
+from common.certificates import identity
 from tests.integration.federation import NAMES, Federation, Process
 from tests.support import PRIVATE, table
 
@@ -80,7 +80,7 @@ def test_a_private_federation_from_first_hello_to_last_goodbye(federation):
 
 
 def _health(fed: Federation) -> int:
-    material = tls.load(fed.certs / "ca.pem", fed.certs / "ada.pem", fed.certs / "ada.key")
+    material = identity.load(fed.certs / "ca.pem", fed.certs / "ada.pem", fed.certs / "ada.key")
     credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.certificate)
     with grpc.secure_channel(fed.address, credentials) as channel:
         return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10).status

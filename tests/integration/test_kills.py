@@ -16,7 +16,7 @@ import grpc
 import pytest
 import yaml
 
-from client.ledger import Ledger
+from client.account.ledger import Ledger
 from common.wire import codec
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service

@@ -11,17 +11,17 @@ import numpy as np
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from common import model as models
+from common.document.federation import Federation
 from common.errors import RunFailed
-from common.federation import Federation
-from common.noise import NoiseSource, seeded
-from common.state import State
+from common.model import mlp
+from common.model.weights import State
+from common.privacy.noise import NoiseSource, seeded
 from common.wire import records
 from common.wire.records import ARRAYS, COUNTS, LOSS, LOST, METRICS, WEIGHT
-from server import strategies
-from server.central import CentralDP
-from server.rounds import run_rounds
-from server.run import Event, Run
+from server.rounds import strategies
+from server.rounds.client_privacy import CentralDP
+from server.rounds.loop import run_rounds
+from server.rounds.run import Event, Run
 from simulations.inline import InlineGrid
 
 Answer = RecordDict | Error | None  # None: no answer in time
@@ -106,7 +106,7 @@ def outcome(
     run = Run(
         federation=document,
         name="test",
-        state=models.state_of(models.build(document)),
+        state=mlp.state_of(mlp.build(document)),
         observe=events.append,
         central=CentralDP(document, noise or seeded(0)) if document.privacy.client else None,
     )

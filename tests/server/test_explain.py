@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from common import second_opinion
 from common.errors import RunFolderError
-from server import privacy
+from common.privacy import second_opinion
 from server.explain import lines, read
-from server.rundir import RunFolder
+from server.folder import statement as privacy
+from server.folder.folder import RunFolder
 from simulations.engine import simulate, sites_from_table
 from tests.support import PRIVATE, WHOLE, federation, table
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from client.site import Site
+from common.document.federation import Federation
 from common.errors import ConfigError, DataError, RunFailed
-from common.federation import Federation
-from common.planning import plan_for
-from server.rundir import RunFolder, load_model
+from common.privacy.plan import plan_for
+from server.folder.folder import RunFolder, load_model
 from simulations.engine import simulate, sites_from_files, sites_from_table, willing
 from tests.support import PRIVATE, federation, table
 

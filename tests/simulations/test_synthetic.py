@@ -5,9 +5,9 @@ import polars as pl
 import pytest
 import torch
 
-from common.encoding import encode
-from common.schema import Schema
-from server.rundir import RunFolder
+from common.data.encoding import encode
+from common.document.schema import Schema
+from server.folder.folder import RunFolder
 from simulations.engine import simulate, sites_from_table
 from simulations.synthetic import generate
 from tests.support import federation

@@ -20,10 +20,10 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from client.app import client_app
+from common.document.federation import Dtype
 from common.errors import ProtocolError
-from common.federation import Dtype
-from common.noise import seeded
-from common.state import State, initial_state
+from common.model.weights import State, initial_state
+from common.privacy.noise import seeded
 from common.wire import records
 from common.wire.codec import decode, encode
 from common.wire.compression import expected, pack, size, unpack

@@ -1,0 +1,1 @@
+"""What a data owner allows and has spent: policy, approval, plan and ledger."""

@@ -1,0 +1,112 @@
+"""Local training. Everything here runs on tensors and knows neither network nor ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.document.federation import Training
+from common.model import objective
+from common.privacy.noise import NoiseSource
+
+Arithmetic = Literal["exact", "opacus"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPSGD:
+    """Differentially private SGD (Abadi et al. 2016, arXiv:1607.00133, algorithm 1).
+
+    Each of `steps` steps draws rows by Poisson sampling at `sampling_rate`, clips each row's gradient to L2
+    norm `clip`, adds N(0, (noise_multiplier * clip)^2 I) to the sum, and divides by `expected_batch_size`, a
+    public number. In exact arithmetic all of it is on a lattice (kernel.py); Opacus' own is in floating point.
+    """
+
+    steps: int
+    sampling_rate: float
+    clip: float
+    noise_multiplier: float
+    expected_batch_size: int
+    arithmetic: Arithmetic = "exact"
+
+
+def fit(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    training: Training,
+    steps: int,
+    noise: NoiseSource,
+    proximal_mu: float,
+) -> float:
+    """Trains `model` in place without privacy, on shuffled batches, and returns the mean loss of a row."""
+    start = copies(model)
+    model.train()
+    optimizer = make_optimizer(model, training)
+    rng = np.random.default_rng(noise.integer())
+    total, rows = 0.0, 0
+    with torch_seed(noise.integer(), x.device):
+        batches = _batches(len(y), training.batch_size, rng)
+        for _ in range(steps):
+            index = torch.from_numpy(next(batches)).to(x.device)
+            optimizer.zero_grad(set_to_none=True)
+            losses = objective.row_losses(model(x[index]), y[index], training.loss)
+            losses.mean().backward()  # type: ignore[no-untyped-call]  # torch gives it none
+            add_proximal_term(model, start, proximal_mu)
+            optimizer.step()
+            total += losses.detach().sum().item()
+            rows += len(index)
+    return total / rows
+
+
+def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """The document's optimizer over the model's parameters."""
+    rate, decay = training.learning_rate, training.weight_decay
+    if training.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=rate, weight_decay=decay)
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=rate,
+        momentum=training.momentum,
+        nesterov=training.nesterov,
+        weight_decay=decay,
+    )
+
+
+def _batches(rows: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    while True:
+        order = rng.permutation(rows)
+        for start in range(0, rows, size):
+            yield order[start : start + size]
+
+
+def copies(model: nn.Module) -> list[Tensor]:
+    """The parameters as they are now."""
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def add_proximal_term(model: nn.Module, start: list[Tensor], mu: float) -> None:
+    """Adds mu (w - w_start), the gradient of FedProx' term (Li et al. 2020, arXiv:1812.06127, equation 2).
+
+    Under privacy it comes after the noise: it is a function of what was released, and costs nothing.
+    """
+    if mu:
+        for parameter, before in zip(model.parameters(), start, strict=True):
+            assert parameter.grad is not None
+            parameter.grad.add_(parameter.detach() - before, alpha=mu)
+
+
+@contextmanager
+def torch_seed(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds torch's own generator, which only dropout uses, and restores it."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

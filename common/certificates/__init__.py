@@ -1,0 +1,1 @@
+"""Certificates: made, revoked, listed, and who is at the other end by theirs."""

@@ -1,0 +1,1 @@
+"""Tables to cells to tensors, without looking at the data."""

@@ -1,0 +1,1 @@
+"""The federation document: YAML in, a validated model and its fingerprint out."""

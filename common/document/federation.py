@@ -1,0 +1,455 @@
+"""The federation document: what all parties agree on before any row is touched.
+
+It holds no code and no path. The server sends it to a joining client as canonical JSON; the client checks it
+with these same models and knows it by its fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from common.document import documents
+from common.document.documents import Document
+from common.document.mistakes import Problem
+from common.document.schema import Classes, Schema
+from common.errors import ConfigError
+from common.model.scores import LOWER_IS_BETTER, OF_CLASSES
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Rounds = Annotated[int, Field(ge=1, le=1_000_000)]
+# Far outside, float32 rounds a clipped gradient up by more than the noise covers.
+Clip = Annotated[float, Field(ge=1e-6, le=1e6)]
+WIDEST = 2**22  # units of a layer: with more, too few bits are left for each factor of an exact product
+# What no client should be asked: a private step holds some 64 bytes a parameter, and a machine computes 10^10 to 10^13
+# operations a second.
+MOST_PARAMETERS, BYTES_A_PARAMETER = 2**27, 64
+MOST_OPERATIONS, SLOW_MACHINE = 1e16, 1e10  # of a client in a round; a second
+LEAST_EVALUATION_NOISE = 0.01  # the noise has a grid, which must be fine beside it
+Dtype = Literal["float32", "bfloat16", "int8"]
+
+
+class Model(Document):
+    """A multilayer perceptron. `hidden: []` is a linear model."""
+
+    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...]
+    activation: Literal["relu", "sigmoid", "tanh"] = "relu"
+    dropout: Fraction = 0.0
+
+
+class EarlyStopping(Document):
+    """Ends a run when its evaluations no longer get better."""
+
+    metric: Literal["accuracy", "precision", "recall", "f1", "mae", "mse"]
+    patience: Count = 3  # evaluations in a row that are not better
+    min_change: NonNegative = 0.0  # than the best by so much; should exceed the metric's noise
+
+
+class Training(Document):
+    """What a client does in one round, and how many rounds there are."""
+
+    rounds: Rounds
+    local_steps: Count | None = None
+    local_epochs: Count | None = None
+    batch_size: Count
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: Positive
+    momentum: Fraction = 0.0
+    nesterov: bool = False
+    weight_decay: NonNegative = 0.0
+    loss: Literal["cross_entropy", "binary_cross_entropy", "mse"] = "cross_entropy"
+    early_stopping: EarlyStopping | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # initial weights and the server's sampling; never noise
+
+    def steps(self, sampling_rate: float) -> int:
+        """Local steps of one round of private training; an epoch is 1 / sampling_rate steps, rounded up."""
+        if self.local_steps is not None:
+            return self.local_steps
+        assert self.local_epochs is not None
+        return math.ceil(self.local_epochs / sampling_rate - 1e-9)  # 1 / (1 / 49) is a little more than 49
+
+    def contradictions(self) -> Iterator[Problem]:
+        if (self.local_steps is None) == (self.local_epochs is None):
+            yield ("local_steps",), "or local_epochs: give exactly one of them"
+        if self.optimizer != "sgd":
+            for name in ("momentum", "nesterov"):
+                if getattr(self, name):
+                    yield (name,), f"belongs to optimizer sgd (optimizer is {self.optimizer})"
+        elif self.nesterov and not self.momentum:
+            yield ("nesterov",), "needs momentum greater than 0"
+
+
+class _Rounds(Document):
+    """What every strategy shares."""
+
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the connected clients that a round asks
+    min_clients: Count = 2  # quorum: a round starts with, and counts with, at least so many
+    over_selection: Annotated[float, Field(ge=0, le=4)] = 0.0  # asks so many more, and waits only for the first
+    round_timeout: Positive = 600.0  # seconds
+    max_failed_rounds: Count = 3  # so many failed rounds in a row end the run
+
+
+class FedAvg(_Rounds):
+    name: Literal["fedavg"]
+
+
+class FedAvgM(_Rounds):
+    name: Literal["fedavgm"]
+    server_learning_rate: Positive = 1.0
+    server_momentum: Fraction = 0.9
+
+
+class FedAdam(_Rounds):
+    name: Literal["fedadam"]
+    eta: Positive = 0.1
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.99
+    tau: Positive = 1e-3
+
+
+class FedAdagrad(_Rounds):
+    name: Literal["fedadagrad"]
+    eta: Positive = 0.1
+    tau: Positive = 1e-3
+
+
+class FedYogi(_Rounds):
+    name: Literal["fedyogi"]
+    eta: Positive = 0.01
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.99
+    tau: Positive = 1e-3
+
+
+class FedProx(_Rounds):
+    name: Literal["fedprox"]
+    proximal_mu: Positive = 0.1
+
+
+class FedMedian(_Rounds):
+    name: Literal["fedmedian"]
+
+
+class FedTrimmedAvg(_Rounds):
+    name: Literal["fedtrimmedavg"]
+    beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.2  # share cut off at each end
+
+
+class Krum(_Rounds):
+    name: Literal["krum"]
+    num_malicious_nodes: Annotated[int, Field(ge=0)] = 0
+
+
+class MultiKrum(_Rounds):
+    name: Literal["multikrum"]
+    num_malicious_nodes: Annotated[int, Field(ge=0)] = 0
+    num_nodes_to_select: Count = 1
+
+
+class Bulyan(_Rounds):
+    name: Literal["bulyan"]
+    num_malicious_nodes: Annotated[int, Field(ge=0)] = 0
+
+
+class QFedAvg(_Rounds):
+    name: Literal["qfedavg"]
+    q: NonNegative = 0.1
+
+
+StrategyChoice = Annotated[
+    FedAvg
+    | FedAvgM
+    | FedAdam
+    | FedAdagrad
+    | FedYogi
+    | FedProx
+    | FedMedian
+    | FedTrimmedAvg
+    | Krum
+    | MultiKrum
+    | Bulyan
+    | QFedAvg,
+    Field(discriminator="name"),
+]
+
+
+OF_A_MEAN = ("fedavg", "fedavgm", "fedadam", "fedadagrad", "fedyogi", "fedprox")  # move by a mean of updates
+
+
+class RowPrivacy(Document):
+    """(epsilon, delta)-differential privacy for adding or removing one row of one client's table."""
+
+    epsilon: Positive
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    clip: Clip  # L2 bound on one row's gradient
+    count_epsilon: Positive | None = 0.1  # the part of epsilon that pays for telling roughly how many rows there are
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] | None = None  # with it no count is told; all weigh the same
+
+    def contradictions(self) -> Iterator[Problem]:
+        if (self.count_epsilon is None) == (self.sampling_rate is None):
+            yield (
+                ("sampling_rate",),
+                "or count_epsilon: give exactly one and set the other to null; without a count of rows, the rate at "
+                "which a row is drawn must be given",
+            )
+        if self.count_epsilon is not None and self.count_epsilon > self.epsilon / 2:
+            yield (
+                ("count_epsilon",),
+                f"must be at most half of epsilon, {self.epsilon / 2:g} (got {self.count_epsilon:g})",
+            )
+
+
+class AdaptiveClip(Document):
+    """Lets the clip follow a quantile of the updates' norms (Andrew et al. 2021, arXiv:1905.03871)."""
+
+    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5  # this share of the updates is to be within the clip
+    learning_rate: Positive = 0.2
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.05  # of a round's privacy, paid for the noisy share of clipped ones
+
+
+class ClientPrivacy(Document):
+    """(epsilon, delta)-differential privacy for one whole client, by a server that is trusted.
+
+    A round asks each connected client with probability `strategy.fraction`, and divides the noisy sum of the updates
+    by the public number `fraction x clients`.
+    """
+
+    epsilon: Positive
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    clip: Clip  # L2 bound on one client's update; with `adaptive`, that of the first round
+    clients: Count  # how many there are in all, a public number
+    weight_cap: Positive | None = None  # rows with which a client counts in full; null: all count the same
+    adaptive: AdaptiveClip | None = None
+
+    def contradictions(self) -> Iterator[Problem]:
+        if self.delta * self.clients > 1:
+            yield ("delta",), f"must be at most 1 / clients, {1 / self.clients:g} (got {self.delta:g})"
+
+
+class Evaluation(Document):
+    """How often clients score the model on their validation rows, and the noise on each count."""
+
+    every: Annotated[int, Field(ge=0)] = 1  # rounds; 0 is never
+    # Standard deviation of the noise over the sensitivity of the counts. Beyond a million its integers have no room.
+    noise: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+
+
+class Privacy(Document):
+    """`row: null` lets clients train without differential privacy; a client's policy must allow that."""
+
+    row: RowPrivacy | None
+    client: ClientPrivacy | None = None
+    evaluation: Evaluation = Evaluation()
+
+    def contradictions(self) -> Iterator[Problem]:
+        for name in ("row", "client"):
+            if (unit := getattr(self, name)) is not None:
+                for key, sentence in unit.contradictions():
+                    yield (name, *key), sentence
+        if 0 < self.evaluation.noise < LEAST_EVALUATION_NOISE:
+            yield (
+                ("evaluation", "noise"),
+                f"must be at least {LEAST_EVALUATION_NOISE:g}, which hides next to nothing as it is "
+                f"(got {self.evaluation.noise:g})",
+            )
+        private = [f"privacy.{name}" for name in ("row", "client") if getattr(self, name) is not None]
+        if not private and self.evaluation.noise:
+            yield (
+                ("evaluation", "noise"),
+                "needs privacy.row or privacy.client, whose epsilon and delta it is accounted against",
+            )
+        if private and self.evaluation.every and not self.evaluation.noise:
+            yield (
+                ("evaluation", "noise"),
+                f"must be greater than 0: with {' and '.join(private)} no count leaves without noise",
+            )
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The epsilon of each unit that is protected."""
+        units = {"row": self.row, "client": self.client}
+        return {name: unit.epsilon for name, unit in units.items() if unit is not None}
+
+
+class Wire(Document):
+    """In which numbers a client's update travels to the server, rounded without bias (common/wire/compression.py)."""
+
+    dtype: Dtype = "float32"
+
+
+class Federation(Document):
+    """The agreed document, checked."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    data_schema: Annotated[Schema, Field(alias="schema")]
+    model: Model
+    training: Training
+    strategy: StrategyChoice
+    privacy: Privacy
+    wire: Wire = Wire()
+
+    def contradictions(self) -> Iterator[Problem]:
+        for part in ("data_schema", "training", "privacy"):
+            for key, sentence in getattr(self, part).contradictions():
+                yield ("schema" if part == "data_schema" else part, *key), sentence
+        if self.privacy.row is not None and max(self.layer_sizes) > WIDEST:
+            yield (
+                ("schema", "features"),
+                f"make {self.layer_sizes[0]} inputs; with privacy.row a layer may have at most {WIDEST}, beyond which "
+                "its products are not exact",
+            )
+        yield from self._size_problems()
+        yield from self._loss_problems()
+        yield from self._early_stopping_problems()
+        yield from self._strategy_problems()
+        private = self.privacy.row is not None or self.privacy.client is not None
+        if private and self.data_schema.validation_fraction == 0 and self.privacy.evaluation.every:
+            yield (
+                ("schema", "validation_fraction"),
+                "is 0, so there is nothing to evaluate; set privacy.evaluation.every to 0",
+            )
+
+    def _size_problems(self) -> Iterator[Problem]:
+        parameters = self.parameters
+        if parameters > MOST_PARAMETERS:
+            yield (
+                ("model", "hidden"),
+                f"make {parameters:,} parameters, some {parameters * BYTES_A_PARAMETER / 2**30:,.0f} GiB at each "
+                f"client; at most {MOST_PARAMETERS:,} are accepted",
+            )
+        steps, batch = self.training.local_steps or 0, self.training.batch_size
+        operations = 6 * parameters * batch * steps
+        if operations > MOST_OPERATIONS:
+            yield (
+                ("training", "local_steps"),
+                f"of batch {batch} on {parameters:,} parameters are {operations:.1e} operations in each round, "
+                f"{operations / SLOW_MACHINE / 86_400:,.0f} days where 10^10 a second are computed; at most "
+                f"{MOST_OPERATIONS:.0e} are accepted",
+            )
+
+    def _loss_problems(self) -> Iterator[Problem]:
+        target, loss = self.data_schema.target, self.training.loss
+        key = ("training", "loss")
+        if isinstance(target, Classes):
+            if loss == "mse":
+                yield key, "mse needs a numeric target; for classes use cross_entropy"
+            if loss == "binary_cross_entropy" and len(target.classes) != 2:
+                yield (
+                    key,
+                    f"binary_cross_entropy needs exactly 2 classes (the schema has {len(target.classes)})",
+                )
+        elif loss != "mse":
+            yield key, f"{loss} needs a target with classes; for a numeric target use mse"
+
+    def _early_stopping_problems(self) -> Iterator[Problem]:
+        if (rule := self.training.early_stopping) is None:
+            return
+        key = ("training", "early_stopping", "metric")
+        fitting = OF_CLASSES if isinstance(self.data_schema.target, Classes) else LOWER_IS_BETTER
+        if rule.metric not in fitting:
+            yield key, f"must be one of {', '.join(fitting)} for this target (got {rule.metric})"
+        if not self.evaluation_rounds:
+            yield key, "is never evaluated; set privacy.evaluation.every and schema.validation_fraction above 0"
+
+    def _strategy_problems(self) -> Iterator[Problem]:
+        strategy, clients = self.strategy, self.strategy.min_clients
+        # Blanchard et al. 2017 need n >= 2f + 3 for Krum, El Mhamdi et al. 2018 n >= 4f + 3 for Bulyan.
+        if isinstance(strategy, Krum | MultiKrum | Bulyan):
+            factor = 4 if isinstance(strategy, Bulyan) else 2
+            least = factor * strategy.num_malicious_nodes + 3
+            if clients < least:
+                rule = f"{factor} x num_malicious_nodes + 3 = {least}"
+                yield ("strategy", "min_clients"), f"must be at least {rule} for {strategy.name} (got {clients})"
+        if isinstance(strategy, MultiKrum) and strategy.num_nodes_to_select > clients:
+            yield ("strategy", "num_nodes_to_select"), f"must be at most min_clients, {clients}"
+        if self.privacy.client is not None and strategy.name not in OF_A_MEAN:
+            yield ("strategy", "name"), f"privacy.client needs a strategy of a mean: {', '.join(OF_A_MEAN)}"
+        if self.privacy.client is not None and strategy.over_selection:
+            yield (
+                ("strategy", "over_selection"),
+                "must be 0 with privacy.client, whose guarantee rests on who is sampled; fraction can be larger",
+            )
+        if self.privacy.client is not None and clients > self.privacy.client.clients:
+            yield ("strategy", "min_clients"), f"must be at most privacy.client.clients, {self.privacy.client.clients}"
+        whole, row = self.privacy.client, self.privacy.row
+        if whole is not None and whole.weight_cap is not None and row is not None and row.sampling_rate is not None:
+            yield (
+                ("privacy", "client", "weight_cap"),
+                "needs row counts, and with privacy.row.sampling_rate none are told; set it to null",
+            )
+        if isinstance(strategy, QFedAvg) and self.privacy.row is not None:
+            yield (
+                ("strategy", "name"),
+                "qfedavg needs each client's exact loss, which privacy.row does not let out",
+            )
+
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        """Widths of the model's layers, inputs first. Binary cross entropy tells two classes by one output."""
+        outputs = 1 if self.training.loss == "binary_cross_entropy" else self.data_schema.outputs
+        return (self.data_schema.inputs, *self.model.hidden, outputs)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has: weights and biases."""
+        return sum((fan_in + 1) * out for fan_in, out in pairwise(self.layer_sizes))
+
+    @property
+    def model_bytes(self) -> int:
+        """Its size as float32."""
+        return 4 * self.parameters
+
+    @property
+    def canonical(self) -> str:
+        """The document as JSON: equal documents are equal text. Defaults are written out, but for a column's usual
+        `unfit`, so that documents of before keep their fingerprints."""
+        return self.model_dump_json(by_alias=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of `canonical`, in hex."""
+        return hashlib.sha256(self.canonical.encode()).hexdigest()
+
+    def with_rounds(self, rounds: int) -> Federation:
+        """The same federation, for another number of rounds. Raises `ConfigError`."""
+        value = json.loads(self.canonical)
+        value["training"]["rounds"] = rounds
+        try:
+            return documents.validate(value, Federation)
+        except documents.Mistakes as error:
+            raise ConfigError([str(error)]) from error
+
+    def evaluates(self, server_round: int) -> bool:
+        """Do clients evaluate after this round?"""
+        every, last = self.privacy.evaluation.every, self.training.rounds
+        if every == 0 or self.data_schema.validation_fraction == 0:
+            return False
+        return server_round % every == 0 or server_round == last
+
+    @property
+    def evaluation_rounds(self) -> tuple[int, ...]:
+        """The rounds after which clients evaluate: every so many, and the last."""
+        return tuple(r for r in range(1, self.training.rounds + 1) if self.evaluates(r))
+
+
+def load(path: Path) -> Federation:
+    """Reads federation.yaml. Raises `ConfigError` with every mistake."""
+    return documents.load(path, Federation)
+
+
+def from_canonical(text: str) -> Federation:
+    """The document as a server sent it. Raises `ConfigError` with every mistake."""
+    try:
+        return documents.validate(json.loads(text), Federation)
+    except (documents.Mistakes, ValueError, RecursionError) as error:  # a peer may send anything
+        raise ConfigError([f"the server's federation document is not valid: {error}"]) from error

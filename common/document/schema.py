@@ -1,0 +1,170 @@
+"""What the tables of a federation look like, as its document declares it.
+
+Bounds, categories and classes are declared, never read from the data, so encoding costs no privacy and is the same
+at every site. How a table that fits becomes arrays is in common/data/encoding.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic.fields import FieldInfo
+
+from common.document.documents import Document
+from common.document.mistakes import Problem
+from common.document.values import Scalar, agree, spelled
+
+Bounds = tuple[float, float]
+Name = Annotated[str, Field(min_length=1)]
+
+
+def _unless(usual: str) -> FieldInfo:
+    """A field that is left out of the canonical text where it is as usual, as in documents of before there was one."""
+    info: FieldInfo = Field(exclude_if=lambda value: value == usual)
+    return info
+
+
+class Numeric(Document):
+    """A column of numbers. `bounds` come from knowledge of the field, never from the data.
+
+    `unfit` is what becomes of a cell that is no number: its row is left out, or it counts as missing.
+    """
+
+    name: Name
+    type: Literal["numeric"]
+    bounds: Bounds
+    missing: tuple[Scalar, ...] = ()
+    optional: bool = False
+    unfit: Annotated[Literal["left_out", "missing"], _unless("left_out")] = "left_out"
+
+    @property
+    def inputs(self) -> int:
+        return 2 if self.may_be_missing else 1
+
+    @property
+    def may_be_missing(self) -> bool:
+        return bool(self.missing) or self.optional or self.unfit == "missing"
+
+    def contradictions(self) -> Iterator[Problem]:
+        yield from _bounds_problem(self.bounds)
+
+
+class Categorical(Document):
+    """A column of values from a short list. `unfit` is what becomes of a cell that is none of them."""
+
+    name: Name
+    type: Literal["categorical"]
+    categories: Annotated[tuple[Scalar, ...], Field(min_length=1)]
+    missing: tuple[Scalar, ...] = ()
+    optional: bool = False
+    unfit: Annotated[Literal["other", "left_out", "missing"], _unless("other")] = "other"
+
+    @property
+    def inputs(self) -> int:
+        return len(self.categories) + 1
+
+    @property
+    def may_be_missing(self) -> bool:
+        return bool(self.missing) or self.optional or self.unfit == "missing"
+
+    def contradictions(self) -> Iterator[Problem]:
+        for one, other in combinations(self.categories, 2):
+            if agree(one, other):
+                yield ("categories",), f"must all differ; {spelled(one)} and {spelled(other)} mean the same cells"
+
+
+def _classes(value: object) -> object:
+    """`[a, b]` is short for `{a: [a], b: [b]}`."""
+    if isinstance(value, list):
+        if len({spelled(v) for v in value}) < len(value):
+            raise ValueError("must all differ")
+        return {spelled(v): (v,) for v in value}
+    if isinstance(value, dict):  # past this point pydantic takes tuples for tuples only
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    return value
+
+
+class Classes(Document):
+    """A target that is one of at least two classes, each a list of the cell values that mean it."""
+
+    name: Name
+    classes: Annotated[dict[str, tuple[Scalar, ...]], Field(min_length=2), BeforeValidator(_classes)]
+
+    def contradictions(self) -> Iterator[Problem]:
+        for label, values in self.classes.items():
+            if not values:
+                yield ("classes", label), "needs at least one value"
+        for (first, some), (label, values) in combinations(self.classes.items(), 2):
+            for value in values:
+                if any(agree(value, other) for other in some):
+                    yield ("classes", label), f"shares the value {spelled(value)} with class {first}"
+
+
+class NumericTarget(Document):
+    """A target that is a number, for regression."""
+
+    name: Name
+    bounds: Bounds
+
+    def contradictions(self) -> Iterator[Problem]:
+        yield from _bounds_problem(self.bounds)
+
+
+def _target_kind(value: object) -> str:
+    numeric = "bounds" in value if isinstance(value, dict) else isinstance(value, NumericTarget)
+    return "NumericTarget" if numeric else "Classes"
+
+
+class Schema(Document):
+    """What every table in the federation looks like."""
+
+    features: Annotated[tuple[Annotated[Numeric | Categorical, Field(discriminator="type")], ...], Field(min_length=1)]
+    target: Annotated[
+        Annotated[Classes, Tag("Classes")] | Annotated[NumericTarget, Tag("NumericTarget")],
+        Discriminator(_target_kind),
+    ]
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    columns: tuple[Name, ...] | None = None  # the order of the columns in a file without a header
+
+    @property
+    def inputs(self) -> int:
+        """Width of the encoded features."""
+        return sum(f.inputs for f in self.features)
+
+    @property
+    def outputs(self) -> int:
+        """Number of classes, or 1 for a numeric target."""
+        return len(self.target.classes) if isinstance(self.target, Classes) else 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every column that is read: the features, then the target."""
+        return (*(f.name for f in self.features), self.target.name)
+
+    def contradictions(self) -> Iterator[Problem]:
+        seen: set[str] = set()
+        for i, feature in enumerate(self.features):
+            for key, sentence in feature.contradictions():
+                yield ("features", i, *key), sentence
+            if feature.name in seen:
+                yield ("features", i, "name"), f"stands twice (got {feature.name})"
+            seen.add(feature.name)
+        for key, sentence in self.target.contradictions():
+            yield ("target", *key), sentence
+        if self.target.name in seen:
+            yield ("target", "name"), f"is also a feature (got {self.target.name})"
+        if self.columns is not None:
+            for name in self.names:
+                if name not in self.columns:
+                    yield ("columns",), f"lacks {name}"
+            if len(set(self.columns)) < len(self.columns):
+                yield ("columns",), "must all differ"
+
+
+def _bounds_problem(bounds: Bounds) -> Iterator[Problem]:
+    if not 0 < bounds[1] - bounds[0] < math.inf:
+        yield ("bounds",), f"must rise, as in [0, 100], and be a finite distance apart (got {list(bounds)})"

@@ -1,0 +1,75 @@
+"""The multilayer perceptron in torch, and its state (common/model/weights.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from common.document.federation import Federation
+from common.model.weights import State, initial_state
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation, and dropout if any, between them: [batch, inputs] -> [batch, outputs]."""
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        outputs: int,
+        *,
+        activation: str = "relu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.sizes = (inputs, *hidden, outputs)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(self.sizes))
+        self.activation_name = activation
+        self.activation = ACTIVATIONS[activation]()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = self.dropout(self.activation(layer(x)))
+        out: Tensor = self.layers[-1](x)
+        return out
+
+    def weights(self) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's weight [out, in] and bias [out], without gradients. They share the model's memory."""
+        detached = [p.detach() for p in self.parameters()]
+        return list(zip(detached[::2], detached[1::2], strict=True))
+
+
+def build(federation: Federation, *, seed: int | None = None) -> MLP:
+    """The federation's model with weights drawn from `seed` (the federation's own by default).
+
+    torch's global generator is left as it was.
+    """
+    inputs, *hidden, outputs = federation.layer_sizes
+    with torch.random.fork_rng(devices=[]):  # torch draws weights of its own, which are overwritten
+        model = MLP(
+            inputs,
+            hidden,
+            outputs,
+            activation=federation.model.activation,
+            dropout=federation.model.dropout,
+        )
+    load_state(model, initial_state(federation, seed=seed))
+    return model
+
+
+def state_of(model: nn.Module) -> State:
+    """The model's parameters as named arrays, copied to the CPU."""
+    return {name: value.detach().cpu().numpy().copy() for name, value in model.state_dict().items()}
+
+
+def load_state(model: nn.Module, state: Mapping[str, NDArray[np.float32]]) -> None:
+    """Overwrites the model's parameters. Raises RuntimeError where names or shapes differ."""
+    model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})

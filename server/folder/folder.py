@@ -1,0 +1,175 @@
+"""The run folder: what a run leaves behind, and the contract for everything that reads a run.
+
+    federation.yaml    the document, every default written out
+    events.jsonl       one JSON object a line, as the run goes
+    model.safetensors  the model after the last complete round
+    result.json        how the run ended
+    privacy.json       what was released about whom, and what that costs
+    checkpoint/        what a restarted server goes on from (server/folder/checkpoint.py)
+
+Files are replaced whole, by rename; events are appended a line at a time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+
+from common.document.federation import Federation
+from common.errors import RunFolderError
+
+Event = dict[str, Any]
+
+
+class RunFolder:
+    """Made by `create`, before anything else of a run happens."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, federation: Federation, *, path: Path | None = None, root: Path = Path("runs")) -> RunFolder:
+        """A new folder, at `path` or under `root` with the time and the federation's name.
+
+        Raises:
+            RunFolderError: `path` exists, or the folder cannot be made.
+        """
+        try:
+            if path is not None:
+                path.mkdir(parents=True)
+            else:
+                path = _fresh(root, federation.name)
+        except FileExistsError:
+            raise RunFolderError(f"{path}: exists already; name another folder, or move it away") from None
+        except OSError as error:
+            raise RunFolderError(f"{path or root}: cannot be made: {error.strerror}") from error
+        folder = cls(path)
+        folder.write_document(federation)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """A run's folder, to go on with the run. Raises `RunFolderError` if it is not one."""
+        if not (path / "federation.yaml").is_file():
+            raise RunFolderError(f"{path}: not the folder of a run: it has no federation.yaml")
+        return cls(path)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other servers out. Raises `RunFolderError` if one is at work here."""
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunFolderError(f"{self.path}: another server is at work in this folder") from None
+            yield
+
+    def is_complete(self) -> bool:
+        """Has the run ended, with nothing left to do?"""
+        try:
+            return bool(json.loads((self.path / "result.json").read_text())["status"] == "completed")
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+
+    def mend(self) -> None:
+        """Cuts off a last event that was torn, and takes away how the run ended before."""
+        (self.path / "result.json").unlink(missing_ok=True)
+        with (self.path / "events.jsonl").open("a+b") as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+    def write_document(self, federation: Federation) -> None:
+        """Replaces federation.yaml."""
+        document = yaml.safe_dump(json.loads(federation.canonical), sort_keys=False, allow_unicode=True)
+        self.write("federation.yaml", document.encode())
+
+    def record(self, event: Event) -> None:
+        """Appends one event."""
+        try:
+            with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event) + "\n")
+        except OSError as error:
+            raise RunFolderError(f"{self.path / 'events.jsonl'}: cannot be written: {error.strerror}") from error
+
+    def last_round(self) -> int:
+        """The last complete round that an event tells of; 0 if none does."""
+        path = self.path / "events.jsonl"
+        last = 0
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with suppress(ValueError):  # a line that a full disk tore
+                event = json.loads(line)
+                if event["event"] == "round" and "failed" not in event:
+                    last = max(last, event["round"])
+        return last
+
+    def save_model(
+        self,
+        state: Mapping[str, NDArray[np.float32]],
+        *,
+        server_round: int,
+        charged: Mapping[str, int] | None = None,
+        durably: bool = True,
+    ) -> None:
+        """Replaces the model. Its metadata has the order of its arrays, and with `privacy.client` what it cost so far
+        (server/rounds/client_privacy.py): model and charge are one file, so neither is there without the other."""
+        # One entry: safetensors writes several in any order, and equal runs should leave equal files.
+        about = {"round": server_round, "order": list(state)} | ({"charged": dict(charged)} if charged else {})
+        metadata = {"cloister": json.dumps(about)}
+        arrays = {name: np.ascontiguousarray(value) for name, value in state.items()}
+        self.write("model.safetensors", safetensors.save(arrays, metadata=metadata), durably=durably)
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Replaces one JSON file."""
+        self.write(name, (json.dumps(value, indent=2) + "\n").encode())
+
+    def write(self, name: str, data: bytes, *, durably: bool = True) -> None:
+        """Replaces one file: the old one or the new one is there, never a part; `durably`, also after a power cut."""
+        fresh = self.path / f".{name}.new"
+        try:
+            with fresh.open("wb") as file:
+                file.write(data)
+                if durably:
+                    file.flush()
+                    os.fsync(file.fileno())
+            fresh.rename(self.path / name)
+        except OSError as error:
+            raise RunFolderError(f"{self.path / name}: cannot be written: {error.strerror}") from error
+
+
+def load_model(folder: Path) -> dict[str, NDArray[np.float32]]:
+    """The model of a run folder. Raises `RunFolderError` if there is none, or it is damaged."""
+    path = folder / "model.safetensors"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        arrays = safetensors.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return {name: arrays[name] for name in json.loads(header["__metadata__"]["cloister"])["order"]}
+    except (SafetensorError, ValueError, LookupError, TypeError) as error:
+        raise RunFolderError(f"{path}: not the model of a run, or damaged") from error
+
+
+def _fresh(root: Path, name: str) -> Path:
+    stamp = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    for number in range(1, 1000):
+        path = root / (f"{stamp}-{name}" if number == 1 else f"{stamp}-{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+    raise RunFolderError(f"{root}: no free name for a run folder")

@@ -1,0 +1,281 @@
+"""What a reply must satisfy before it may be aggregated.
+
+Flower aggregates whatever arrives: one NaN makes the global model NaN. Here each reply stands alone, and a bad
+one is left out with a reason:
+
+    not asked this round, or asked in another           rejected
+    a second reply of one client                        rejected
+    an error                                            a failure, with its code
+    array names, their order, shapes or types differ    rejected, also in the form in which updates travel
+    NaN or infinity in an array, a metric or a weight   rejected
+    an entry beyond 10^9 times the model that was sent  rejected
+    a weight below 1, or above 10^12                    rejected
+    a weight above 10^5 times the cohort's median       rejected, where three replies or more are to be compared
+    metrics other than those expected                   rejected
+    a private client's without a privacy statement      rejected
+
+The two multiples find mistakes of units, a sum in place of a mean and crude sabotage. They do not stop a client that
+lies within them: `privacy.client` and the robust strategies are for that. Honest tables differ by a factor of 10^4 (a
+clinic of 100 rows beside a registry of a million), so a weight may be ten times as far from the median. An entry is
+compared with the largest of the model that was sent, or with 1 if that is less: a step moves entries by about the
+learning rate, and the noise for the largest clip that a document may have, 10^6, by 10^8 or so at a batch of one. A
+model beyond that has diverged.
+
+Weights are compared as they come, with the median of those that have come, since a sum does not keep replies. The first
+two wait for a third, so that one bad reply among them is found whatever its place; two of the first three can hide a
+third. Weights within 10^5 of each other are all admitted in any order, so clients that state little cannot keep out one
+of at most 10^5 rows. Under `privacy.client` weights are not compared: whether one client counts may not depend on
+another, and a weight is capped there.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import statistics
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from numpy.typing import NDArray
+
+from common.document.federation import Dtype
+from common.errors import ProtocolError
+from common.model.weights import State
+from common.wire import compression, records
+from common.wire.records import ARRAYS, COUNTS, FAILED, LOSS, METRICS, PRIVACY, WEIGHT
+from common.wire.text import shown
+
+Statement = dict[str, float]
+# What a private client states (client/account), and what each number can be. Older clients lack the last ones.
+STATED = {
+    "epsilon": (0.0, math.inf),
+    "planned_epsilon": (0.0, math.inf),
+    "delta": (0.0, 1.0),
+    "noise_multiplier": (0.0, math.inf),
+    "sampling_rate": (0.0, 1.0),
+    "steps": (0.0, 1e15),
+    "count_epsilon": (0.0, math.inf),
+    "rows": (0.0, 1e12),
+    "evaluation_noise": (0.0, math.inf),
+    "evaluations": (0.0, 1e9),
+    "secure_noise": (0.0, 1.0),
+    "exact_arithmetic": (0.0, 1.0),
+    "opacus_planned_epsilon": (0.0, math.inf),
+    "opacus_prv": (0.0, 1.0),
+}
+
+MOST_OF_MEDIAN = 1e5  # of the cohort's weights
+LEAST_TO_COMPARE = 3  # of two, nobody can say which one is wrong
+MOST_OF_MODEL = 1e9  # of the largest entry that was sent, or of 1
+LARGEST_METRIC = 1e30  # sums of such numbers, times weights, are far from overflow
+LARGEST_WEIGHT = 1e12  # no table has more rows, and sums of such weights are far from overflow
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A reply that does not count. `code` is that of the client's error, 0 if the fault was found here."""
+
+    node_id: int
+    code: int
+    reason: str
+    diverged: bool = False  # has its training left all bounds, by what it sent?
+
+
+@dataclass(kw_only=True)
+class Admission:
+    """One round's replies, sorted as they come."""
+
+    asked: Collection[int]  # the nodes that this round asked
+    server_round: int
+    metrics: Collection[str]  # the names that a reply's metrics must have, all and no other
+    private: bool = False  # whether each reply must say what its client has released
+    limit: float = math.inf  # the most that a private client may say it has cost a row: the document's epsilon
+    state: State | None = None  # training only: the model that was sent, which each reply's arrays must resemble
+    wire: Dtype = "float32"  # training only: the type in which updates travel
+    counts: int | None = None  # evaluation only: how many counts there are
+    keep: bool = True  # keep what is admitted? A sum needs each reply once
+    compare: bool = False  # compare weights, in `weigh`?
+
+    admitted: list[Message] = field(default_factory=list)
+    nodes: set[int] = field(default_factory=set)  # whose replies were admitted
+    rejected: list[Rejection] = field(default_factory=list)
+    statements: dict[int, Statement] = field(default_factory=dict)  # what private clients say they released
+    _seen: set[int] = field(default_factory=set)
+    _reach: float = field(init=False)
+    _weights: list[float] = field(default_factory=list)  # sorted
+    _waiting: list[Message] = field(default_factory=list)  # for enough others to be compared with
+
+    def __post_init__(self) -> None:
+        self._reach = MOST_OF_MODEL * max([1.0, *map(_largest, (self.state or {}).values())])
+
+    def take(self, reply: Message) -> bool:
+        """Admits a reply, or notes why not."""
+        node_id = reply.metadata.src_node_id
+        try:
+            if node_id not in self.asked or reply.metadata.group_id != str(self.server_round):
+                raise _Fault(f"answers a task that round {self.server_round} did not give it")
+            if node_id in self._seen:
+                raise _Fault("answered this round already")
+            self._seen.add(node_id)
+            if reply.has_error():
+                code = reply.error.code or FAILED
+                self.rejected.append(Rejection(node_id, code, shown(reply.error.reason or "no reason given")))
+                return False
+            # What a client says it has released, it has, also in a reply that does not count.
+            if (statement := _statement(reply, self.limit)) is not None:
+                self.statements[node_id] = statement
+            if self.state is not None:
+                _check_arrays(reply, self.state, self.wire, self._reach)
+            _check_metrics(reply, self.metrics, self.counts)
+            if self.private and (statement is None or "epsilon" not in statement):
+                raise _Fault("a private client must state what it has released, and this reply does not")
+        except _Fault as fault:
+            self.rejected.append(Rejection(node_id, 0, shown(str(fault)), isinstance(fault, _Diverged)))
+            return False
+        self.nodes.add(node_id)
+        if self.keep:
+            self.admitted.append(reply)
+        return True
+
+    def weigh(self, reply: Message) -> list[Message]:
+        """The replies, of those that were taken, that count now that this one has come. The first ones wait for enough
+        others; where no more come, they are in `release`."""
+        if not self.compare:
+            return [reply]
+        bisect.insort(self._weights, records.weight_of(reply.content))
+        self._waiting.append(reply)
+        return self.release() if len(self._weights) >= LEAST_TO_COMPARE else []
+
+    def release(self) -> list[Message]:
+        """What still waits, without those whose weight is too far from the others'."""
+        waiting, self._waiting = self._waiting, []
+        if len(self._weights) < LEAST_TO_COMPARE:
+            return waiting
+        median = statistics.median(self._weights)
+        return [reply for reply in waiting if not self._outweighs(reply, median)]
+
+    def _outweighs(self, reply: Message, median: float) -> bool:
+        if (weight := records.weight_of(reply.content)) <= MOST_OF_MEDIAN * median:
+            return False
+        node_id = reply.metadata.src_node_id
+        self.nodes.discard(node_id)
+        self.admitted = [other for other in self.admitted if other is not reply]
+        said = f"weight {weight:g} is more than {MOST_OF_MEDIAN:.0f} times the median of this round, {median:g}"
+        self.rejected.append(Rejection(node_id, 0, said))
+        return True
+
+    @property
+    def silent(self) -> list[int]:
+        """Who was asked and has not answered."""
+        return [node for node in self.asked if node not in self._seen]
+
+
+class _Fault(Exception):
+    pass
+
+
+class _Diverged(_Fault):
+    pass
+
+
+def admit(replies: Iterable[Message], **rules: Any) -> Admission:
+    """Sorts replies that are all there."""
+    result = Admission(**rules)
+    for reply in replies:
+        result.take(reply)
+    return result
+
+
+def _check_arrays(reply: Message, state: State, wire: Dtype, reach: float) -> None:
+    found = reply.content.array_records
+    if list(found) != [ARRAYS]:
+        raise _Fault(f"expected one record of arrays called {ARRAYS}, got {list(found)}")
+    if wire != "float32":
+        _unpack(reply, state, wire)
+    record = reply.content.array_records[ARRAYS]
+    if list(record) != list(state):
+        raise _Fault(f"arrays must be {', '.join(state)}; got {', '.join(record) or 'none'}")
+    for name, expected in state.items():
+        array = _read(record, name)
+        try:
+            shape, dtype = array.shape, array.dtype  # what numpy reads from an archive has neither
+        except AttributeError as error:
+            raise _Fault(f"array {name} cannot be read") from error
+        if shape != expected.shape or dtype != expected.dtype:
+            raise _Fault(f"array {name} must be {expected.dtype} {list(expected.shape)}, got {dtype} {list(shape)}")
+        if not math.isfinite(largest := _largest(array)):
+            raise _Diverged(f"array {name} has NaN or infinite values")
+        if largest > reach:
+            raise _Diverged(f"array {name} has an entry of size {largest:.3g}; at most {reach:.3g} fits the model")
+
+
+def _largest(array: NDArray[Any]) -> float:
+    """In size; NaN if there is one, which numpy's extremes pass on."""
+    return max(float(array.max(initial=0)), -float(array.min(initial=0)))
+
+
+def _unpack(reply: Message, state: State, wire: Dtype) -> None:
+    """Replaces the packed update by the model it makes."""
+    record = reply.content.array_records[ARRAYS]
+    try:
+        unpacked = compression.unpack({name: _read(record, name) for name in record}, state, wire)
+    except compression.NotFinite as error:
+        raise _Diverged(str(error)) from error
+    except ProtocolError as error:
+        raise _Fault(str(error)) from error
+    reply.content[ARRAYS] = records.from_state(unpacked)
+
+
+def _read(record: ArrayRecord, name: str) -> NDArray[Any]:
+    try:
+        return records.look_at(record[name])
+    except Exception as error:  # numpy's reader has no exception of its own
+        raise _Fault(f"array {name} cannot be read") from error
+
+
+def _check_metrics(reply: Message, expected: Collection[str], counts: int | None) -> None:
+    found = reply.content.metric_records
+    if list(found) != [METRICS]:
+        raise _Fault(f"expected one record of metrics called {METRICS}, got {list(found)}")
+    record: MetricRecord = found[METRICS]
+    if set(record) != set(expected):
+        raise _Fault(f"metrics must be {', '.join(sorted(expected))}; got {', '.join(sorted(record)) or 'none'}")
+    for name, value in record.items():
+        values = value if isinstance(value, list) else [value]
+        if isinstance(value, list) != (name == COUNTS) or (name == COUNTS and len(values) != counts):
+            raise _Fault(f"metric {name} has the wrong size")
+        if not all(_is_finite(v) for v in values):
+            raise (_Diverged if name == LOSS else _Fault)(f"metric {name} is NaN or infinite")
+        if name != WEIGHT and any(abs(v) > LARGEST_METRIC for v in values):
+            raise (_Diverged if name == LOSS else _Fault)(f"metric {name} is larger than {LARGEST_METRIC:g}")
+    weight = record[WEIGHT]
+    if not (isinstance(weight, int | float) and 1 <= weight <= LARGEST_WEIGHT):
+        raise _Fault(f"weight {WEIGHT} must be from 1 to {LARGEST_WEIGHT:g}, got {weight}")
+
+
+def _statement(reply: Message, limit: float) -> Statement | None:
+    record = reply.content.get(PRIVACY)
+    if not isinstance(record, ConfigRecord):
+        return None
+    statement: Statement = {}
+    for name, value in record.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+            raise _Fault(f"the privacy statement's {name} is not a finite number")
+        if name not in STATED:
+            raise _Fault(f"the privacy statement has {shown(name, 40)!r}, which no client states")
+        low, high = STATED[name]
+        if name in ("epsilon", "planned_epsilon"):
+            high = limit * (1 + 1e-9)
+        if not low <= value <= high:
+            raise _Fault(f"the privacy statement's {name} is {value:g}; it is from {low:g} to {high:g}")
+        statement[name] = value
+    return statement
+
+
+def _is_finite(value: int | float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond every float
+        return False

@@ -1,0 +1,129 @@
+"""Who is there, and whom a round asks."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from common.errors import RunFailed
+from common.wire.records import BUDGET_EXHAUSTED
+from server.rounds.run import Run
+
+POLL = 0.02  # seconds between looks at who is connected
+LONGEST_GRACE_S = 60.0  # how long a resumed run waits for the clients that it had
+FEW_STRIKES = 3  # so many in a row, and a client is asked less often
+LONGEST_REST = 64  # rounds
+
+
+def wait_for_quorum(run: Run, grid: Grid, wait_s: float | None) -> list[int] | None:
+    """The nodes that can be asked, in a fixed order; None if spent budgets leave too few.
+
+    Raises:
+        RunFailed: there is no quorum within `wait_s`.
+    """
+    quorum = run.federation.strategy.min_clients
+    started, told = time.monotonic(), -1
+    while True:
+        nodes = present(run, grid)
+        if len(nodes) >= quorum:
+            return nodes
+        if budgets_are_spent(run, grid):
+            return None
+        if len(nodes) != told:
+            told = len(nodes)
+            run.observe({"event": "waiting", "clients": told, "min_clients": quorum})
+        if wait_s is not None and time.monotonic() - started > wait_s:
+            refused = f"; {len(run.gone)} refused to take part" if run.gone else ""
+            raise RunFailed(f"after {wait_s:g} s, {told} of the {quorum} clients that a round needs are there{refused}")
+        time.sleep(POLL)
+
+
+def wait_for_those_who_were_here(run: Run, grid: Grid) -> None:
+    """After a restart, gives the clients that were connected time to come back, so that a round asks them all."""
+    deadline = time.monotonic() + min(run.federation.strategy.round_timeout, LONGEST_GRACE_S)
+    while time.monotonic() < deadline:
+        if run.present <= {run.name_of(node) for node in grid.get_node_ids()}:
+            return
+        time.sleep(POLL)
+
+
+def present(run: Run, grid: Grid) -> list[int]:
+    """The nodes that are connected and have not said no, in a fixed order."""
+    return [node for node in sorted(grid.get_node_ids()) if node not in run.gone]
+
+
+def budgets_are_spent(run: Run, grid: Grid) -> bool:
+    """Are too few clients left, who would be enough had none of them spent its budget?"""
+    left, quorum = len(present(run, grid)), run.federation.strategy.min_clients
+    spent = sum(code == BUDGET_EXHAUSTED for code in run.gone.values())
+    return left < quorum <= left + spent
+
+
+def choose(run: Run, nodes: list[int], server_round: int) -> tuple[list[int], int]:
+    """Whom a round asks, and how many of their replies it needs before it goes on without the others.
+
+    Drawn from the seed and the round alone, so that a run which was resumed asks whom it would have asked.
+    """
+    strategy = run.federation.strategy
+    awake = [node for node in nodes if run.resting.get(node, 0) <= server_round]
+    if len(awake) < strategy.min_clients:
+        awake = nodes
+    needed = min(max(strategy.min_clients, round(strategy.fraction * len(awake))), len(awake))
+    asked = min(math.ceil(needed * (1 + strategy.over_selection)), len(awake))
+    rng = random.Random(f"{run.federation.training.seed}/sampling/{server_round}")
+    return sorted(rng.sample(awake, asked)), needed
+
+
+def note_strikes(run: Run, cohort: Iterable[int], counted: set[int], excused: set[int], server_round: int) -> None:
+    """Lets clients rest that were asked several times in vain: a client that never answers must not hold up all
+    rounds until their deadline. It is asked again after 2, 4, 8... rounds."""
+    for node in cohort:
+        if node in counted:
+            run.strikes.pop(node, None)
+            run.resting.pop(node, None)
+        elif node not in excused:
+            run.strikes[node] = strikes = run.strikes.get(node, 0) + 1
+            if strikes >= FEW_STRIKES:
+                run.resting[node] = server_round + 1 + min(2 ** (strikes - FEW_STRIKES + 1), LONGEST_REST)
+
+
+class CohortGrid(Grid):
+    """A grid on which only a round's cohort can be seen, so that a strategy that asks everyone asks the cohort."""
+
+    def __init__(self, grid: Grid, cohort: list[int]) -> None:
+        self._grid, self._cohort = grid, cohort
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._cohort
+
+    def set_run(self, run: Any) -> None:
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return self._grid.send_and_receive(messages, timeout=timeout)

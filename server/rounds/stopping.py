@@ -1,0 +1,34 @@
+"""Early stopping on a metric that may carry noise (Prechelt 1998, "Early stopping, but when?", with patience).
+
+The metric has been released already, so looking at it costs no privacy; but when a run stops may depend on it, so
+its statement gives the epsilon of the whole plan (server/folder/statement.py).
+"""
+
+from __future__ import annotations
+
+from common.model.scores import LOWER_IS_BETTER, Metrics
+from server.rounds.run import Run
+
+
+def note(run: Run, evaluation: Metrics) -> None:
+    """Takes note of an evaluation: is it better than the best by at least `min_change`?"""
+    rule = run.federation.training.early_stopping
+    if rule is None or not evaluation:  # no rows were counted, which is neither better nor worse
+        return
+    value = float(evaluation[rule.metric])
+    gain = 0.0 if run.best is None else (run.best - value if rule.metric in LOWER_IS_BETTER else value - run.best)
+    if run.best is None or gain >= rule.min_change > 0 or (rule.min_change == 0 and gain > 0):
+        run.best, run.stale = value, 0
+    else:
+        run.stale += 1
+
+
+def verdict(run: Run) -> str:
+    """Why the run should stop now; nothing if it should not."""
+    rule = run.federation.training.early_stopping
+    if rule is None or run.stale < rule.patience:
+        return ""
+    return (
+        f"early stopping after round {run.round}: in {run.stale} evaluations in a row {rule.metric} was not better "
+        f"than its best, {run.best:.4g}, by {rule.min_change:g}"
+    )

@@ -1,0 +1,88 @@
+"""A strategy's name and parameters to Flower's Strategy.
+
+Which clients a round asks is the round loop's decision (server/rounds/loop.py), so that sampling is reproducible
+and no strategy waits or draws on its own: here every strategy asks all nodes of the grid it is given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from flwr.app import MetricRecord, RecordDict
+from flwr.serverapp import strategy as flower
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from common.document.federation import Federation
+from common.wire.records import COUNTS, LOSS
+
+CLASSES: dict[str, type[flower.FedAvg]] = {
+    "fedavg": flower.FedAvg,
+    "fedavgm": flower.FedAvgM,
+    "fedadam": flower.FedAdam,
+    "fedadagrad": flower.FedAdagrad,
+    "fedyogi": flower.FedYogi,
+    "fedprox": flower.FedProx,
+    "fedmedian": flower.FedMedian,
+    "fedtrimmedavg": flower.FedTrimmedAvg,
+    "krum": flower.Krum,
+    "multikrum": flower.MultiKrum,
+    "bulyan": flower.Bulyan,
+    "qfedavg": flower.QFedAvg,
+}
+_OURS = {"name", "fraction", "min_clients", "over_selection", "round_timeout", "max_failed_rounds"}
+_MOMENTS = ("m_t", "v_t", "momentum_vector")  # what some strategies keep from round to round, besides the model
+
+
+def build(federation: Federation) -> Strategy:
+    """The Flower strategy that the document names, with its parameters."""
+    chosen = federation.strategy
+    parameters: dict[str, Any] = chosen.model_dump(exclude=_OURS)
+    if chosen.name == "qfedavg":
+        parameters |= {"client_learning_rate": federation.training.learning_rate, "train_loss_key": LOSS}
+    return CLASSES[chosen.name](
+        fraction_train=1.0,
+        fraction_evaluate=1.0,
+        min_train_nodes=1,
+        min_evaluate_nodes=1,
+        min_available_nodes=1,
+        evaluate_metrics_aggr_fn=sum_counts,
+        **parameters,
+    )
+
+
+Memory = dict[str, NDArray[Any]]
+
+
+def memory(strategy: Strategy) -> Memory:
+    """What the strategy remembers of earlier rounds, as named arrays; empty before the first."""
+    kept: Memory = {}
+    for name in _MOMENTS:
+        value = getattr(strategy, name, None)
+        items = value.items() if isinstance(value, dict) else enumerate(value or [])
+        kept |= {f"{name}/{key}": np.asarray(array) for key, array in items}
+    return kept
+
+
+def restore(strategy: Strategy, kept: Memory) -> None:
+    """Makes the strategy remember what `memory` gave."""
+    for name in _MOMENTS:
+        if not hasattr(strategy, name):
+            continue
+        mine = {key.removeprefix(f"{name}/"): array for key, array in kept.items() if key.startswith(f"{name}/")}
+        value: Any = mine if name != "momentum_vector" else [mine[str(i)] for i in range(len(mine))]
+        setattr(strategy, name, value or None)
+
+
+def forget_model(strategy: Strategy) -> None:
+    """Lets the strategy take the model from its next `configure_train`. FedAvgM would go on from the one it made
+    itself, also after that was discarded, or rounded, or when it was another process that made it."""
+    if hasattr(strategy, "current_arrays"):
+        strategy.current_arrays = None
+
+
+def sum_counts(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
+    """Sums the clients' counts: metrics of all rows come from counts of all rows, not from means of metrics."""
+    total = np.sum([next(iter(c.metric_records.values()))[COUNTS] for c in contents], axis=0)
+    return MetricRecord({COUNTS: total.tolist()})

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+
+from common.model.weights import initial_state, is_finite, size
+from tests.support import federation
+
+
+def test_first_weights_are_spread_as_torch_spreads_them():
+    state = initial_state(federation(model__hidden=[4000]))
+    torch.manual_seed(0)
+    for i, (inputs, outputs) in enumerate([(5, 4000), (4000, 2)]):
+        layer = torch.nn.Linear(inputs, outputs)
+        for kind in ("weight", "bias"):
+            ours, theirs = state[f"layers.{i}.{kind}"], getattr(layer, kind).detach().numpy()
+            assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+            assert np.abs(ours).max() <= 1 / math.sqrt(inputs)
+            if ours.size > 1000:  # the variance of n uniforms is within 6 sd of its own spread, sqrt(0.8 / n) of it
+                assert np.var(ours) == pytest.approx(1 / (3 * inputs), rel=6 * math.sqrt(0.8 / ours.size))
+                assert np.var(theirs) == pytest.approx(np.var(ours), rel=12 * math.sqrt(0.8 / ours.size))
+
+
+def test_equal_seeds_give_equal_weights_and_other_seeds_others():
+    first = initial_state(federation(training__seed=7))["layers.0.weight"]
+    assert_array_equal(first, initial_state(federation(), seed=7)["layers.0.weight"])
+    assert not (first == initial_state(federation(training__seed=8))["layers.0.weight"]).any()
+
+
+def test_the_size_of_a_state_is_that_of_its_numbers():
+    assert size({"w": np.zeros((3, 5), np.float32), "b": np.zeros(3, np.float32)}) == 4 * 18
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_one_number_that_is_not_finite_is_found(odd):
+    state = {"w": np.ones((3, 5), np.float32), "b": np.zeros(3, np.float32)}
+    assert is_finite(state)
+    state["b"][2] = odd
+    assert not is_finite(state)

@@ -1,0 +1,182 @@
+"""Whole runs of real clients in this process: what they learn, and what they leave in the run folder."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message
+
+from common.document.federation import Federation
+from common.wire.records import COUNTS, LOSS, METRICS, WEIGHT
+from server.folder.folder import RunFolder, load_model
+from server.observers.scoring import HeldOut
+from simulations import engine
+from simulations.engine import simulate, sites_from_table
+from simulations.inline import InlineGrid
+from tests.support import PRIVATE, federation, recomputed, table
+
+CPU = torch.device("cpu")
+
+
+def run(document: Federation, where: Path, *, clients: int = 3, rows: int = 240) -> tuple[dict[str, Any], RunFolder]:
+    """Simulates `document` on the shared table; returns result.json and the folder."""
+    where.mkdir(parents=True, exist_ok=True)
+    source = where / "table.csv"
+    table(rows).write_csv(source)
+    sites = sites_from_table(document, source, clients=clients, how="iid", seed=document.training.seed, device=CPU)
+    folder = RunFolder.create(document, path=where / "run")
+    simulate(document, sites, folder, run="test", held_out=HeldOut(document, source))
+    return json.loads((folder.path / "result.json").read_text()), folder
+
+
+def events(folder: RunFolder, kind: str = "round") -> list[dict[str, Any]]:
+    lines = (folder.path / "events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+LEARNS = {"training__local_steps": 20, "training__learning_rate": 0.5}
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory) -> tuple[dict[str, Any], RunFolder]:
+    """A private run. Tests only read it."""
+    return run(federation(**PRIVATE), tmp_path_factory.mktemp("private"))
+
+
+def test_three_rounds_train_and_improve(tmp_path):
+    result, folder = run(federation(**LEARNS), tmp_path)
+    losses = [event["train"]["loss"] for event in events(folder)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > 1.3 * losses[-1]
+    # y is the sign of a + b, blurred: about half the rows each, and about 9 in 10 can be told.
+    assert events(folder)[-1]["held_out"]["accuracy"] > 0.85
+    assert result["evaluation"]["accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("privacy", [{}, PRIVATE], ids=["plain", "private"])
+def test_a_seed_gives_the_same_model_to_the_last_bit_whatever_else_draws_random_numbers(tmp_path, privacy):
+    def model(seed: int, name: str) -> list[bytes]:
+        random.seed(name)  # Flower's strategies draw from Python's own generator
+        np.random.seed(len(name))
+        torch.manual_seed(len(name))
+        document = federation(**privacy, training__seed=seed, training__rounds=2, strategy__fraction=0.7)
+        state = load_model(run(document, tmp_path / name, clients=5)[1].path)
+        return [array.tobytes() for array in state.values()]
+
+    first = model(3, "first")
+    assert model(3, "again") == first
+    assert model(4, "other") != first
+
+
+def test_every_event_of_a_round_follows_the_contract(tmp_path):
+    _, folder = run(federation(**LEARNS, privacy__evaluation={"every": 2}), tmp_path)
+    rounds = events(folder)
+    assert [event["round"] for event in rounds] == [1, 2, 3]
+    for event in rounds:
+        assert event["clients"] == event["asked"] == 3
+        assert event["rounds"] == 3
+        assert event["seconds"] > 0
+        assert event["waiting"] >= 0
+        assert set(event["train"]) == {"loss"}
+        assert event["rejected"] == []
+        assert "privacy" not in event
+    assert ["evaluation" in event for event in rounds] == [False, True, True]
+    assert set(rounds[-1]["evaluation"]) == {"accuracy", "precision", "recall", "f1", "per_class"}
+
+
+def test_a_run_begins_and_ends_with_an_event(private):
+    document, (_, folder) = federation(**PRIVATE), private
+    (start,), (end,) = events(folder, "start"), events(folder, "end")
+    assert (start["run"], start["federation"], start["rounds"]) == ("test", document.fingerprint, 3)
+    assert (end["status"], end["reason"]) == ("completed", "")
+    lines = [json.loads(line) for line in (folder.path / "events.jsonl").read_text().splitlines()]
+    assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
+
+
+def test_the_result_follows_the_contract(private):
+    result, folder = private
+    assert set(result) == {"status", "reason", "rounds", "clients", "seconds", "evaluation", "held_out", "privacy"}
+    assert (result["status"], result["rounds"]) == ("completed", 3)
+    assert result["held_out"] == events(folder)[-1]["held_out"]
+    assert result["clients"] == ["client-0", "client-1", "client-2"]
+    assert set(result["evaluation"]) == {"accuracy", "precision", "recall", "f1", "per_class"}
+    row = result["privacy"]["row"]
+    assert row["delta"] == 1e-3
+    assert sorted(row["per_client"]) == result["clients"]
+    assert max(row["per_client"].values()) < 3.7  # three rounds; the spare attempt was planned and not used
+    assert 3.9 < row["epsilon"] <= 4.0  # whatever of the plan was used
+    assert result["privacy"]["client"] is None
+
+
+def test_a_run_without_privacy_says_so(tmp_path):
+    result, folder = run(federation(training__rounds=1), tmp_path)
+    assert result["privacy"] == {"row": None, "client": None}
+    assert json.loads((folder.path / "privacy.json").read_text())["row"] is None
+
+
+def test_a_private_run_never_tells_a_loss_and_tells_what_was_spent_so_far(private):
+    result, folder = private
+    assert [event["train"] for event in events(folder)] == [{"loss": None}] * 3
+    spent = [event["privacy"]["row"]["epsilon"] for event in events(folder)]
+    assert 0 < spent[0] < spent[1] < spent[2] == max(result["privacy"]["row"]["per_client"].values())
+
+
+@pytest.mark.parametrize(
+    "privacy, training_metrics", [({}, {WEIGHT, LOSS}), (PRIVATE, {WEIGHT})], ids=["plain", "private"]
+)
+def test_clients_send_these_metrics_and_no_other(tmp_path, monkeypatch, privacy, training_metrics):
+    sent: dict[str, set[frozenset[str]]] = {"train": set(), "evaluate": set()}
+
+    class Listening(InlineGrid):
+        def stream(self, messages: Any, *, timeout: float | None = None) -> Iterator[Message]:
+            for reply in super().stream(messages, timeout=timeout):
+                sent[reply.metadata.message_type].add(frozenset(reply.content.metric_records[METRICS]))
+                yield reply
+
+    monkeypatch.setattr(engine, "InlineGrid", Listening)
+    run(federation(**privacy, training__rounds=1), tmp_path)
+    assert sent == {"train": {frozenset(training_metrics)}, "evaluate": {frozenset({WEIGHT, COUNTS})}}
+
+
+def test_epsilon_can_be_recomputed_from_the_privacy_statement_alone(private):
+    result, folder = private
+    row = json.loads((folder.path / "privacy.json").read_text())["row"]
+    assert sorted(row["per_client"]) == result["clients"]
+    for client in row["per_client"].values():
+        assert client["epsilon"] == pytest.approx(recomputed(client), rel=0.01)
+        _, updates, counts = client["released"]
+    assert (updates["steps"], counts["steps"]) == (3 * 2, 1)  # 3 rounds of 2 steps, one evaluation
+
+
+def test_only_what_was_released_stands_in_the_statement(tmp_path):
+    row = {"epsilon": 4.0, "delta": 1e-3, "clip": 1.0, "count_epsilon": None, "sampling_rate": 0.1}
+    quiet = federation(privacy={"row": row, "evaluation": {"every": 0}})
+    _, folder = run(quiet, tmp_path)
+    for client in json.loads((folder.path / "privacy.json").read_text())["row"]["per_client"].values():
+        (updates,) = client["released"]  # no row count, no evaluations
+        assert updates["sampling_rate"] == 0.1
+        assert client["epsilon"] == pytest.approx(recomputed(client), rel=0.01)
+
+
+def test_the_saved_model_is_in_the_order_of_the_layers(private):
+    _, folder = private
+    names = ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]
+    assert list(load_model(folder.path)) == names
+    assert {array.dtype for array in load_model(folder.path).values()} == {np.dtype("float32")}
+
+
+def test_a_second_run_finds_the_budgets_spent_and_ends_well(tmp_path):
+    document = federation(**PRIVATE)
+    table(240).write_csv(tmp_path / "table.csv")
+    sites = sites_from_table(document, tmp_path / "table.csv", clients=3, how="iid", seed=0, device=CPU)
+    first = simulate(document, sites, RunFolder.create(document, path=tmp_path / "1"), run="first")
+    second = simulate(document, sites, RunFolder.create(document, path=tmp_path / "2"), run="second")
+    assert (first["status"], second["status"], second["rounds"]) == ("completed", "budget_exhausted", 0)
+    assert list(load_model(tmp_path / "2"))
