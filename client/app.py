@@ -23,7 +23,8 @@ from client.account.budget import Budget
 from client.account.ledger import Ledger
 from client.account.policy import for_one_run
 from client.device import resolve_device
-from client.site import Site, load_client_file, open_site
+from client.settings import load_client_file
+from client.site import Site, open_site
 from client.training import plain
 from client.training.kernel import exact_counts
 from common.document import federation as federations

@@ -1,47 +1,37 @@
-"""`cloister join`: a client process."""
+"""A client process: one table that takes part in one federation until its run is over."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-
-from client.checking import check_table
 from client.device import resolve_device
-from client.node import Node, Say
-from client.site import TLSFiles, load_client_file
+from client.node import Ask, Node, Say
+from client.settings import ClientFile, TLSFiles
 from common.certificates import identity
 from common.certificates.identity import TLSMaterial
 from common.errors import CertificateError, ConfigError
-from common.logs import LogFormat, json_handler, log_to, quiet_flower, tell, text_handler
 from common.wire.address import parse
-
-log = logging.getLogger("cloister.client")
 
 INTERRUPTED = 130
 LONGEST_FAREWELL_S = 4.0  # for the task in hand, so that all is over within 10
 
 
-def join(document: Path, *, wait_s: float, log_format: LogFormat, console: Console, strict: bool = False) -> int:
+def join(settings: ClientFile, document: Path, *, wait_s: float, say: Say, ask: Ask | None) -> int:
     """Takes part until the run is over. Returns the exit code: 0, or 130 after Ctrl-C.
 
     Args:
-        strict: first check the table against the owner's copy of the federation, every cell of it.
+        document: the file that the settings are from.
+        wait_s: seconds that the server may be away before it is given up.
+        say: tells the owner a line.
+        ask: puts a question to the owner; None if nobody is there to answer.
 
     Raises:
-        CloisterError: what `Node.run` raises, and mistakes in the file, its certificates or its device.
+        CloisterError: what `Node.run` raises, and mistakes in the file's certificates or its device.
     """
-    settings = load_client_file(document)
-    say = _say(log_format, console)
-    if strict:
-        for line in check_table(settings, document):
-            say(line)
     if (files := settings.tls) is None:
         host = parse(settings.server).host
         if not identity.is_loopback(host):
@@ -54,10 +44,7 @@ def join(document: Path, *, wait_s: float, log_format: LogFormat, console: Conso
         if (warning := identity.expiry_warning(material().certificate, Path(files.certificate))) is not None:
             say(f"warning: {warning}")
     resolve_device(settings.device)
-    quiet_flower()
-    log_to(json_handler() if log_format == LogFormat.JSON else text_handler())
-    node = Node(settings, tls=material, wait_s=wait_s, say=say, ask=_ask if sys.stdin.isatty() else None)
-    return asyncio.run(_until_interrupted(node, say))
+    return asyncio.run(_until_interrupted(Node(settings, tls=material, wait_s=wait_s, say=say, ask=ask), say))
 
 
 def _reread(files: TLSFiles, say: Say) -> Callable[[], TLSMaterial]:
@@ -75,13 +62,6 @@ def _reread(files: TLSFiles, say: Say) -> Callable[[], TLSMaterial]:
         return held[0]
 
     return read
-
-
-def _say(log_format: LogFormat, console: Console) -> Say:
-    """How the owner is told."""
-    if log_format == LogFormat.JSON:
-        return log.info
-    return lambda text: tell(console, text)
 
 
 async def _until_interrupted(node: Node, say: Say) -> int:
@@ -108,20 +88,3 @@ async def _until_interrupted(node: Node, say: Say) -> int:
         say("the task in hand was given up")
         os._exit(INTERRUPTED)
     return INTERRUPTED
-
-
-async def _ask(question: str) -> bool:
-    """Asks on the terminal; anything but yes is no. Waits without a thread, so that Ctrl-C still works."""
-    print(question, end="", flush=True)
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[str] = loop.create_future()
-
-    def read() -> None:
-        if not answer.done():
-            answer.set_result(sys.stdin.readline())
-
-    loop.add_reader(sys.stdin, read)
-    try:
-        return (await answer).strip().lower() in ("y", "yes")
-    finally:
-        loop.remove_reader(sys.stdin)

@@ -25,7 +25,8 @@ from flwr.app import Context, Message, RecordDict
 from client.account import approval
 from client.app import client_app
 from client.outbox import Outbox
-from client.site import ClientFile, Site, open_site
+from client.settings import ClientFile
+from client.site import Site, open_site
 from common.certificates import identity
 from common.certificates.identity import TLSMaterial
 from common.document import federation as federations

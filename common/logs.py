@@ -5,20 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from datetime import UTC, datetime
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.wire.text import shown_lines
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-
-class LogFormat(StrEnum):
-    """How a process tells what it does, on stderr."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 def log_to(handler: logging.Handler) -> None:
@@ -41,12 +30,6 @@ def json_handler() -> logging.Handler:
     handler = logging.StreamHandler()
     handler.setFormatter(_JSONFormatter())
     return handler
-
-
-def tell(console: Console, text: str) -> None:
-    """Shows whoever owns the data a line; a warning in colour."""
-    style = "yellow" if text.startswith("warning:") else None
-    console.print(shown_lines(text), markup=False, highlight=False, soft_wrap=True, style=style)
 
 
 def quiet_flower() -> None:

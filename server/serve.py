@@ -1,4 +1,4 @@
-"""`cloister serve`: the server process."""
+"""The server process: one run, served over gRPC to its end."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import logging
 import secrets
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
 
 from common.certificates.identity import ServerIdentity
 from common.document import federation as federations
 from common.document.federation import Federation
 from common.errors import CertificateError, ConfigError, RunFailed, RunFolderError
-from common.logs import LogFormat, json_handler, log_to, quiet_flower
 from common.privacy.releases import evaluation_release
 from common.wire.address import parse_option
 from server.app import execute
@@ -25,7 +22,6 @@ from server.folder import checkpoint as checkpoints
 from server.folder.checkpoint import Checkpoint
 from server.folder.folder import RunFolder
 from server.observers.status import Watch
-from server.progress import ProgressDisplay
 from server.rounds.run import Event
 from server.sessions.gate import Limits
 from server.sessions.grid import GrpcGrid
@@ -109,18 +105,25 @@ def serve(
     wait_s: float | None,
     limits: Limits,
     metrics_port: int | None,
-    log_format: LogFormat,
-    console: Console,
+    observers: Sequence[Callable[[Event], None]],
 ) -> tuple[dict[str, Any], Path]:
-    """Serves one run to its end. Returns what result.json holds, and the run folder."""
+    """Serves one run to its end. Returns what result.json holds, and the run folder.
+
+    Args:
+        held_out: a table to score every round's model on.
+        wait_s: seconds to wait for the quorum; None waits for ever.
+        metrics_port: where Prometheus may ask; None is nowhere.
+        observers: are given each event.
+
+    Raises:
+        CloisterError: what `execute` raises, and mistakes in what is given here, before the run folder is made.
+    """
     federation = begun.federation
     evaluation_release(federation)
     host = parse_option("--address", address, lowest=0).host
     identity = _identity(certificates, insecure)
     scorer = _scorer(federation, held_out)
     _terminate_on_sigterm()
-    quiet_flower()
-    log_to(json_handler() if log_format == LogFormat.JSON else ConsoleHandler(console))
     for line in scorer.report.lines(of="held-out table") if scorer else ():
         log.log(logging.WARNING if line.startswith("warning: ") else logging.INFO, "%s", line)
     watch = Watch(federation, begun.name)
@@ -132,23 +135,18 @@ def serve(
     try:
         folder = begun.folder()
         served = f"{host}:{grid.port}"
-        as_json = log_format == LogFormat.JSON
-        shown = Console(quiet=True) if as_json else console
-        with folder.lock(), ProgressDisplay(shown, limits=federation.privacy.limits) as display:
+        with folder.lock():
             begun.prepare(folder)
             folder.record({"event": "serving", "address": served, "time": time.time()})
             log.info("serving %s on %s, fingerprint %s", federation.name, served, federation.fingerprint)
             for warning in identity.warnings() if identity else ():
                 log.warning(warning)
-            listeners: list[Callable[[Event], None]] = [display, watch]
-            listeners += [metrics] if metrics else []
-            listeners += [_log_event] if as_json else []
             result = execute(
                 federation,
                 grid,
                 folder,
                 name=begun.name,
-                observe=_all_of(*listeners),
+                observe=_all_of(*observers, watch, *([metrics] if metrics else [])),
                 name_of=grid.name_of,
                 held_out=scorer,
                 wait_s=wait_s,
@@ -176,7 +174,8 @@ def _all_of(*listeners: Callable[[Event], None]) -> Callable[[Event], None]:
     return tell
 
 
-def _log_event(event: Event) -> None:
+def log_event(event: Event) -> None:
+    """An observer for a log in JSON."""
     log.info(event["event"], extra={"event": event})
 
 
@@ -211,15 +210,3 @@ def _terminate_on_sigterm() -> None:
         raise KeyboardInterrupt(TERMINATED)
 
     signal.signal(signal.SIGTERM, terminate)
-
-
-class ConsoleHandler(logging.Handler):
-    """Log lines above the live line."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self._console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        style = "yellow" if record.levelno >= logging.WARNING else "dim"
-        self._console.print(self.format(record), style=style, markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`cloister demo`: four hospitals as a user would start them by hand.
+"""The demo: four hospitals as a user would start them by hand.
 
 One real `cloister serve` process and four real `cloister join` processes talk over mutual TLS on loopback. Each
 client's folder holds its own hospital's table, file and keys, and nothing of the others.
@@ -12,25 +12,25 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from client import data
-from client.site import load_client_file, split_key
-from common.certificates import identity
+from client.settings import load_client_file
+from client.site import split_key
+from common.certificates import authority
 from common.document import federation as federations
 from common.document.federation import Federation
 from common.errors import RunFailed
 from common.model import mlp, objective
 from common.model.scores import metrics_of
 from server.folder.folder import RunFolder, load_model
-from server.progress import ProgressDisplay, print_result
+from server.rounds.run import Event
 from simulations import HEART
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
@@ -40,17 +40,21 @@ END_TIMEOUT_S = 20.0
 POLL_S = 0.1
 
 
-def run_demo(root: Path) -> None:
-    """Runs the demo in a new folder under `root` and shows its result.
+def new_folder(root: Path) -> Path:
+    """Where one demo keeps its files: a folder of its own under `root`."""
+    return (root / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")).resolve()
+
+
+def run_demo(folder: Path, *, observe: Callable[[Event], None]) -> tuple[dict[str, Any], Path]:
+    """Runs the demo in a new folder. Returns what result.json holds, and the run folder.
+
+    Args:
+        observe: is given each event of the run, as the server writes it.
 
     Raises:
         RunFailed: a process ended with an error; the message says where its log lies.
     """
-    console = Console(stderr=True)
-    folder = (root / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")).resolve()
     federation = _lay_out(folder)
-    assert federation.privacy.row is not None
-    console.print(f"one server, four hospitals, each a process of its own; all files in {folder}", highlight=False)
     run = folder / "server" / "run"
     with ExitStack() as processes:
         serving = ["serve", "federation.yaml", "--address", "127.0.0.1:0", "--certificates", "certs", "--out", "run"]
@@ -62,18 +66,17 @@ def run_demo(root: Path) -> None:
             home = folder / name
             _set_server(home / "client.yaml", address)
             hospitals.append(processes.enter_context(_process(["join", "client.yaml"], home)))
-        with ProgressDisplay(console, limits=federation.privacy.limits) as display:
-            for event in events:
-                display(event)
-                if event["event"] == "end":
-                    break
+        for event in events:
+            observe(event)
+            if event["event"] == "end":
+                break
         for process, where in zip([server, *hospitals], ["server", *HOSPITALS], strict=True):
             if (code := process.wait(END_TIMEOUT_S)) != 0:
                 raise RunFailed(f"the process of {where} ended with code {code}; see {folder / where / 'log.txt'}")
-    result = json.loads((run / "result.json").read_text())
+    result: dict[str, Any] = json.loads((run / "result.json").read_text())
     result["held_out"] = score_held_out(federation, folder, run)
     RunFolder(run).write_json("result.json", result)
-    print_result(result, run)
+    return result, run
 
 
 def score_held_out(federation: Federation, folder: Path, run: Path) -> dict[str, Any]:
@@ -103,14 +106,14 @@ def _lay_out(folder: Path) -> Federation:
     certs = server / "certs"
     certs.mkdir(parents=True)
     shutil.copy(HEART / "federation.yaml", server)
-    identity.create_authority(certs)
-    identity.create_server(certs, ["127.0.0.1", "localhost"])
+    authority.create_authority(certs)
+    authority.create_server(certs, ["127.0.0.1", "localhost"])
     for name in HOSPITALS:
         home = folder / name
         (home / "certs").mkdir(parents=True)
         shutil.copy(HEART / f"{name}.yaml", home / "client.yaml")
         shutil.copy(HEART / f"{name}.data", home)
-        identity.create_client(certs, name)
+        authority.create_client(certs, name)
         shutil.copy(certs / "ca.pem", home / "certs")
         for file in (f"{name}.pem", f"{name}.key"):
             shutil.move(certs / file, home / "certs" / file)

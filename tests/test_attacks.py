@@ -59,7 +59,8 @@ from client.account.entries import Entry, cost_of_run, spent
 from client.account.ledger import Ledger
 from client.account.policy import Policy
 from client.app import client_app
-from client.site import ClientFile, DataFile, Site, open_site
+from client.settings import ClientFile, DataFile
+from client.site import Site, open_site
 from client.training import dpsgd as private_training
 from client.training import kernel, plain
 from common.document.federation import Federation

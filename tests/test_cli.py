@@ -272,7 +272,7 @@ def test_a_bug_keeps_its_traceback(files, monkeypatch):
     def broken(path: Path) -> list[str]:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("client.checking.check_file", broken)
+    monkeypatch.setattr("cloister.check.check_file", broken)
     done = run("check", "federation.yaml")
     assert isinstance(done.exception, ZeroDivisionError)
 
@@ -388,8 +388,8 @@ def test_a_question_to_the_owner_is_answered_on_the_terminal(files):
     """What `policy.approved: ask` reads: anything but yes, the end of input among it, is no."""
     code = (
         "import asyncio\n"
-        "from client.join import _ask\n"
-        "answers = [asyncio.run(_ask('? ')) for _ in range(3)]\n"
+        "from cloister.terminal import ask\n"
+        "answers = [asyncio.run(ask('? ')) for _ in range(3)]\n"
         "print(answers)"
     )
     done = subprocess.run(

@@ -12,11 +12,10 @@ from client.account.entries import Entry, Part, cost_of_run, spent
 from client.account.ledger import Head, Ledger
 from client.account.plan import remaining, stored
 from client.account.policy import Policy
-from client.site import load_client_file
+from client.settings import load_client_file
 from common.errors import LedgerError
 from common.privacy.plan import Plan
 from common.privacy.releases import GaussianRelease
-from common.wire.text import shown
 
 WHAT = {
     ("gaussian", "train"): "model update",
@@ -124,54 +123,3 @@ def read_account(document: Path, *, verify: bool = False, head: str | None = Non
         return Account(settings.data.name, settings.policy, entries, plans, ledger.head(), verified=verify)
     finally:
         ledger.close()
-
-
-def lines(account: dict[str, Any]) -> list[str]:
-    """`Account.describe` for a person. Runs have the names that servers gave them, in old ledgers unchecked."""
-    return [shown(line) for line in _lines(account)]
-
-
-def _lines(account: dict[str, Any]) -> list[str]:
-    out = [
-        f"dataset {account['dataset']}: epsilon {account['epsilon']:g} at delta {account['delta']:g} bounds what a row "
-        "may cost, for all federations together",
-        f"spent   {account['spent']:.2f}   left {account['left']:.2f}",
-    ]
-    if account["refusals"]:
-        out.append(f"documents that did not fit the table, and were told so: {account['refusals']}")
-    if not account["runs"]:
-        return [*out, "nothing was ever released"]
-    if len(account["runs"]) > 1:
-        out.append(
-            "        (runs are chosen in the light of earlier ones: that costs other than the sum of those below)"
-        )
-    elif account["spent"]:
-        out.append("        (counted at half of delta, because more runs may follow)")
-    if account["exact"]:
-        out.append(f"and {account['exact']} exact releases without privacy, which no epsilon bounds")
-    for run in account["runs"]:
-        out += ["", f"run {run['run']}, federation {run['federation'][:16]}...: " + _bound(run)]
-        out.append(f"  {run['first']} to {run['last']}")
-        for release in run["released"]:
-            out.append(f"  {release['times']:>5} x {release['what']:<13} {_detail(release)}")
-    chain = "; chain and head verified" if account["verified"] else "; --verify checks them"
-    return [*out, "", f"{account['entries']} entries{chain}", f"head {account['head']}"]
-
-
-def _bound(run: dict[str, Any]) -> str:
-    if run["epsilon"] is None:
-        return "no privacy"
-    return f"at most epsilon {run['epsilon']:.2f}, all that was planned included"
-
-
-def _detail(release: dict[str, Any]) -> str:
-    """How a release was made private."""
-    rows = f"of {release['part']} rows"
-    if not release["private"]:
-        return f"{rows}, without privacy"
-    if "epsilon" in release:
-        return f"{rows}, epsilon {release['epsilon']:.2f}"
-    detail = f"{rows}, noise multiplier {release['noise_multiplier']:.3g}"
-    if release["part"] == "train":
-        detail += f", {release['steps']} steps at sampling rate {release['sampling_rate']:.3g}"
-    return detail

@@ -244,15 +244,3 @@ def _fresh(source: Callable[[], NoiseSource], table: tuple[Tensor, Tensor], dpsg
         value=float(same),
         passed=same == 0,
     )
-
-
-def lines(checks: list[Check]) -> list[str]:
-    """A table for a person."""
-    width = max(len(check.measured) for check in checks)
-    claims = max(len(check.claimed) for check in checks)
-    head = f"{'':<6} {'check':<13} {'measured':<{width}}  {'claimed':<{claims}}"
-    out = [head.rstrip()]
-    for check in checks:
-        verdict = "ok" if check.passed else "FAILED"
-        out.append(f"{verdict:<6} {check.name:<13} {check.measured:<{width}}  {check.claimed}")
-    return out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -11,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from common.certificates import files
 from common.certificates.files import EXPIRES_SOON_DAYS, REVOKED, Kind
@@ -46,18 +42,6 @@ class Listed:
         return dataclasses.asdict(self) | {"expires": self.expires.isoformat()}
 
 
-STYLES = {
-    State.VALID: "green",
-    State.EXPIRES_SOON: "yellow",
-    State.NOT_YET_VALID: "yellow",
-    State.EXPIRED: "red",
-    State.REVOKED: "red",
-    State.FOREIGN: "magenta",
-}
-WIDE = 80  # columns that the table needs, if names are folded
-HEADER = ("name", "kind", "serial", "valid until", "days left", "state")
-
-
 def certificates_in(folder: Path, *, now: datetime | None = None) -> list[Listed]:
     """Every certificate of a folder: the authority's, the server's, operators', clients', those revoked among them.
 
@@ -75,21 +59,6 @@ def certificates_in(folder: Path, *, now: datetime | None = None) -> list[Listed
             certificate = files.parse(files.read(path), path)
             found.append(_listed(path, certificate, _state(certificate, authority, revoked, now), now))
     return sorted(found, key=lambda listed: (list(Kind).index(listed.kind), listed.name, listed.expires))
-
-
-def show(listed: Sequence[Listed], console: Console) -> None:
-    """A table for a terminal; plain columns for a pipe or a narrow one, so that no column is cut or folded."""
-    if not console.is_terminal or console.width < WIDE:
-        console.print("\n".join(_lines(listed)), markup=False, highlight=False, soft_wrap=True)
-        return
-    table = Table(header_style="bold")
-    for title in HEADER:
-        table.add_column(
-            title, justify="right" if title == "days left" else "left", no_wrap=title != "name", overflow="fold"
-        )
-    for one in listed:
-        table.add_row(*map(Text, _cells(one)[:-1]), Text(one.state, style=STYLES[one.state]))
-    console.print(table)
 
 
 def _listed(path: Path, certificate: x509.Certificate, state: State, now: datetime) -> Listed:
@@ -117,13 +86,3 @@ def _state(certificate: x509.Certificate, authority: x509.Certificate, revoked: 
     if files.days_left(certificate, now) <= EXPIRES_SOON_DAYS:
         return State.EXPIRES_SOON
     return State.VALID
-
-
-def _cells(one: Listed) -> tuple[str, ...]:
-    return one.name, one.kind, one.serial[:8], f"{one.expires:%Y-%m-%d}", str(one.days_left), one.state
-
-
-def _lines(listed: Sequence[Listed]) -> list[str]:
-    rows = [HEADER, *map(_cells, listed)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from client.join import _reread
-from client.site import TLSFiles
+from client.settings import TLSFiles
 from common.certificates import identity
 from common.errors import CertificateError
 

@@ -26,7 +26,7 @@ from client.account.ledger import Ledger
 from client.account.plan import NOT_COVERED
 from client.account.policy import Policy
 from client.node import Node
-from client.site import ClientFile, DataFile
+from client.settings import ClientFile, DataFile
 from client.training import plain
 from common.document.federation import Federation
 from common.errors import BudgetExhausted, CertificateError, ConnectionFailed, DataError, ProtocolError, Refusal

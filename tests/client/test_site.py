@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 from client.account.policy import Policy
-from client.site import ClientFile, DataFile, Site, TLSFiles, load_client_file, open_site, split_key
+from client.settings import ClientFile, DataFile, TLSFiles, load_client_file
+from client.site import Site, open_site, split_key
 from common.certificates import identity
 from common.document.federation import Federation
 from common.errors import ConfigError, DataError, Refusal

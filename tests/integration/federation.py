@@ -19,8 +19,8 @@ import yaml
 
 from client.account.entries import Entry
 from client.account.ledger import Ledger
+from cloister import status
 from common.certificates import identity
-from server import status
 from tests.support import document, table
 
 NAMES = ("ada", "ben", "cyd")

@@ -10,7 +10,8 @@ import yaml
 
 from client.account.entries import spent
 from client.account.ledger import Ledger
-from client.account.reading import lines, read_account
+from client.account.reading import read_account
+from cloister.budget import lines
 from common.errors import LedgerError
 from common.privacy.releases import epsilon
 from tests.client.account.test_budget import opened

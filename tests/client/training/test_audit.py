@@ -16,8 +16,9 @@ import torch
 from typer.testing import CliRunner
 
 import cloister
-from client.training.audit import Check, audit, lines
+from client.training.audit import Check, audit
 from client.training.exact import ExactOptimizer
+from cloister.audit import lines
 from common.privacy import noise
 from common.privacy.noise import NoiseSource
 

@@ -22,7 +22,8 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import cloister
-from common.certificates import authority, listing
+from cloister.certs import show
+from common.certificates import authority
 from common.certificates.listing import Listed, certificates_in
 from common.errors import CertificateError
 from tests.common.certificates.test_identity import DAY, certificate, handshake, write_dated
@@ -462,7 +463,7 @@ def test_a_folder_without_an_authority_has_nothing_to_list(tmp_path):
 
 def shown(listed: list[Listed], *, terminal: bool, width: int) -> str:
     out = StringIO()
-    listing.show(listed, Console(file=out, force_terminal=terminal, width=width, color_system=None))
+    show(listed, Console(file=out, force_terminal=terminal, width=width, color_system=None))
     return out.getvalue()
 
 

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from client.site import load_client_file
+from client.settings import load_client_file
 from common.document import documents
 from common.document import federation as federations
 from common.document.federation import Federation

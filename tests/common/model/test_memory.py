@@ -20,7 +20,7 @@ from tests.support import PRIVATE, document, federation
 # Limits the memory of a process once its libraries are there, by 512 MiB: the first weights alone need 800 MB.
 LIMITED = """
 import resource, sys
-import cloister, simulations.run
+import cloister, simulations.engine, server.observers.scoring
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**29,) * 2)
 sys.argv = ["cloister", "simulate", "big.yaml", "--generate", "100", "--clients", "2"]

@@ -16,12 +16,14 @@ from client import data
 from client.account.budget import open_budget
 from client.account.ledger import Ledger
 from client.account.policy import Policy
+from cloister.plan import lines
 from common.document import documents
 from common.document.federation import Federation
 from common.errors import PrivacyError
+from common.privacy import forecast as forecasts
 from common.privacy import noise
-from common.privacy import plan as planning
-from common.privacy.plan import MOST_ROUNDS, forecast, lines, plan_for, rounds_within, spare_attempts
+from common.privacy.forecast import MOST_ROUNDS, forecast, rounds_within
+from common.privacy.plan import plan_for, spare_attempts
 from common.privacy.releases import GaussianRelease, epsilon
 from tests.support import HEART, PRIVATE, ROOT, WHOLE, document, federation, table
 
@@ -142,18 +144,18 @@ def test_a_table_that_no_client_would_bring_is_refused(changes, rows, said):
 def test_another_epsilon_can_be_asked_about(tmp_path):
     path = tmp_path / "f.yaml"
     path.write_text(yaml.safe_dump(document(**PRIVATE)))
-    assert forecast(planning.load(path, epsilon=1.9), 200)["epsilon"] <= 1.9
-    assert planning.load(path, epsilon=None) == documents.load(path, Federation)
+    assert forecast(forecasts.load(path, epsilon=1.9), 200)["epsilon"] <= 1.9
+    assert forecasts.load(path, epsilon=None) == documents.load(path, Federation)
     for bad in (0.0, -1.0, 0.1, math.nan, math.inf):
         with pytest.raises(PrivacyError, match=r"--epsilon must be above 0 and at least twice count_epsilon, 0\.2"):
-            planning.load(path, epsilon=bad)
+            forecasts.load(path, epsilon=bad)
 
 
 def test_planning_waits_for_no_heavy_library():
     """What makes `cloister plan` answer at once: torch, opacus, flwr and scipy take seconds to load."""
     script = (
-        "import sys\nfrom pathlib import Path\nfrom common.privacy import plan as planning\n"
-        f"planning.forecast(planning.load(Path({str(HEART / 'federation.yaml')!r}), epsilon=None), 199)\n"
+        "import sys\nfrom pathlib import Path\nfrom common.privacy import forecast\n"
+        f"forecast.forecast(forecast.load(Path({str(HEART / 'federation.yaml')!r}), epsilon=None), 199)\n"
         "print(sorted({'torch', 'opacus', 'flwr', 'scipy', 'polars'} & set(sys.modules)))"
     )
     ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

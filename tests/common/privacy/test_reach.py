@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from client.training.plain import make_optimizer
+from cloister.plan import lines
 from common.document import federation as federations
 from common.document.federation import Federation
 from common.errors import ConfigError
-from common.privacy.plan import forecast, lines
+from common.privacy.forecast import forecast
 from common.privacy.reach import ENOUGH, LEAST, reach, warning
 from tests.support import PRIVATE, ROOT, WHOLE, federation
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from cloister import status
 from common import logs
 from common.certificates import authority, identity
 from common.certificates.identity import Peer
 from common.errors import CertificateError, ConnectionFailed
-from server import status
 from server.observers.prometheus import Metrics
 from server.observers.status import Watch
 from server.sessions.grid import GrpcGrid

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
-from rich.console import Console
 
-from client.checking import check_file, check_table
-from client.join import join
-from client.site import load_client_file
-from common.errors import ConfigError, DataError
+from client.settings import load_client_file
+from cloister.check import check_file, check_table
+from cloister.join import join
+from common.errors import DataError
 from tests.support import PRIVATE, document, federation, table
 
 
@@ -48,15 +49,19 @@ def test_check_and_strict_tell_what_cannot_be_in_a_typed_column(client):
             checked()
 
 
-def test_a_table_that_does_not_fit_ends_it_before_a_server_is_sought_and_nothing_is_noted(client):
+def test_a_table_that_does_not_fit_ends_it_before_a_server_is_sought_and_nothing_is_noted(client, capsys):
     path = client.parent / "ada.csv"
     path.write_text(path.read_text().replace("red", "blue", 1).replace("\n0.", "\nx0.", 1))
-    with pytest.raises(DataError, match=r"ada\.csv: 1 cell does not fit the schema:\n  line \d+: a: expected a number"):
-        join(client, wait_s=0.0, log_format="text", console=Console(quiet=True), strict=True)
+    with pytest.raises(typer.Exit):
+        join(client, wait=0.0, strict=True)
+    assert re.search(
+        r"ada\.csv: 1 cell does not fit the schema:\n  line \d+: a: expected a number", capsys.readouterr().err
+    )
     assert not list((client.parent / "state").glob("*.ledger"))
 
 
-def test_strict_needs_the_owners_copy_of_the_document(client):
+def test_strict_needs_the_owners_copy_of_the_document(client, capsys):
     client.write_text(client.read_text().replace("federation: federation.yaml\n", ""))
-    with pytest.raises(ConfigError, match=r"client\.yaml: federation is missing; --strict checks the table against"):
-        join(client, wait_s=0.0, log_format="text", console=Console(quiet=True), strict=True)
+    with pytest.raises(typer.Exit):
+        join(client, wait=0.0, strict=True)
+    assert re.search(r"client\.yaml: federation is missing; --strict checks the table against", capsys.readouterr().err)

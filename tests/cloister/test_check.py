@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from client.checking import check_file
+from cloister.check import check_file
 from common.document import federation as federations
 from common.errors import ConfigError
 from common.privacy import reach

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from cloister.privacy import lines, read
 from common.errors import RunFolderError
 from common.privacy import second_opinion
-from server.explain import lines, read
 from server.folder import statement as privacy
 from server.folder.folder import RunFolder
 from simulations.engine import simulate, sites_from_table

@@ -4,17 +4,27 @@ copy of the federation, its table is checked against that."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import yaml
+import typer
 
-from client import data
-from client.site import ClientFile, load_client_file
-from common.data import tables
-from common.data.encoding import check_values
-from common.document import federation as federations
-from common.errors import ConfigError, PrivacyError
-from common.privacy import reach
-from common.privacy.releases import client_releases, evaluation_release
+from cloister.verbs import app, verb
+
+if TYPE_CHECKING:
+    from client.settings import ClientFile
+
+
+@app.command()
+@verb
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A federation.yaml or a client.yaml.")],
+) -> None:
+    """Validate a document without running anything.
+
+    Example: `cloister check simulations/heart/federation.yaml`
+    """
+    for line in check_file(file):
+        print(line)
 
 
 def check_file(path: Path) -> list[str]:
@@ -24,6 +34,8 @@ def check_file(path: Path) -> list[str]:
 
 def _looks_like_client_file(path: Path) -> bool:
     """Does it have keys of a client file? Whatever cannot be read counts as a federation, whose check says why."""
+    import yaml
+
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
@@ -42,6 +54,12 @@ def check_table(settings: ClientFile, document: Path) -> list[str]:
         ConfigError: the client file names no federation, or that has mistakes.
         DataError: cells that do not fit, with their lines, or values of the schema that no cell can be.
     """
+    from client import data
+    from common.data import tables
+    from common.data.encoding import check_values
+    from common.document import federation as federations
+    from common.errors import ConfigError
+
     if settings.federation is None:
         raise ConfigError([f"{document}: federation is missing; --strict checks the table against the file it names"])
     federation = federations.load(Path(settings.federation))
@@ -53,6 +71,8 @@ def check_table(settings: ClientFile, document: Path) -> list[str]:
 
 
 def _client(path: Path) -> list[str]:
+    from client.settings import load_client_file
+
     settings = load_client_file(path)
     policy = settings.policy
     table = check_table(settings, path) if settings.federation is not None else []
@@ -70,6 +90,11 @@ def _floating(settings: ClientFile) -> list[str]:
 
 
 def _federation(path: Path) -> list[str]:
+    from common.document import federation as federations
+    from common.errors import ConfigError, PrivacyError
+    from common.privacy import reach
+    from common.privacy.releases import client_releases, evaluation_release
+
     federation = federations.load(path)
     try:
         evaluation_release(federation)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
@@ -114,6 +115,13 @@ def headline(metrics: dict[str, Any]) -> str:
     if "accuracy" in metrics:
         return f"accuracy {100 * metrics['accuracy']:.1f} %"
     return f"mean absolute error {metrics['mae']:.4g}"
+
+
+def finish(result: dict[str, Any], folder: Path) -> None:
+    """Shows the closing table. A run that was interrupted exits as interrupted programs do."""
+    print_result(result, folder)
+    if result["status"] == "stopped":
+        raise typer.Exit(143 if result["reason"].startswith("terminated") else 130)
 
 
 def print_result(result: dict[str, Any], folder: Path) -> None:

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import grpc
-from google.protobuf import json_format
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+import typer
 
-from common.certificates import identity
-from common.errors import CertificateError, ConnectionFailed
-from common.wire import session_pb2 as pb
-from common.wire import session_pb2_grpc as service
-from common.wire.address import parse_option
-from server.progress import duration
+from cloister.verbs import JSONOption, app, print_told, verb
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PATIENCE_S = 10.0
+
+
+@app.command()
+@verb
+def status(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the server listens.")],
+    certificates: Annotated[Path | None, typer.Option(help="Folder with ca.pem and a certificate.")] = None,
+    name: Annotated[str, typer.Option(help="Whose certificate in that folder.")] = "operator",
+    as_json: JSONOption = False,
+) -> None:
+    """How a run goes: its round, its clients, and what each is doing. A client's certificate shows that client alone.
+
+    Example: `cloister status 127.0.0.1:8443 --certificates simulations/heart/certs`
+    """
+    from rich.console import Console
+
+    told = ask(address, certificates=certificates, name=name)
+    if as_json:
+        print_told(told, [], as_json=True)
+    else:
+        show(told, Console())
 
 
 def ask(address: str, *, certificates: Path | None, name: str) -> dict[str, Any]:
@@ -32,6 +47,15 @@ def ask(address: str, *, certificates: Path | None, name: str) -> dict[str, Any]
         CertificateError: the two sides do not accept each other's certificates.
         ConnectionFailed: nobody answers there.
     """
+    import grpc
+    from google.protobuf import json_format
+
+    from common.certificates import identity
+    from common.errors import CertificateError, ConnectionFailed
+    from common.wire import session_pb2 as pb
+    from common.wire import session_pb2_grpc as service
+    from common.wire.address import parse_option
+
     host = parse_option("HOST:PORT", address).host
     if certificates is None:
         if not identity.is_loopback(host):
@@ -62,6 +86,11 @@ def ask(address: str, *, certificates: Path | None, name: str) -> dict[str, Any]
 
 def show(told: dict[str, Any], console: Console) -> None:
     """Prints it for a person."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from cloister.progress import duration
+
     console.print(
         f"{told['federation']}: round {told['round']} of {told['rounds']}, {told['state']}, "
         f"up {duration(told['seconds'])} (Cloister {told['version']})",

@@ -9,12 +9,30 @@ import json
 import math
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from cloister.verbs import app, verb
 from common.errors import RunFolderError
-from common.privacy.second_opinion import Opinion, opinion, together
+
+if TYPE_CHECKING:
+    from common.privacy.second_opinion import Opinion
 
 WIDTH = 100
+
+
+@app.command()
+@verb
+def privacy(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")],
+) -> None:
+    """What a run has revealed about whom, in words. The figures are those of its privacy.json.
+
+    Example: `cloister privacy runs/2026-05-01T12-00-00-heart-disease`
+    """
+    for line in lines(folder):
+        print(line)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -110,6 +128,8 @@ def _second_opinion(client: dict[str, Any]) -> list[str]:
 
 def _by_opacus(client: dict[str, Any]) -> Opinion | None:
     """What Opacus says the client's releases cost, as they compose; None where it is not installed."""
+    from common.privacy.second_opinion import opinion, together
+
     pure = 0.0
     history: dict[str, list[tuple[float, float, int]]] = {"train": [], "validation": []}
     for release in client["released"]:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from server import progress
-from server.progress import ProgressDisplay, print_result
+from cloister import progress
+from cloister.progress import ProgressDisplay, print_result
 
 HOSTILE = ["[/red]", "[bold]x", "[link=http://x]y[/link]", "[red", "\\[x]", "[]", "[[a]]"]
 

@@ -1,0 +1,91 @@
+"""client.yaml: what is local to one participant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from client.account.policy import Policy
+from client.training.plain import Arithmetic
+from common.data.tables import FileFormat
+from common.data.text_files import known_encoding
+from common.document import documents
+from common.document.documents import Document
+from common.document.mistakes import Problem
+from common.document.schema import Name
+from common.wire import address
+
+
+class DataFile(Document):
+    """`name` is the dataset's account in the ledger: it stays when the file moves or grows. `id` is the column that
+    says whom a row is about. `encoding` and `decimal` say of a CSV file what it does not say itself."""
+
+    path: Name
+    id: Name | None = None
+    encoding: Annotated[Name | None, AfterValidator(known_encoding)] = None
+    decimal: Literal[".", ","] | None = None
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+    @property
+    def form(self) -> FileFormat:
+        return FileFormat(self.encoding, self.decimal)
+
+
+class TLSFiles(Document):
+    ca: Name
+    certificate: Name
+    key: Name
+
+
+class ClientFile(Document):
+    """client.yaml: what is local to one participant. Paths are relative to the file's folder."""
+
+    server: Annotated[str, AfterValidator(address.checked)]
+    tls: TLSFiles | None  # null is plain text, for loopback only
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None  # without TLS only
+    data: DataFile
+    federation: Name | None = None  # the owner's copy of the document, for `join --strict`
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    arithmetic: Arithmetic = "exact"  # of private training and evaluation; opacus is floating point
+    state: Name
+    head: Name | None = None  # where the ledger's head is kept; by default in `state`, safer on another disk
+    policy: Policy
+
+    def contradictions(self) -> Iterator[Problem]:
+        if self.arithmetic != "exact" and self.policy.arithmetic == "exact":
+            yield (
+                ("arithmetic",),
+                f"{self.arithmetic} is floating point, which can tell more about a row than epsilon says; exact is "
+                "safe, and policy.arithmetic: any allows the other",
+            )
+
+    @property
+    def approvals(self) -> Path:
+        """Where the owner's word on federations for this dataset is kept."""
+        return Path(self.state) / f"{self.data.name}.approved.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        """The dataset's account."""
+        return Path(self.state) / f"{self.data.name}.ledger"
+
+    @property
+    def outbox(self) -> Path:
+        """Where replies wait until the server has them."""
+        return Path(self.state) / f"{self.data.name}.outbox"
+
+
+def load_client_file(path: Path) -> ClientFile:
+    """Reads client.yaml, its paths made absolute. Raises `ConfigError` with every mistake."""
+    read = documents.load(path, ClientFile)
+    here = path.resolve().parent
+    tls = read.tls and TLSFiles(**{k: str(here / v) for k, v in read.tls.model_dump().items()})
+    head = str(here / read.head) if read.head else None
+    own = str(here / read.federation) if read.federation else None
+    placed = read.data.model_copy(update={"path": str(here / read.data.path)})
+    return read.model_copy(
+        update={"data": placed, "state": str(here / read.state), "head": head, "tls": tls, "federation": own}
+    )

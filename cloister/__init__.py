@@ -1,0 +1,14 @@
+"""The command line: one file for each verb, which may import any package; nothing imports this one.
+
+What a verb needs is imported when it runs, so that help is quick.
+"""
+
+# Each of these adds its verbs, in the order in which help shows them.
+from cloister import demo, serve, status, join, simulate, check, audit, budget, plan, privacy, schema, certs  # noqa: F401, I001
+from cloister.verbs import app
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    app()

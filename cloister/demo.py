@@ -1,0 +1,34 @@
+"""`cloister demo`: four hospitals, each a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cloister.verbs import app, verb
+
+
+@app.command()
+@verb
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the demo keeps its files.")] = Path("cloister-demo"),
+) -> None:
+    """Four hospitals train one model with differential privacy: a real server and four real clients, here.
+
+    Example: `cloister demo`
+    """
+    from cloister.progress import ProgressDisplay, print_result
+    from cloister.terminal import progress_console
+    from common.document import federation as federations
+    from simulations import HEART
+    from simulations.demo import new_folder, run_demo
+
+    console = progress_console(quiet=False)
+    place = new_folder(folder)
+    console.print(f"one server, four hospitals, each a process of its own; all files in {place}", highlight=False)
+    limits = federations.load(HEART / "federation.yaml").privacy.limits
+    with ProgressDisplay(console, limits=limits) as display:
+        result, run = run_demo(place, observe=display)
+    print_result(result, run)

@@ -1,0 +1,69 @@
+"""`cloister serve`: the server process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cloister.verbs import HeldOutOption, LogFormatOption, OutOption, QuietOption, app, verb
+
+
+@app.command()
+@verb
+def serve(
+    federation: Annotated[Path | None, typer.Argument(metavar="FEDERATION.YAML", help="The document.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="Go on with this run instead.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="With --resume: this many rounds in all.")] = None,
+    address: Annotated[str, typer.Option(help="HOST:PORT to listen on; port 0 takes a free one.")] = "127.0.0.1:8443",
+    certificates: Annotated[Path | None, typer.Option(help="Folder with ca.pem, server.pem and server.key.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Plain text, on loopback only.")] = False,
+    out: OutOption = None,
+    held_out: HeldOutOption = None,
+    wait: Annotated[float | None, typer.Option(help="Seconds to wait for enough clients [default: for ever].")] = None,
+    max_clients: Annotated[int, typer.Option(min=1, help="Sessions at a time; more are told to wait.")] = 10_000,
+    metrics: Annotated[int | None, typer.Option(metavar="PORT", help="Prometheus metrics on 127.0.0.1.")] = None,
+    log_format: LogFormatOption = "text",
+    quiet: QuietOption = False,
+) -> None:
+    """Coordinate a federation: the server process.
+
+    Example: `cloister serve simulations/heart/federation.yaml --certificates simulations/heart/certs`
+
+    After a crash or an upgrade: `cloister serve --resume runs/... --certificates simulations/heart/certs`
+    """
+    from cloister.progress import ProgressDisplay, finish
+    from cloister.terminal import ConsoleHandler, progress_console
+    from common.logs import json_handler, log_to, quiet_flower
+    from server import serve as server
+    from server.sessions.gate import Limits
+
+    if (federation is None) == (resume is None):
+        raise typer.BadParameter("give either FEDERATION.YAML or --resume RUN_DIR")
+    if resume is not None and out is not None:
+        raise typer.BadParameter("--out is for a new run; with --resume the run stays in its folder")
+    if federation is not None:
+        if rounds is not None:
+            raise typer.BadParameter("--rounds belongs to --resume; a new run has the rounds of its document")
+        begun = server.new_run(federation, out=out)
+    else:
+        assert resume is not None
+        begun = server.resumed_run(resume, rounds=rounds)
+    as_json = log_format == "json"
+    console = progress_console(quiet)
+    quiet_flower()
+    log_to(json_handler() if as_json else ConsoleHandler(console))
+    with ProgressDisplay(progress_console(quiet or as_json), limits=begun.federation.privacy.limits) as display:
+        result, folder = server.serve(
+            begun,
+            address=address,
+            certificates=certificates,
+            insecure=insecure,
+            held_out=held_out,
+            wait_s=wait,
+            limits=Limits(sessions=max_clients),
+            metrics_port=metrics,
+            observers=[display, server.log_event] if as_json else [display],
+        )
+    finish(result, folder)

@@ -1,0 +1,105 @@
+"""`cloister simulate`: files to a simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cloister.verbs import (
+    DecimalOption,
+    EncodingOption,
+    FederationFile,
+    HeldOutOption,
+    OutOption,
+    QuietOption,
+    app,
+    file_format,
+    verb,
+)
+
+if TYPE_CHECKING:
+    from client.site import Site
+
+MOST_TABLES = 10  # of which all is told; of more only what is hardly meant
+MOST_LINES = 20
+
+
+@app.command()
+@verb
+def simulate(
+    document: FederationFile,
+    data: Annotated[Path | None, typer.Option(help="One table, dealt to --clients by --partition.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="A folder with one table a client.")] = None,
+    generate: Annotated[int | None, typer.Option(help="Rows to make up from the schema, to try it out.")] = None,
+    clients: Annotated[int | None, typer.Option(help="How many clients the table is dealt to.")] = None,
+    partition: Annotated[str, typer.Option(help="iid, dirichlet:ALPHA, shards:PER_CLIENT or by:COLUMN.")] = "iid",
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random [default: the federation's].")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    out: OutOption = None,
+    held_out: HeldOutOption = None,
+    encoding: EncodingOption = None,
+    decimal: DecimalOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a whole federation in this process, without a network.
+
+    Example: `cloister simulate simulations/article.yaml --generate 1000 --clients 4`
+    """
+    import secrets
+
+    from client.device import describe_device, resolve_device
+    from cloister.progress import ProgressDisplay, finish
+    from cloister.terminal import progress_console, tell
+    from common.document import federation as federations
+    from common.errors import ConfigError, DataError
+    from common.logs import quiet_flower
+    from server.folder.folder import RunFolder
+    from server.observers.scoring import HeldOut
+    from simulations import engine
+
+    form, console = file_format(encoding, decimal), progress_console(quiet)
+    federation = federations.load(document)
+    if seed is not None:
+        training = federation.training.model_copy(update={"seed": seed})
+        federation = federation.model_copy(update={"training": training})
+    seed = federation.training.seed
+    if sum(source is not None for source in (data, data_dir, generate)) != 1:
+        raise ConfigError(["give exactly one of --data TABLE, --data-dir FOLDER and --generate ROWS"])
+    where = resolve_device(device, exact=federation.privacy.row is not None)
+    scorer = HeldOut(federation, held_out, form) if held_out else None
+    if data_dir is not None:
+        if clients is not None or partition != "iid":
+            raise DataError("--data-dir has one client a file; --clients and --partition belong to --data")
+        sites = engine.sites_from_files(federation, data_dir, seed=seed, device=where, form=form)
+    else:
+        table = data if data is not None else generate
+        assert table is not None
+        sites = engine.sites_from_table(
+            federation, table, clients=clients, how=partition, seed=seed, device=where, form=form
+        )
+    quiet_flower()
+    run = f"{federation.name}-{secrets.token_hex(8)}"
+    sites, refused = engine.willing(sites, run=run)
+    for name, reason in refused.items():
+        console.print(f"{name} is left out: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    for line in _met(sites, one_table=data_dir is None) + (scorer.report.lines(of="held-out table") if scorer else []):
+        tell(console, line)
+    folder = RunFolder.create(federation, path=out)
+    console.print(f"simulating {federation.name}: {len(sites)} clients on {describe_device(where)}", highlight=False)
+    with ProgressDisplay(console, limits=federation.privacy.limits) as display:
+        result = engine.simulate(federation, sites, folder, run=run, observe=display, held_out=scorer)
+    finish(result, folder.path)
+
+
+def _met(sites: Sequence[Site], *, one_table: bool) -> list[str]:
+    """What encoding met in the tables, which are whoever simulates' own."""
+    if one_table:
+        return sites[0].dataset.report.lines()
+    if len(sites) <= MOST_TABLES:
+        return [line for site in sites for line in site.dataset.report.lines(of=site.name)]
+    lines = [line for site in sites for line in site.dataset.report.warnings(of=site.name)]
+    more = [f"and {len(lines) - MOST_LINES} more such lines"] if len(lines) > MOST_LINES else []
+    return lines[:MOST_LINES] + more

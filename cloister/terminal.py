@@ -1,0 +1,50 @@
+"""A terminal as a person sees it: progress goes to stderr, results to stdout."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+
+from rich.console import Console
+
+from common.wire.text import shown_lines
+
+
+def progress_console(quiet: bool) -> Console:
+    return Console(stderr=True, quiet=quiet)
+
+
+def tell(console: Console, text: str) -> None:
+    """Shows whoever owns the data a line; a warning in colour."""
+    style = "yellow" if text.startswith("warning:") else None
+    console.print(shown_lines(text), markup=False, highlight=False, soft_wrap=True, style=style)
+
+
+class ConsoleHandler(logging.Handler):
+    """Log lines above the live line."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "yellow" if record.levelno >= logging.WARNING else "dim"
+        self._console.print(self.format(record), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+async def ask(question: str) -> bool:
+    """Asks on the terminal; anything but yes is no. Waits without a thread, so that Ctrl-C still works."""
+    print(question, end="", flush=True)
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[str] = loop.create_future()
+
+    def read() -> None:
+        if not answer.done():
+            answer.set_result(sys.stdin.readline())
+
+    loop.add_reader(sys.stdin, read)
+    try:
+        return (await answer).strip().lower() in ("y", "yes")
+    finally:
+        loop.remove_reader(sys.stdin)
