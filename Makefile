@@ -23,8 +23,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two at a time: a third of the suite waits, for deadlines and for processes.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # What the wire costs, beside Flower's own processes; some ten minutes.
 bench-wire: setup
