@@ -14,26 +14,23 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from client import data
-from client.account.budget import Budget
+from client.account.account import Account
+from client.account.books import Books
 from client.account.ledger import Ledger
 from client.account.policy import for_one_run
 from client.device import resolve_device
 from client.settings import load_client_file
 from client.site import Site, open_site
-from client.training import plain
-from client.training.kernel import exact_counts
+from client.training.train import evaluate, train
 from common.document import federation as federations
-from common.document.federation import Federation, FedProx
+from common.document.federation import Federation
 from common.errors import BudgetExhausted, CloisterError, ConfigError, DataError, OutOfMemory, Refusal
-from common.model import mlp, objective
 from common.model.memory import room_for
-from common.model.scores import noisy_counts
-from common.model.weights import is_finite
+from common.model.weights import State, check_fit, is_finite
 from common.privacy import noise
 from common.wire import compression, records
 from common.wire.records import ARRAYS, CONFIG, COUNTS, LOSS, METRICS, PRIVACY, RUN, WEIGHT
@@ -84,86 +81,37 @@ def _answer(
 
 
 def _train(site: Site, message: Message, run: str) -> RecordDict:
-    federation, dataset = site.federation, site.dataset
-    model = _model(site, message)
-    mu = federation.strategy.proximal_mu if isinstance(federation.strategy, FedProx) else 0.0
-    budget = site.budget(run)
-    content = RecordDict()
-    if budget is None:
-        batches = -(-len(dataset.y) // federation.training.batch_size)
-        steps = federation.training.local_steps or (federation.training.local_epochs or 1) * batches
-        site.policy.check_steps(steps)
-        site.charge_exact("train", run, _task(message, run))
-        loss = plain.fit(
-            model,
-            dataset.x,
-            dataset.y,
-            training=federation.training,
-            steps=steps,
-            noise=site.noise,
-            proximal_mu=mu,
-        )
-        metrics = MetricRecord({WEIGHT: float(len(dataset.y)), LOSS: loss})
-    else:
-        from client.training.dpsgd import fit_privately
-
-        dpsgd = budget.charge_update(_task(message, run))
-        fit_privately(
-            model,
-            dataset.x,
-            dataset.y,
-            training=federation.training,
-            dpsgd=dpsgd,
-            noise=site.noise,
-            proximal_mu=mu,
-            ids=dataset.ids,
-        )
-        metrics = MetricRecord({WEIGHT: float(budget.plan.rows or 1)})  # equal weights where no count is told
-    start = records.to_state(message.content.array_records[ARRAYS])
-    dtype = federation.wire.dtype
-    content[ARRAYS] = records.from_state(compression.pack(mlp.state_of(model), start, dtype, site.noise.uniform))
-    content[METRICS] = metrics
-    return _with_statement(content, budget)
+    start = _weights(site, message)
+    recipe = site.account.charge_update(run, _task(message, run))
+    update = train(recipe, start, site.dataset, noise=site.account.noise)
+    packed = compression.pack(update.weights, start, site.federation.wire.dtype, site.account.noise.uniform)
+    metrics = MetricRecord({WEIGHT: update.weight})
+    if update.loss is not None:
+        metrics[LOSS] = update.loss
+    content = RecordDict({ARRAYS: records.from_state(packed), METRICS: metrics})
+    return _with_statement(content, site, run)
 
 
 def _evaluate(site: Site, message: Message, run: str) -> RecordDict:
-    site.policy.check_release("evaluation")
-    federation, dataset = site.federation, site.dataset
-    schema = federation.data_schema
-    model = _model(site, message)
-    budget = site.budget(run)
-    multiplier = 0.0
-    if budget is not None:
-        multiplier = budget.charge_evaluation(_task(message, run))
-    else:
-        site.charge_exact("validation", run, _task(message, run))
-    table = dataset.validation_x, dataset.validation_y
-    if budget is not None and site.arithmetic == "exact":
-        counts = exact_counts(model, *table, schema=schema, loss=federation.training.loss)
-    else:
-        counts = objective.score(model, *table, schema=schema, loss=federation.training.loss)
-    if multiplier:
-        counts = noisy_counts(counts, schema, multiplier, site.noise)
+    weights = _weights(site, message)
+    scoring = site.account.charge_evaluation(run, _task(message, run))
+    counts = evaluate(scoring, weights, site.dataset, noise=site.account.noise)
     content = RecordDict({METRICS: MetricRecord({WEIGHT: 1.0, COUNTS: counts.tolist()})})
-    return _with_statement(content, budget)
+    return _with_statement(content, site, run)
 
 
-def _model(site: Site, message: Message) -> mlp.MLP:
-    """The federation's model with the message's weights. Raises `Refusal` if they do not fit it, or are not finite."""
-    model = mlp.build(site.federation)
+def _weights(site: Site, message: Message) -> State:
+    """The message's weights. Raises `Refusal` if they do not fit the federation's model, or are not finite."""
     arrays = message.content[ARRAYS]
     assert isinstance(arrays, ArrayRecord)
     try:
-        with room_for(site.federation):  # which torch tells by the same error as that of a wrong shape
-            state = records.to_state(arrays)
-            if any(array.dtype != np.float32 for array in state.values()):
-                raise TypeError("weights are float32")
-            mlp.load_state(model, state)
-    except (RuntimeError, TypeError, ValueError) as error:
+        weights = records.to_state(arrays)
+        check_fit(weights, site.federation)
+    except (AttributeError, TypeError, ValueError) as error:  # what numpy reads may be no array
         raise Refusal("the arrays that were sent do not fit the federation's model") from error
-    if not is_finite(state):
+    if not is_finite(weights):
         raise Refusal("the weights that were sent are not finite")
-    return model.to(site.device)
+    return weights
 
 
 def _task(message: Message, run: str) -> str:
@@ -176,9 +124,9 @@ def _config(message: Message) -> ConfigRecord:
     return record if isinstance(record, ConfigRecord) else ConfigRecord()
 
 
-def _with_statement(content: RecordDict, budget: Budget | None) -> RecordDict:
-    if budget is not None:
-        content[PRIVACY] = ConfigRecord({**budget.statement()})
+def _with_statement(content: RecordDict, site: Site, run: str) -> RecordDict:
+    if (statement := site.account.statement(run)) is not None:
+        content[PRIVACY] = ConfigRecord({**statement})
     return content
 
 
@@ -202,7 +150,7 @@ def _configured_site(context: Context) -> Iterator[Site]:
     try:
         yield site
     finally:
-        site.ledger.close()
+        site.account.close()
 
 
 def _simulated_site(context: Context, federation: Federation) -> Site:
@@ -214,15 +162,13 @@ def _simulated_site(context: Context, federation: Federation) -> Site:
     device = resolve_device("auto", exact=federation.privacy.row is not None)
     rows = data.read(files[number], federation.data_schema, key=key)
     state = Path(tempfile.gettempdir()) / f"cloister-{os.getuid()}" / f"run-{context.run_id}"
-    return Site(
-        name=files[number].stem,
-        federation=federation,
-        dataset=data.split(rows, federation.data_schema, key=key, device=device, use_up=True),
+    books = Books(
         policy=for_one_run(federation),
         ledger=Ledger(state / f"{number}.ledger"),
-        noise=noise.secure(),
-        device=device,
+        federation=federation,
+        dataset=data.split(rows, federation.data_schema, key=key, device=device, use_up=True),
     )
+    return Site(name=files[number].stem, account=Account(books, noise=noise.secure()), device=device)
 
 
 def table_files(folder: Path) -> list[Path]:

@@ -137,7 +137,7 @@ class Node:
                 handler.cancel()
             await asyncio.to_thread(self._worker.shutdown)  # a task that is being done still writes to the ledger
             if self._site is not None:
-                self._site.ledger.close()
+                self._site.account.close()
 
     async def leave(self, reason: str) -> None:
         """Says goodbye, if there is anyone to say it to."""
@@ -223,7 +223,7 @@ class Node:
             elif federations.from_canonical(welcome.federation).fingerprint != self._fingerprint:
                 raise Refusal("the federation is not the one that was agreed to before the link broke")
             elif welcome.run != self._run:
-                await self._in_thread(self._site.budget, welcome.run)
+                await self._in_thread(self._site.account.budget, welcome.run)
                 self._begin_run(welcome.run)
         except BudgetExhausted as error:
             await self._refuse(BUDGET_EXHAUSTED, error.public)
@@ -244,7 +244,7 @@ class Node:
     def _warm_up(self) -> None:
         """What private training needs and takes a second: Opacus, and its word on the plan."""
         assert self._site is not None
-        budget = self._site.opened_budget(self._run)
+        budget = self._site.account.opened_budget(self._run)
         if budget is None:
             return
         try:
@@ -274,13 +274,13 @@ class Node:
         try:
             for line in site.describe():
                 self._say(line)
-            budget = site.budget(welcome.run)
+            budget = site.account.budget(welcome.run)
             if budget is not None:
                 self._say(budget.describe())
             self._fingerprint = federation.fingerprint
             self._begin_run(welcome.run)
         except BaseException:
-            site.ledger.close()
+            site.account.close()
             raise
         site.run = welcome.run
         self._site, self._name = site, welcome.name
@@ -330,7 +330,7 @@ class Node:
     async def _rest(self, task: pb.Task) -> None:
         """Waits until the policy allows the next round, if the task's time does: otherwise it will be refused."""
         assert self._site is not None
-        pause = self._site.pause() if task.type == "train" else 0.0
+        pause = self._site.account.books.pause() if task.type == "train" else 0.0
         if 0 < pause < task.ttl:
             self._say(f"round {task.group}: waiting {pause:.0f} s, by policy.min_seconds_between_rounds")
             await asyncio.sleep(pause)
@@ -350,13 +350,13 @@ class Node:
 
     def _report(self, task: pb.Task) -> None:
         assert self._site is not None
-        budget = self._site.budget(self._run)
+        budget = self._site.account.budget(self._run)
         cost = f", epsilon {budget.epsilon:.2f} of {budget.limit:g} spent" if budget else ""
         self._say(f"round {task.group}: {task.type} done{cost}")
 
     def _account_for_the_end(self) -> None:
         """Tells the owner what the run has cost, by our accountant and by Opacus'."""
-        budget = self._site.opened_budget(self._run) if self._site is not None else None
+        budget = self._site.account.opened_budget(self._run) if self._site is not None else None
         if budget is not None:
             self._say(f"run {self._run} is over: {budget.in_the_end()}")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from client.account.policy import Policy
-from client.training.plain import Arithmetic
+from client.training.recipe import Arithmetic
 from common.data.tables import FileFormat
 from common.data.text_files import known_encoding
 from common.document import documents

@@ -5,27 +5,23 @@ from __future__ import annotations
 import os
 import secrets
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from client import data
+from client.account.account import Account
 from client.account.approval import check_approval
-from client.account.budget import Budget, open_budget
-from client.account.entries import Entry, Part
+from client.account.books import Books, write_refusal
 from client.account.ledger import Ledger
-from client.account.policy import Policy
 from client.data import Dataset, Rows
 from client.device import describe_device, resolve_device
 from client.settings import ClientFile
-from client.training.plain import Arithmetic
 from common.certificates import identity
 from common.document.federation import Federation
-from common.errors import DataError, Refusal
+from common.errors import DataError
 from common.privacy import noise
-from common.privacy.noise import NoiseSource
 
 
 @dataclass
@@ -33,80 +29,26 @@ class Site:
     """One participant, ready to take part in one federation."""
 
     name: str
-    federation: Federation
-    dataset: Dataset
-    policy: Policy
-    ledger: Ledger
-    noise: NoiseSource
+    account: Account
     device: torch.device
-    arithmetic: Arithmetic = "exact"
     run: str | None = None  # the run that a server welcomed us to; None where there is no welcome
-    _budgets: dict[str, Budget] = field(default_factory=dict)
 
-    def budget(self, run: str) -> Budget | None:
-        """This site's plan and charges for a run; None if the federation trains without privacy.
+    @property
+    def federation(self) -> Federation:
+        return self.account.books.federation
 
-        Raises:
-            Refusal: the policy, what was told of the table's size or what is left of the budget does not allow the run,
-                or no row is left to train on, if that may be told.
-        """
-        self.policy.check(self.federation)
-        if self.federation.privacy.row is None:
-            self._check_rows()
-            return None
-        if run not in self._budgets:
-            self._budgets[run] = open_budget(
-                federation=self.federation,
-                dataset=self.dataset,
-                policy=self.policy,
-                ledger=self.ledger,
-                noise=self.noise,
-                run=run,
-                arithmetic=self.arithmetic,
-            )
-        return self._budgets[run]
-
-    def _check_rows(self) -> None:
-        if len(self.dataset.y) == 0:
-            rows = f"all {len(self.dataset.validation_y)} rows fell into the validation part"
-            raise Refusal(f"{rows}; the table is too small to train on", public="it has no rows to train on")
-
-    def opened_budget(self, run: str) -> Budget | None:
-        """The plan and charges of a run, if it was planned since this site was opened."""
-        return self._budgets.get(run)
-
-    def charge_exact(self, part: Part, run: str, task: str) -> None:
-        """Notes, durably, a release without privacy: nothing bounds what it tells, but it is not forgotten.
-
-        Raises:
-            Refusal: the run has had all the rounds that the policy allows, or it is too early for one.
-            LedgerError: it could not be written.
-        """
-        if part == "train" and self.policy.max_rounds is not None:  # counting reads the whole ledger
-            self.policy.check_rounds(self.ledger.rounds() + 1)
-        if part == "train":
-            self.policy.check_time(self.ledger.last_round(), datetime.now(UTC))
-        self.ledger.charge(
-            Entry(
-                part=part,
-                split=self.dataset.split,
-                run=run,
-                task=task,
-                attempt=1,
-                mechanism="none",
-                federation=self.federation.fingerprint,
-                content=self.dataset.content,
-            )
-        )
-
-    def pause(self) -> float:
-        """Seconds until the policy allows the next round."""
-        return self.policy.pause(self.ledger.last_round(), datetime.now(UTC))
+    @property
+    def dataset(self) -> Dataset:
+        return self.account.books.dataset
 
     def _how(self) -> str:
         if self.federation.privacy.row is None:
             return ""
-        return ", exact arithmetic" if self.arithmetic == "exact" else ", floating point, which can tell more of a row"
+        return (
+            ", exact arithmetic"
+            if self.account.arithmetic == "exact"
+            else ", floating point, which can tell more of a row"
+        )
 
     def describe(self) -> list[str]:
         """Device, table and what encoding met, for the owner's eyes only."""
@@ -160,16 +102,10 @@ def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Sit
     ledger = Ledger(settings.ledger, head=head, authority=_authority(settings))
     try:
         rows = _read(settings, federation, key, ledger)
-        return Site(
-            name=name,
-            federation=federation,
-            dataset=data.split(rows, federation.data_schema, key=key, device=device, use_up=True),
-            policy=settings.policy,
-            ledger=ledger,
-            noise=noise.secure(),
-            device=device,
-            arithmetic=settings.arithmetic,
-        )
+        dataset = data.split(rows, federation.data_schema, key=key, device=device, use_up=True)
+        books = Books(policy=settings.policy, ledger=ledger, federation=federation, dataset=dataset)
+        account = Account(books, noise=noise.secure(), arithmetic=settings.arithmetic)
+        return Site(name=name, account=account, device=device)
     except BaseException:
         ledger.close()
         raise
@@ -202,26 +138,13 @@ def _read(settings: ClientFile, federation: Federation, key: bytes, ledger: Ledg
         )
     except DataError:
         if path.is_file():  # else it is the owner's mistake, and no document's
-            ledger.charge(_refusal(federation))
+            write_refusal(ledger, federation)
         raise
 
 
 def _authority(settings: ClientFile) -> str:
     """Who stands behind the servers that this client hears: a digest of its authority's key; "" without TLS."""
     return identity.key_digest(Path(settings.tls.ca)) if settings.tls else ""
-
-
-def _refusal(federation: Federation) -> Entry:
-    return Entry(
-        part="train",
-        split="",
-        run="",
-        task="",
-        attempt=1,
-        mechanism="refusal",
-        federation=federation.fingerprint,
-        content="",
-    )
 
 
 def split_key(state: Path) -> bytes:

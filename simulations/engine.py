@@ -17,6 +17,8 @@ import polars as pl
 import torch
 
 from client import data
+from client.account.account import Account
+from client.account.books import Books
 from client.account.ledger import Ledger
 from client.account.policy import for_one_run
 from client.app import client_app, table_files
@@ -99,7 +101,7 @@ def willing(sites: list[Site], *, run: str) -> tuple[list[Site], dict[str, str]]
     refused: dict[str, str] = {}
     for site in sites:
         try:
-            site.budget(run)
+            site.account.budget(run)
         except Refusal as refusal:
             refused[site.name] = str(refusal)
     able = [site for site in sites if site.name not in refused]
@@ -181,18 +183,17 @@ def _sites(federation: Federation, named: dict[str, Rows], *, seed: int, device:
     least = federation.strategy.min_clients
     if len(named) < least:
         raise ConfigError([f"strategy.min_clients is {least}, but there are only {len(named)} clients"])
-    return [
-        Site(
-            name=name,
-            federation=federation,
-            dataset=data.split(rows, federation.data_schema, key=key, device=device, use_up=True),
-            policy=for_one_run(federation),
-            ledger=Ledger.in_memory(),
-            noise=noise.seeded(seed, number(name)),
-            device=device,
-        )
-        for name, rows in named.items()
-    ]
+    return [_site(name, federation, rows, key=key, seed=seed, device=device) for name, rows in named.items()]
+
+
+def _site(name: str, federation: Federation, rows: Rows, *, key: bytes, seed: int, device: torch.device) -> Site:
+    books = Books(
+        policy=for_one_run(federation),
+        ledger=Ledger.in_memory(),
+        federation=federation,
+        dataset=data.split(rows, federation.data_schema, key=key, device=device, use_up=True),
+    )
+    return Site(name=name, account=Account(books, noise=noise.seeded(seed, number(name))), device=device)
 
 
 def _split_key(seed: int) -> bytes:

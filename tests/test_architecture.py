@@ -79,6 +79,23 @@ def test_what_belongs_to_an_edge_is_imported_there_alone():
 
 
 @pytest.mark.parametrize(
+    ("called", "where"),
+    [
+        ("charge", "client/account/books.py"),  # a ledger's
+        ("Recipe", "client/account/account.py"),
+        ("Scoring", "client/account/account.py"),
+    ],
+)
+def test_what_leaves_a_client_passes_one_door(called, where):
+    found = set()
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == called:
+                found.add(str(path.relative_to(ROOT)))
+    assert {path for path in found if path.startswith(("client/", "simulations/engine"))} == {where}
+
+
+@pytest.mark.parametrize(
     ("module", "unwanted"),
     [
         ("server.serve", {"torch", "opacus", "polars"}),

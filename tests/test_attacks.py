@@ -62,7 +62,8 @@ from client.app import client_app
 from client.settings import ClientFile, DataFile
 from client.site import Site, open_site
 from client.training import dpsgd as private_training
-from client.training import kernel, plain
+from client.training import kernel
+from client.training.recipe import DPSGD
 from common.document.federation import Federation
 from common.errors import ConfigError, LedgerError, Refusal
 from common.model import mlp, objective
@@ -153,9 +154,9 @@ def test_a_client_that_is_killed_in_a_round_has_paid_for_whatever_could_have_lef
     assert len(updates(tmp_path)) == charged
     again = site(tmp_path)
     assert not train(again, 2).has_error()  # with the plan, and so the noise, that it had
-    budget = again.budget("run")
+    budget = again.account.budget("run")
     assert budget is not None and budget.rounds_charged == charged + 1
-    again.ledger.close()
+    again.account.close()
     entries = updates(tmp_path)
     assert len({(e.noise_multiplier, e.sampling_rate, e.steps) for e in entries}) == 1
     assert [e.attempt for e in entries] == ([1, 1, 2] if charged == 2 else [1, 1])
@@ -167,22 +168,22 @@ def test_a_client_that_is_restarted_after_each_round_pays_as_one_that_never_was(
         at = site(tmp_path)
         reply = train(at, server_round)
         stated.append(float(reply.content["privacy"]["epsilon"]))  # type: ignore[arg-type]
-        at.ledger.close()
+        at.account.close()
     at = site(tmp_path)
     fourth = train(at, 4)
     assert fourth.error.code == BUDGET_EXHAUSTED
-    entries = at.ledger.entries()
-    at.ledger.close()
+    entries = at.account.books.ledger.entries()
+    at.account.close()
     assert stated == sorted(set(stated))
     assert stated[-1] == pytest.approx(cost_of_run(entries, 1e-3))
     assert 3.2 < stated[-1] <= 4.0  # what is left of 4 was planned for spare attempts, of which none was needed
 
 
 def test_what_is_sent_is_trained_with_the_noise_that_was_charged(tmp_path, monkeypatch):
-    ran: list[plain.DPSGD] = []
+    ran: list[DPSGD] = []
     fit = private_training.fit_privately
 
-    def listening(*args: Any, dpsgd: plain.DPSGD, **kwargs: Any) -> None:
+    def listening(*args: Any, dpsgd: DPSGD, **kwargs: Any) -> None:
         ran.append(dpsgd)
         fit(*args, dpsgd=dpsgd, **kwargs)
 
@@ -190,7 +191,7 @@ def test_what_is_sent_is_trained_with_the_noise_that_was_charged(tmp_path, monke
     at = site(tmp_path)
     for server_round in (1, 2):
         train(at, server_round)
-    at.ledger.close()
+    at.account.close()
     charged = [(e.noise_multiplier, e.sampling_rate, e.steps) for e in updates(tmp_path)]
     assert [(d.noise_multiplier, d.sampling_rate, d.steps) for d in ran] == charged
     assert {d.clip for d in ran} == {1.0}
@@ -210,13 +211,13 @@ def test_what_is_sent_is_trained_with_the_noise_that_was_charged(tmp_path, monke
 def test_a_run_that_was_begun_with_one_document_does_not_go_on_with_another(tmp_path, other):
     at = site(tmp_path)
     train(at, 1)
-    at.ledger.close()
+    at.account.close()
     with pytest.raises(Refusal, match="run run was planned here for another federation"):
         changed = site(tmp_path, other)
         try:
-            changed.budget("run")
+            changed.account.budget("run")
         finally:
-            changed.ledger.close()
+            changed.account.close()
     assert len(updates(tmp_path)) == 1
 
 
@@ -246,8 +247,8 @@ def test_the_owners_rules_hold_without_privacy_too_and_exact_releases_are_not_fo
     reply = train(at, rounds)
     assert reply.error.code == REFUSED
     assert re.match(said, reply.error.reason or "")
-    assert [e.mechanism for e in at.ledger.entries()] == ["none"] * (rounds - 1)
-    at.ledger.close()
+    assert [e.mechanism for e in at.account.books.ledger.entries()] == ["none"] * (rounds - 1)
+    at.account.close()
 
 
 def test_exact_counts_do_not_leave_where_evaluations_may_not(tmp_path):
@@ -255,8 +256,8 @@ def test_exact_counts_do_not_leave_where_evaluations_may_not(tmp_path):
     at = site(tmp_path, PLAIN, policy=policy)
     reply = train(at, 1, kind="evaluate")
     assert reply.error.reason == "policy.releases: asked evaluation, allowed model, row_count"
-    assert at.ledger.count() == 0
-    at.ledger.close()
+    assert at.account.books.ledger.count() == 0
+    at.account.close()
 
 
 def test_whoever_submits_a_run_does_not_choose_the_owners_client_file(monkeypatch):
@@ -276,7 +277,7 @@ def test_a_model_of_another_type_is_refused_before_anything_is_charged(tmp_path,
         state["layers.0.bias"][0] = 1e300
     at = site(tmp_path)
     reply = train(at, 1, state=state)  # type: ignore[arg-type]
-    at.ledger.close()
+    at.account.close()
     assert reply.error.code == REFUSED
     assert updates(tmp_path) == []
 
@@ -285,7 +286,7 @@ def test_a_model_of_another_shape_is_refused_before_anything_is_charged(tmp_path
     at = site(tmp_path)
     reply = train(at, 1, fed=federation(**PRIVATE, model__hidden=[9]))
     assert reply.error.code == REFUSED
-    at.ledger.close()
+    at.account.close()
     assert updates(tmp_path) == []
 
 
@@ -293,11 +294,11 @@ def test_a_state_folder_that_was_restored_whole_is_found_by_a_head_kept_elsewher
     far = tmp_path / "other disk" / "ada.head"
     at = site(tmp_path, head=far)
     train(at, 1)
-    at.ledger.close()
+    at.account.close()
     shutil.copytree(tmp_path / "state", tmp_path / "backup")
     at = site(tmp_path, head=far)
     train(at, 2)
-    at.ledger.close()
+    at.account.close()
     shutil.rmtree(tmp_path / "state")
     (tmp_path / "backup").rename(tmp_path / "state")
     with pytest.raises(LedgerError, match=r"has 2 entries, but has had 3, says .*other disk/ada\.head: its end was"):
@@ -308,18 +309,18 @@ def test_a_file_that_was_renamed_or_has_grown_is_the_same_account(tmp_path):
     at = site(tmp_path)
     for server_round in (1, 2, 3):
         train(at, server_round)
-    before = spent(at.ledger.entries(), 1e-3)
-    at.ledger.close()
+    before = spent(at.account.books.ledger.entries(), 1e-3)
+    at.account.close()
     pl.concat([table(), table(50, seed=9)]).write_csv(tmp_path / "renamed.csv")
     again = site(tmp_path, file="renamed.csv", epsilon=20.0)
     assert not train(again, 1, run="second").has_error()
-    entries = again.ledger.entries()
-    again.ledger.close()
+    entries = again.account.books.ledger.entries()
+    again.account.close()
     assert before < spent(entries, 1e-3) <= 20.0
     strict = site(tmp_path, file="renamed.csv", epsilon=6.0)
     assert train(strict, 1, run="third").error.code == BUDGET_EXHAUSTED
-    assert strict.ledger.entries() == entries
-    strict.ledger.close()
+    assert strict.account.books.ledger.entries() == entries
+    strict.account.close()
     assert len({e.content for e in entries}) == 2  # and the change does not go unnoticed
 
 
@@ -331,13 +332,13 @@ def train_correct_a_cell_and_evaluate(folder: Path, *, person: str | None) -> li
     at = site(folder, fed, epsilon=30.0, person=person)
     for server_round in (1, 2, 3):
         assert not train(at, server_round, run="one").has_error()
-    at.ledger.close()
+    at.account.close()
     corrected = rows.with_columns(pl.when(pl.int_range(pl.len()) == 0).then(0.123456).otherwise(pl.col("a")).alias("a"))
     corrected.write_csv(folder / "ada.csv")
     at = site(folder, fed, epsilon=30.0, person=person)
     assert not train(at, 1, run="two", kind="evaluate").has_error()
-    entries = at.ledger.entries()
-    at.ledger.close()
+    entries = at.account.books.ledger.entries()
+    at.account.close()
     assert {e.split for e in entries if e.mechanism == "gaussian"} == {entries[-1].split}
     return entries
 
@@ -363,7 +364,7 @@ def test_a_model_that_is_not_finite_is_refused_before_anything_is_charged(tmp_pa
     state["layers.0.bias"][3] = bad
     at = site(tmp_path)
     reply = train(at, 1, state=state, kind=kind)
-    at.ledger.close()
+    at.account.close()
     assert (reply.error.code, reply.error.reason) == (REFUSED, "the weights that were sent are not finite")
     assert updates(tmp_path) == []
 
@@ -373,7 +374,7 @@ def test_a_model_of_the_largest_or_smallest_numbers_is_charged_like_any_other(tm
     state = {name: np.full_like(array, size) for name, array in mlp.state_of(mlp.build(FED)).items()}
     at = site(tmp_path)
     reply = train(at, 1, state=state)
-    at.ledger.close()
+    at.account.close()
     assert not reply.has_error()
     (entry,) = updates(tmp_path)
     assert (entry.steps, entry.attempt) == (2, 1)
@@ -387,14 +388,14 @@ def test_one_row_is_trained_on_and_charged_like_many(tmp_path):
     table(1).write_csv(tmp_path / "ada.csv")
     one = site(tmp_path, fed)
     reply = train(one, 1)
-    plan = one.budget("run")
-    one.ledger.close()
+    plan = one.account.budget("run")
+    one.account.close()
     many = tmp_path / "many"
     many.mkdir()
     big = site(many, fed)
     train(big, 1)
-    other = big.budget("run")
-    big.ledger.close()
+    other = big.account.budget("run")
+    big.account.close()
     assert plan is not None and other is not None
     assert plan.plan == other.plan  # nothing that is told depends on there being only one
     assert plan.statement() == other.statement()
@@ -415,7 +416,7 @@ def test_no_bit_of_an_evaluation_is_finer_than_its_grid(tmp_path, changes):
     # A float's noise keeps, near 0, bits that it loses when it is added to a count of 1: the fine bits told which.
     at = site(tmp_path, federation(**PRIVATE, **changes))
     reply = train(at, 1, kind="evaluate")
-    at.ledger.close()
+    at.account.close()
     told = np.array(reply.content.metric_records["metrics"]["counts"])
     assert (told * 2.0**20 == np.rint(told * 2.0**20)).all()
     assert (told != np.rint(told)).any()  # it has noise
@@ -457,7 +458,7 @@ def fine_numbers(arithmetic: Any, *, present: bool, rounds: int = 6) -> int:
     state["layers.0.bias"][:] = -200.0
     part = 1 / np.sqrt(2 * hidden)
     grain = 2.0 ** (np.frexp(part / 2)[1] - 24)
-    dpsgd = plain.DPSGD(
+    dpsgd = DPSGD(
         steps=1, sampling_rate=1.0, clip=1.0, noise_multiplier=1.0, expected_batch_size=32, arithmetic=arithmetic
     )
     found, source = 0, noise.secure()
@@ -527,7 +528,7 @@ def test_a_client_scores_in_exact_arithmetic(tmp_path):
     at = site(tmp_path, fed, epsilon=1e7)
     reply = train(at, 1, state=paired_weights(), fed=fed, kind="evaluate")
     validation = len(at.dataset.validation_y)
-    at.ledger.close()
+    at.account.close()
     told = np.array(reply.content.metric_records["metrics"]["counts"])
     assert validation > 50
     assert np.abs(told - [validation, 0, 0, 0]).max() < 0.1
@@ -538,13 +539,13 @@ def test_a_client_states_the_arithmetic_that_it_trained_in(tmp_path, monkeypatch
     ran: list[str] = []
     fit = private_training.fit_privately
 
-    def listening(*args: Any, dpsgd: plain.DPSGD, **kwargs: Any) -> None:
+    def listening(*args: Any, dpsgd: DPSGD, **kwargs: Any) -> None:
         ran.append(dpsgd.arithmetic)
         fit(*args, dpsgd=dpsgd, **kwargs)
 
     monkeypatch.setattr(private_training, "fit_privately", listening)
     at = site(tmp_path, arithmetic=arithmetic)
     reply = train(at, 1)
-    at.ledger.close()
+    at.account.close()
     assert ran == [arithmetic]
     assert reply.content["privacy"]["exact_arithmetic"] == exact

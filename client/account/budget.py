@@ -1,18 +1,14 @@
-"""One run's share of the account: its plan, and what of it has been charged. Charged before each release."""
+"""One private run's share of an account: its plan, and what of it has been charged."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from datetime import UTC, datetime
 
-from client.account.entries import PARTS, Part, deal
-from client.account.ledger import Ledger
-from client.account.plan import NOT_COVERED, check_account, entry_for, make_plan, store, stored
-from client.account.policy import Policy
-from client.data import Dataset
-from client.training.plain import DPSGD, Arithmetic
-from common.document.federation import Federation
+from client.account.books import NOT_COVERED, Books
+from client.account.entries import PARTS, Part
+from client.account.plan import check_plan_covered, make_plan, store, stored
+from client.training.recipe import DPSGD, Arithmetic
 from common.errors import BudgetExhausted, LedgerError, Refusal
 from common.privacy import second_opinion
 from common.privacy.accountants import History
@@ -27,11 +23,8 @@ class Budget:
 
     def __init__(
         self,
+        books: Books,
         *,
-        federation: Federation,
-        dataset: Dataset,
-        policy: Policy,
-        ledger: Ledger,
         run: str,
         plan: Plan,
         planned_for: tuple[str, str] | None,
@@ -42,9 +35,8 @@ class Budget:
         noise is drawn from a keystream of the operating system."""
         self.plan, self._planned_for = plan, planned_for
         self._secure, self._arithmetic = secure, arithmetic
-        self._federation, self._dataset, self._policy = federation, dataset, policy
-        self._ledger, self._run = ledger, run
-        self._checked = ledger.count()  # so many entries were there when the account last covered the plan
+        self._books, self._run = books, run
+        self._checked = books.ledger.count()  # so many entries were there when the account last covered the plan
         self._confirmed = False
         self._recount()
 
@@ -63,7 +55,7 @@ class Budget:
     @property
     def limit(self) -> float:
         """What the federation says the whole run may cost."""
-        return row_privacy(self._federation).epsilon
+        return row_privacy(self._books.federation).epsilon
 
     def describe(self) -> str:
         """The plan in a sentence, for the owner."""
@@ -84,7 +76,7 @@ class Budget:
             Refusal: the two accountants disagree.
         """
         if not self._confirmed:
-            check_plan(self.plan, limit=row_privacy(self._federation).epsilon)
+            check_plan(self.plan, limit=row_privacy(self._books.federation).epsilon)
             self._confirmed = True
         return f"a second accountant confirms the plan; {self._planned_opinion()}"
 
@@ -107,10 +99,8 @@ class Budget:
             LedgerError: the charge could not be written.
         """
         self.confirm()
-        plan, row = self.plan, row_privacy(self._federation)
-        self._policy.check_time(self._ledger.last_round(), datetime.now(UTC))
-        if self._policy.max_rounds is not None:  # counting reads the whole ledger
-            self._policy.check_rounds(self._ledger.rounds() + 1)
+        plan, row = self.plan, row_privacy(self._books.federation)
+        self._books.check_round()
         self._check_planned(task, "train")
         self._charge(task, "train", plan.update)
         return DPSGD(
@@ -118,14 +108,13 @@ class Budget:
             sampling_rate=plan.sampling_rate,
             clip=row.clip,
             noise_multiplier=plan.noise_multiplier,
-            expected_batch_size=self._federation.training.batch_size,
+            expected_batch_size=self._books.federation.training.batch_size,
             arithmetic=self._arithmetic,
         )
 
     def charge_evaluation(self, task: str) -> float:
         """Charges one evaluation and returns its noise multiplier. Raises as `charge_update`."""
         self.confirm()
-        self._policy.check_release("evaluation")
         self._check_planned(task, "validation")
         self._charge(task, "validation", GaussianRelease(noise_multiplier=self.plan.evaluation_noise))
         return self.plan.evaluation_noise
@@ -135,7 +124,7 @@ class Budget:
         plan, opacus = self.plan, self._planned_opinion()
         return {
             "epsilon": self.epsilon,
-            "planned_epsilon": plan.total if self._one_deal else row_privacy(self._federation).epsilon,
+            "planned_epsilon": plan.total if self._one_deal else row_privacy(self._books.federation).epsilon,
             "delta": plan.delta,
             "noise_multiplier": plan.noise_multiplier,
             "sampling_rate": plan.sampling_rate,
@@ -156,7 +145,7 @@ class Budget:
     def _charged(self, part: Part) -> History:
         """What the ledger says this run has been charged in one part."""
         steps: Counter[tuple[float, float]] = Counter()
-        for entry in self._ledger.entries():
+        for entry in self._books.ledger.entries():
             if (entry.run, entry.part, entry.mechanism) == (self._run, part, "gaussian"):
                 steps[entry.gaussian.noise_multiplier, entry.gaussian.sampling_rate] += entry.gaussian.steps
         return tuple((*kind, n) for kind, n in sorted(steps.items()))
@@ -167,13 +156,15 @@ class Budget:
 
     def _recount(self) -> None:
         """Reads from the ledger what this run has been charged."""
-        entries = [e for e in self._ledger.entries() if e.run == self._run and e.mechanism in ("gaussian", "geometric")]
+        entries = [
+            e for e in self._books.ledger.entries() if e.run == self._run and e.mechanism in ("gaussian", "geometric")
+        ]
         self._tasks: dict[Part, Counter[str]] = {
             part: Counter(e.task for e in entries if e.part == part and e.mechanism == "gaussian") for part in PARTS
         }
         # The row count was told of the table that the plan was made for, by this run or an earlier one.
         before = {e.deal for e in entries} | ({self._planned_for} if self._planned_for else set())
-        self._one_deal = before <= {deal(self._dataset.split, self._dataset.content)}
+        self._one_deal = before <= {self._books.deal}
 
     @property
     def rounds_charged(self) -> int:
@@ -202,7 +193,7 @@ class Budget:
     def _check_parts(self, part: Part) -> None:
         """Raises `BudgetExhausted` if, once the table has changed, both parts together would pass what the federation
         says a row may cost."""
-        limit = row_privacy(self._federation).epsilon
+        limit = row_privacy(self._books.federation).epsilon
         rounds, evaluations = self.rounds_charged + (part == "train"), self.evaluations_charged + (part != "train")
         if not self._one_deal and (cost := self._cost_of(rounds, evaluations)) > limit:
             raise BudgetExhausted(
@@ -213,13 +204,13 @@ class Budget:
 
     def _charge(self, task: str, part: Part, release: GaussianRelease) -> None:
         self._check_parts(part)
-        count = self._ledger.count()
+        count = self._books.ledger.count()
         if count != self._checked:  # another run has spent from the same account
-            check_account(self._federation, self._dataset, self._policy, self._ledger, self._run, self.plan)
+            check_plan_covered(self._books, self._run, self.plan)
         attempt = self._tasks[part][task] + 1
-        entry = entry_for(self._federation, self._dataset, self._run, task, part, release)
+        entry = self._books.gaussian(self._run, task, part, release)
         try:
-            self._ledger.charge(replace(entry, attempt=attempt), after=count)
+            self._books.write(replace(entry, attempt=attempt), after=count)
         except LedgerError:
             self._recount()  # it may be charged, though nothing is released
             raise
@@ -227,16 +218,7 @@ class Budget:
         self._checked = count + 1
 
 
-def open_budget(
-    *,
-    federation: Federation,
-    dataset: Dataset,
-    policy: Policy,
-    ledger: Ledger,
-    noise: NoiseSource,
-    run: str,
-    arithmetic: Arithmetic = "exact",
-) -> Budget:
+def open_budget(books: Books, *, noise: NoiseSource, run: str, arithmetic: Arithmetic = "exact") -> Budget:
     """Plans a run, or takes up the plan it had before a restart.
 
     Raises:
@@ -244,25 +226,16 @@ def open_budget(
             run was planned here for another federation.
         BudgetExhausted: what is left of the account does not cover a plan; the message has the numbers.
     """
-    known = stored(ledger, run)
+    known = stored(books.ledger, run)
     if known is None:
-        plan = make_plan(federation, dataset, policy, ledger, noise, run)
-        store(ledger, federation, dataset, run, plan)
+        plan = make_plan(books, noise, run)
+        store(books, run, plan)
     else:
         plan = known.plan
-        if known.federation != federation.fingerprint:
-            raise Refusal(f"run {run} was planned here for another federation than {federation.fingerprint}")
-        check_account(federation, dataset, policy, ledger, run, plan)
-    policy.check_noise(plan.noise_multiplier)
-    policy.check_steps(plan.steps)
-    return Budget(
-        federation=federation,
-        dataset=dataset,
-        policy=policy,
-        ledger=ledger,
-        run=run,
-        plan=plan,
-        planned_for=known.deal if known else None,
-        secure=noise.hardened,
-        arithmetic=arithmetic,
-    )
+        if known.federation != books.federation.fingerprint:
+            raise Refusal(f"run {run} was planned here for another federation than {books.federation.fingerprint}")
+        check_plan_covered(books, run, plan)
+    books.policy.check_noise(plan.noise_multiplier)
+    books.policy.check_steps(plan.steps)
+    planned_for = known.deal if known else None
+    return Budget(books, run=run, plan=plan, planned_for=planned_for, secure=noise.hardened, arithmetic=arithmetic)

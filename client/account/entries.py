@@ -10,6 +10,7 @@ from common.privacy.releases import GaussianRelease, epsilon, epsilon_of_adaptiv
 
 Part = Literal["train", "validation"]
 PARTS: tuple[Part, ...] = get_args(Part)
+Mechanism = Literal["gaussian", "geometric", "none", "refusal"]
 BY_ID = "id:"  # how the name of a split begins that deals rows by whom they are about, and not by their cells
 
 
@@ -28,7 +29,7 @@ class Entry:
     run: str
     task: str
     attempt: int
-    mechanism: Literal["gaussian", "geometric", "none", "refusal"]
+    mechanism: Mechanism
     federation: str  # fingerprint of the document
     content: str  # fingerprint of the table
     noise_multiplier: float | None = None

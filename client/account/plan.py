@@ -17,11 +17,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from client.account.entries import Entry, Part, deal, spent
+from client.account.books import NOT_COVERED, Books
+from client.account.entries import Entry, Part, spent
 from client.account.ledger import Ledger
-from client.account.policy import Policy
-from client.data import Dataset
-from common.document.federation import Federation
 from common.errors import BudgetExhausted, Refusal
 from common.privacy.noise import NoiseSource
 from common.privacy.plan import Plan, plan_for, row_privacy
@@ -32,20 +30,16 @@ LESS = 0.9  # the next smaller epsilon that is tried when a plan does not fit th
 FINE = 1.005  # between one that fits and one that does not, the search stops at this ratio
 
 
-NOT_COVERED = "the data owner's privacy budget does not cover this run"  # whatever was spent, and on what
-
-
-def make_plan(
-    federation: Federation, dataset: Dataset, policy: Policy, ledger: Ledger, noise: NoiseSource, run: str
-) -> Plan:
+def make_plan(books: Books, noise: NoiseSource, run: str) -> Plan:
     """Calibrates a run's noise once, so that all of it costs at most the federation's epsilon and what is left.
 
     Raises:
         BudgetExhausted: too little is left for any plan; the message has the numbers, for the owner.
         Refusal: the released row count is too large for the federation's delta.
     """
+    federation, policy = books.federation, books.policy
     row = row_privacy(federation)
-    left = policy.epsilon - spent(ledger.entries(), policy.delta)
+    left = policy.epsilon - spent(books.ledger.entries(), policy.delta)
     count_epsilon = row.count_epsilon or 0.0
     if left <= max(2 * count_epsilon, SMALLEST_EPSILON):
         raise BudgetExhausted(
@@ -56,11 +50,10 @@ def make_plan(
     evaluate = "evaluation" in policy.releases
     if evaluate and (evaluation := evaluation_release(federation)):
         # What cannot be planned is refused before anything is told: their noise is the federation's to choose.
-        planned = entry_for(federation, dataset, run, "planned", "validation", evaluation)
-        _check_limits(ledger.authority, policy, ledger.entries(), [planned])
+        books.check_covered([books.gaussian(run, "planned", "validation", evaluation)])
     told = 0
     if row.sampling_rate is None:
-        count = _released_rows(federation, dataset, policy, ledger, noise, run)
+        count = _released_rows(books, noise, run)
         if row.delta * count > 1:
             raise Refusal(
                 f"privacy.row.delta {row.delta:g} is above 1 / rows, of which about {count} were told: it would allow "
@@ -73,12 +66,12 @@ def make_plan(
             federation, rows=told, epsilon=count_epsilon + updates, evaluate=evaluate, attempts=policy.attempts
         )
         try:
-            check_account(federation, dataset, policy, ledger, run, plan)
+            check_plan_covered(books, run, plan)
         except BudgetExhausted:
             if not plan.evaluation_attempts:
                 raise
             plan = replace(plan, evaluation_attempts=0)  # rather than more noise in the updates
-            check_account(federation, dataset, policy, ledger, run, plan)
+            check_plan_covered(books, run, plan)
         return plan
 
     # The account's figure is not the plan's: it holds at half of delta, and those of several runs do not simply add up.
@@ -101,37 +94,23 @@ def make_plan(
     return plan
 
 
-def _released_rows(
-    federation: Federation, dataset: Dataset, policy: Policy, ledger: Ledger, noise: NoiseSource, run: str
-) -> int:
+def _released_rows(books: Books, noise: NoiseSource, run: str) -> int:
     """The training part's size with noise.
 
     Told once for a table and its split, unless a later federation pays less for it than was paid: then the
     number that was told says more about a row than that federation's plan may.
     """
-    count_epsilon = row_privacy(federation).count_epsilon
+    dataset, count_epsilon = books.dataset, row_privacy(books.federation).count_epsilon
     assert count_epsilon is not None, "only asked where the federation pays for a count"
-    known = ledger.entries()
+    known = books.ledger.entries()
     for entry in known:
         same_table = (entry.content, entry.split) == (dataset.content, dataset.split)
         if same_table and entry.value is not None and (entry.epsilon or 0.0) <= count_epsilon:
-            told = entry.value
-            break
-    else:
-        count = Entry(
-            part="train",
-            split=dataset.split,
-            run=run,
-            task=f"{run}/rows",
-            attempt=1,
-            mechanism="geometric",
-            federation=federation.fingerprint,
-            content=dataset.content,
-            epsilon=count_epsilon,
-        )
-        _check_limits(ledger.authority, policy, known, [count])
-        told = len(dataset.y) + noise.two_sided_geometric(count_epsilon)
-        ledger.charge(replace(count, value=told), after=len(known))
+            return entry.value
+    count = books.entry(run, f"{run}/rows", "train", "geometric", epsilon=count_epsilon)
+    books.check_covered([count])
+    told = len(dataset.y) + noise.two_sided_geometric(count_epsilon)
+    books.write(replace(count, value=told), after=len(known))
     return told
 
 
@@ -151,10 +130,10 @@ class StoredPlan:
     deal: tuple[str, str] | None  # of the table (client/account/entries.py `deal`); None in those of before it was kept
 
 
-def store(ledger: Ledger, federation: Federation, dataset: Dataset, run: str, plan: Plan) -> None:
+def store(books: Books, run: str, plan: Plan) -> None:
     """Keeps a run's plan, so that a restart goes on with the noise that was calibrated."""
-    made_for = {"federation": federation.fingerprint, "deal": deal(dataset.split, dataset.content)}
-    ledger.store_plan(run, {**asdict(plan), **made_for})
+    made_for = {"federation": books.federation.fingerprint, "deal": books.deal}
+    books.ledger.store_plan(run, {**asdict(plan), **made_for})
 
 
 def stored(ledger: Ledger, run: str) -> StoredPlan | None:
@@ -166,14 +145,10 @@ def stored(ledger: Ledger, run: str) -> StoredPlan | None:
     return StoredPlan(Plan(**body), federation, (dealt[0], dealt[1]) if dealt else None)
 
 
-def check_account(
-    federation: Federation, dataset: Dataset, policy: Policy, ledger: Ledger, run: str, plan: Plan
-) -> None:
+def check_plan_covered(books: Books, run: str, plan: Plan) -> None:
     """Raises `BudgetExhausted` unless the account covers all that the plan has not charged yet."""
-    entries = ledger.entries()
-    rest = remaining(plan, [e for e in entries if e.run == run])
-    planned = [entry_for(federation, dataset, run, "planned", part, release) for part, release in rest]
-    _check_limits(ledger.authority, policy, entries, planned)
+    rest = remaining(plan, [e for e in books.ledger.entries() if e.run == run])
+    books.check_covered([books.gaussian(run, "planned", part, release) for part, release in rest])
 
 
 def remaining(plan: Plan, charged: Iterable[Entry]) -> list[tuple[Part, GaussianRelease]]:
@@ -185,39 +160,3 @@ def remaining(plan: Plan, charged: Iterable[Entry]) -> list[tuple[Part, Gaussian
     if (evaluations := plan.most_evaluations - times["validation"]) > 0:
         rest.append(("validation", GaussianRelease(noise_multiplier=plan.evaluation_noise, steps=evaluations)))
     return rest
-
-
-def _check_limits(authority: str, policy: Policy, entries: list[Entry], planned: list[Entry]) -> None:
-    """Raises `BudgetExhausted` if `planned` would pass what the owner allows, in all or to this authority, whatever its
-    documents and runs are called: their names are the server's."""
-    limits = [("epsilon", policy.epsilon, policy.delta, entries)]
-    if policy.federation_epsilon is not None:
-        # A count that another authority's federation has paid for is used by this one too.
-        own = [e for e in entries if e.counts_for(authority) or e.mechanism == "geometric"]
-        delta = policy.federation_delta or policy.delta
-        limits.append(("federation_epsilon", policy.federation_epsilon, delta, own))
-    for rule, limit, delta, before in limits:
-        total = spent(before, delta, more=planned)
-        if total > limit:
-            raise BudgetExhausted(
-                f"policy.{rule}: {limit:g} at delta {delta:g}, of which {spent(before, delta):.2f} is spent; with "
-                f"this run it would be {total:.2f}",
-                public=NOT_COVERED,
-            )
-
-
-def entry_for(
-    federation: Federation, dataset: Dataset, run: str, task: str, part: Part, release: GaussianRelease
-) -> Entry:
-    """The ledger's entry for a Gaussian release of this run."""
-    return Entry(
-        part=part,
-        split=dataset.split,
-        run=run,
-        task=task,
-        attempt=1,
-        mechanism="gaussian",
-        federation=federation.fingerprint,
-        content=dataset.content,
-        **asdict(release),
-    )

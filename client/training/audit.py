@@ -36,7 +36,7 @@ from torch import Tensor
 from client.device import is_exact
 from client.training.dpsgd import fit_privately
 from client.training.kernel import BITS
-from client.training.plain import DPSGD
+from client.training.recipe import DPSGD
 from common.document.federation import Training
 from common.model.mlp import MLP
 from common.privacy.noise import NoiseSource

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from client.training.dropout import KEY, RowIds, masks
 from client.training.exact import ExactOptimizer
-from client.training.plain import DPSGD, add_proximal_term, copies, make_optimizer, torch_seed
+from client.training.plain import add_proximal_term, copies, make_optimizer, torch_seed
+from client.training.recipe import DPSGD
 from common.document.federation import Training
 from common.model import objective
 from common.model.mlp import MLP

@@ -1,11 +1,9 @@
-"""Local training. Everything here runs on tensors and knows neither network nor ledger."""
+"""Local training without privacy, and what private training shares with it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,25 +12,6 @@ from torch import Tensor, nn
 from common.document.federation import Training
 from common.model import objective
 from common.privacy.noise import NoiseSource
-
-Arithmetic = Literal["exact", "opacus"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DPSGD:
-    """Differentially private SGD (Abadi et al. 2016, arXiv:1607.00133, algorithm 1).
-
-    Each of `steps` steps draws rows by Poisson sampling at `sampling_rate`, clips each row's gradient to L2
-    norm `clip`, adds N(0, (noise_multiplier * clip)^2 I) to the sum, and divides by `expected_batch_size`, a
-    public number. In exact arithmetic all of it is on a lattice (kernel.py); Opacus' own is in floating point.
-    """
-
-    steps: int
-    sampling_rate: float
-    clip: float
-    noise_multiplier: float
-    expected_batch_size: int
-    arithmetic: Arithmetic = "exact"
 
 
 def fit(
@@ -66,19 +45,16 @@ def fit(
 
 
 def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """The document's optimizer over the model's parameters."""
+    """The document's optimizer over the model's parameters. Raises `ValueError` for one that is not known."""
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=rate, weight_decay=decay)
     if training.optimizer == "adamw":
         return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=rate,
-        momentum=training.momentum,
-        nesterov=training.nesterov,
-        weight_decay=decay,
-    )
+    if training.optimizer == "sgd":
+        momentum, nesterov = training.momentum, training.nesterov
+        return torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum, nesterov=nesterov, weight_decay=decay)
+    raise ValueError(f"optimizer must be sgd, adam or adamw, got {training.optimizer!r}")
 
 
 def _batches(rows: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:

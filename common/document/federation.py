@@ -78,6 +78,13 @@ class Training(Document):
         assert self.local_epochs is not None
         return math.ceil(self.local_epochs / sampling_rate - 1e-9)  # 1 / (1 / 49) is a little more than 49
 
+    def steps_without_privacy(self, rows: int) -> int:
+        """Local steps of one round over so many rows, in shuffled batches; an epoch takes each row once."""
+        if self.local_steps is not None:
+            return self.local_steps
+        assert self.local_epochs is not None
+        return self.local_epochs * -(-rows // self.batch_size)
+
     def contradictions(self) -> Iterator[Problem]:
         if (self.local_steps is None) == (self.local_epochs is None):
             yield ("local_steps",), "or local_epochs: give exactly one of them"

@@ -48,20 +48,20 @@ class MLP(nn.Module):
 
 
 def build(federation: Federation, *, seed: int | None = None) -> MLP:
-    """The federation's model with weights drawn from `seed` (the federation's own by default).
+    """The federation's model with weights drawn from `seed` (the federation's own by default)."""
+    return with_weights(federation, initial_state(federation, seed=seed))
+
+
+def with_weights(federation: Federation, weights: Mapping[str, NDArray[np.float32]]) -> MLP:
+    """The federation's model with these weights. Raises RuntimeError where names or shapes differ.
 
     torch's global generator is left as it was.
     """
     inputs, *hidden, outputs = federation.layer_sizes
+    settings = federation.model
     with torch.random.fork_rng(devices=[]):  # torch draws weights of its own, which are overwritten
-        model = MLP(
-            inputs,
-            hidden,
-            outputs,
-            activation=federation.model.activation,
-            dropout=federation.model.dropout,
-        )
-    load_state(model, initial_state(federation, seed=seed))
+        model = MLP(inputs, hidden, outputs, activation=settings.activation, dropout=settings.dropout)
+    load_state(model, weights)
     return model
 
 

@@ -14,23 +14,30 @@ SCORING_BATCH = 65_536  # rows
 
 
 def row_losses(logits: Tensor, y: Tensor, loss: str) -> Tensor:
-    """Loss of each row: [batch, outputs], [batch] -> [batch]. Raises `ValueError` for labels of another shape, which
-    would be broadcast, and rows mixed."""
+    """Loss of each row: [batch, outputs], [batch] -> [batch].
+
+    Raises:
+        ValueError: a loss that is not known, or labels of another shape, which would be broadcast, and rows mixed.
+    """
     _check_shapes(logits[:, 0], y)
     if loss == "cross_entropy":
         return functional.cross_entropy(logits, y, reduction="none")
     if loss == "binary_cross_entropy":
         return functional.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), reduction="none")
-    return functional.mse_loss(logits[:, 0], y.to(logits.dtype), reduction="none")
+    if loss == "mse":
+        return functional.mse_loss(logits[:, 0], y.to(logits.dtype), reduction="none")
+    raise _unknown(loss)
 
 
 def predictions(logits: Tensor, loss: str) -> Tensor:
-    """Class indices [batch], or for mse the scaled target in [0, 1] [batch]."""
+    """Class indices [batch], or for mse the scaled target in [0, 1] [batch]. Raises `ValueError` for another loss."""
     if loss == "cross_entropy":
         return logits.argmax(dim=1)
     if loss == "binary_cross_entropy":
         return (logits[:, 0] > 0).to(torch.int64)
-    return logits[:, 0].clamp(0.0, 1.0)
+    if loss == "mse":
+        return logits[:, 0].clamp(0.0, 1.0)
+    raise _unknown(loss)
 
 
 def counts(predicted: Tensor, y: Tensor, schema: Schema) -> Counts:
@@ -48,6 +55,10 @@ def counts(predicted: Tensor, y: Tensor, schema: Schema) -> Counts:
     # Each row's is rounded by itself: sums of whole numbers are exact, in whatever order they are added.
     sums = [(part / COUNT_UNIT).round().sum().item() * COUNT_UNIT for part in (error, error * error)]
     return np.array([len(y), *sums])
+
+
+def _unknown(loss: str) -> ValueError:
+    return ValueError(f"loss must be cross_entropy, binary_cross_entropy or mse, got {loss!r}")
 
 
 def _check_shapes(each: Tensor, y: Tensor) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,17 @@ def initial_state(federation: Federation, *, seed: int | None = None) -> State:
         state[f"layers.{i}.weight"] = rng.uniform(-bound, bound, (outputs, inputs)).astype(np.float32)
         state[f"layers.{i}.bias"] = rng.uniform(-bound, bound, outputs).astype(np.float32)
     return state
+
+
+def check_fit(state: Mapping[str, NDArray[Any]], federation: Federation) -> None:
+    """Raises `ValueError` unless the arrays are float32, and of the names and shapes of the federation's model."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i, (inputs, outputs) in enumerate(pairwise(federation.layer_sizes)):
+        shapes |= {f"layers.{i}.weight": (outputs, inputs), f"layers.{i}.bias": (outputs,)}
+    if {name: array.shape for name, array in state.items()} != shapes:
+        raise ValueError("names or shapes of the arrays are not those of the federation's model")
+    if any(array.dtype != np.float32 for array in state.values()):
+        raise ValueError("weights are float32")
 
 
 def size(state: Mapping[str, NDArray[np.float32]]) -> int:

@@ -21,7 +21,8 @@ from opacus import GradSampleModule
 from client.device import describe_device, is_exact
 from client.training.dpsgd import _exact_steps, _float_steps, _FloatOptimizer
 from client.training.kernel import ExactMLP
-from client.training.plain import DPSGD, make_optimizer
+from client.training.plain import make_optimizer
+from client.training.recipe import DPSGD
 from common.document.federation import Training
 from common.model import objective
 from common.model.mlp import MLP

@@ -87,13 +87,13 @@ def test_charges_name_the_authority_by_its_key_and_another_ones_do_not_count(tmp
             state=str(tmp_path / "state"),
             policy=Policy(epsilon=8.0, delta=1e-3, without_privacy=True, max_rounds=2),
         )
-        site = open_site(settings, federation(), name="ada")
-        site.charge_exact("train", f"run-{len(charged)}", "task")
-        charged.append((site.ledger.entries()[-1].authority, site.ledger.rounds()))
+        site = open_site(settings, federation(training__rounds=2), name="ada")
+        site.account.charge_update(f"run-{len(charged)}", "task")
+        charged.append((site.account.books.ledger.entries()[-1].authority, site.account.books.ledger.rounds()))
         if len(charged) == 3:
             with pytest.raises(Refusal, match=r"^policy\.max_rounds: asked 3, allowed 2$"):
-                site.charge_exact("train", "another run", "task")
-        site.ledger.close()
+                site.account.charge_update("another run", "task")
+        site.account.close()
     keys = [key for key, _ in charged]
     assert keys[0] == keys[2] != keys[1] and all(len(key) == 64 for key in keys)
     assert [rounds for _, rounds in charged] == [1, 1, 2]
@@ -117,22 +117,22 @@ def opened(folder: Path, frame: pl.DataFrame, fed: Federation) -> Site:
 def test_a_table_with_no_row_to_train_on_is_refused_and_its_size_is_not_told(tmp_path):
     site = opened(tmp_path, table(3), federation(schema__validation_fraction=0.9999))
     with pytest.raises(Refusal, match=r"^all 3 rows fell into the validation part; the table is too small") as refusal:
-        site.budget("run")
+        site.account.budget("run")
     assert refusal.value.public == "it has no rows to train on"
-    site.ledger.close()
+    site.account.close()
 
 
 def test_a_private_table_with_no_row_to_train_on_is_planned_like_any_other(tmp_path):
     site = opened(tmp_path, table(3), federation(**PRIVATE, schema__validation_fraction=0.9999))
-    assert len(site.dataset.y) == 0 and site.budget("run") is not None
-    site.ledger.close()
+    assert len(site.dataset.y) == 0 and site.account.budget("run") is not None
+    site.account.close()
 
 
 def test_the_share_that_is_validated_on_is_told_to_the_owner(tmp_path):
     site = opened(tmp_path, table(200), federation())
     rows = len(site.dataset.validation_y)
     assert f"200 rows: {200 - rows} to train on, {rows} to validate on ({rows / 2:.1f}% for 25.0%)" in site.describe()
-    site.ledger.close()
+    site.account.close()
 
 
 def open_with_id(folder: Path, column: str, fed: Federation) -> int:
@@ -147,8 +147,8 @@ def open_with_id(folder: Path, column: str, fed: Federation) -> int:
         policy=Policy(epsilon=8.0, delta=1e-3, without_privacy=True),
     )
     site = open_site(settings, fed, name="ada")
-    refusals = sum(e.mechanism == "refusal" for e in site.ledger.entries())
-    site.ledger.close()
+    refusals = sum(e.mechanism == "refusal" for e in site.account.books.ledger.entries())
+    site.account.close()
     return refusals
 
 

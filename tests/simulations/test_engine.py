@@ -241,13 +241,13 @@ def test_private_clients_with_fewer_rows_than_a_batch_take_part(tmp_path):
 def test_a_simulated_client_plans_the_noise_of_a_real_one_whose_account_has_room(source, changes):
     document = federation(**{**PRIVATE, "privacy__evaluation__noise": 20.0, **changes})
     site, *_ = dealt(source, document=document)
-    budget = site.budget("run")
+    budget = site.account.budget("run")
     assert budget is not None and document.privacy.row is not None
     assert budget.plan == plan_for(document, rows=budget.plan.rows, epsilon=document.privacy.row.epsilon)
 
 
 def test_simulated_noise_can_be_repeated_and_differs_between_clients(source):
-    first, again = ([site.noise.normal(4).tolist() for site in dealt(source, seed=3)] for _ in range(2))
+    first, again = ([site.account.noise.normal(4).tolist() for site in dealt(source, seed=3)] for _ in range(2))
     assert first == again
     assert len({tuple(noise) for noise in first}) == len(first)
 

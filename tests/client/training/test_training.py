@@ -22,7 +22,8 @@ from client.training import kernel
 from client.training.dpsgd import fit_privately
 from client.training.dropout import row_ids
 from client.training.exact import ExactOptimizer
-from client.training.plain import DPSGD, fit
+from client.training.plain import fit
+from client.training.recipe import DPSGD
 from common.document.federation import Training
 from common.errors import PrivacyError
 from common.model.mlp import MLP

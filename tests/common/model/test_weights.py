@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 
-from common.model.weights import initial_state, is_finite, size
+from common.model.weights import check_fit, initial_state, is_finite, size
 from tests.support import federation
 
 
@@ -41,3 +41,23 @@ def test_one_number_that_is_not_finite_is_found(odd):
     assert is_finite(state)
     state["b"][2] = odd
     assert not is_finite(state)
+
+
+def _without_the_last(state):
+    return dict(list(state.items())[:-1])
+
+
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        (_without_the_last, "names or shapes of the arrays"),
+        (lambda state: {**state, "more": np.zeros(3, np.float32)}, "names or shapes of the arrays"),
+        (lambda state: {**state, "layers.0.bias": state["layers.0.bias"][None]}, "names or shapes of the arrays"),
+        (lambda state: {**state, "layers.0.bias": state["layers.0.bias"].astype(np.float64)}, "weights are float32"),
+    ],
+)
+def test_arrays_that_are_not_the_models_do_not_fit(change, problem):
+    state = initial_state(federation())
+    check_fit(dict(reversed(state.items())), federation())  # names tell them apart, not their order
+    with pytest.raises(ValueError, match=problem):
+        check_fit(change(state), federation())

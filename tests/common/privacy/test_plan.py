@@ -13,6 +13,7 @@ from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 from dp_accounting.pld import PLDAccountant
 
 from client import data
+from client.account.books import Books
 from client.account.budget import open_budget
 from client.account.ledger import Ledger
 from client.account.policy import Policy
@@ -36,14 +37,9 @@ def test_the_forecast_is_what_a_client_with_such_a_table_plans():
     rows = table(200)
     schema = federation().data_schema
     dataset = data.split(data.encode_rows(rows, schema, key=b"k"), schema, key=b"k", device=torch.device("cpu"))
-    budget = open_budget(
-        federation=private(),
-        dataset=dataset,
-        policy=Policy(epsilon=9.0, delta=1e-3),
-        ledger=Ledger.in_memory(),
-        noise=noise.seeded(1),
-        run="run",
-    )
+    policy = Policy(epsilon=9.0, delta=1e-3)
+    books = Books(federation=private(), dataset=dataset, policy=policy, ledger=Ledger.in_memory())
+    budget = open_budget(books, noise=noise.seeded(1), run="run")
     told = forecast(private(), 200)
     assert told["training_rows"] == 150  # of which a client tells about so many
     assert budget.plan == plan_for(private(), rows=budget.plan.rows, epsilon=4.0)

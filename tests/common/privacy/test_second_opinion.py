@@ -15,6 +15,7 @@ from dp_accounting import dp_event
 from dp_accounting.pld import pld_privacy_accountant
 from opacus.accountants import PRVAccountant, RDPAccountant
 
+from client.account.books import Books
 from client.account.budget import open_budget
 from client.account.ledger import Ledger
 from common.errors import Refusal
@@ -200,9 +201,8 @@ def test_a_stored_plan_is_checked_when_it_is_taken_up_again():
 
 
 def opened(ledger: Ledger) -> Any:
-    return open_budget(
-        federation=private(), dataset=DATASET, policy=GENEROUS, ledger=ledger, noise=noise.seeded(1), run="run"
-    )
+    books = Books(federation=private(), dataset=DATASET, policy=GENEROUS, ledger=ledger)
+    return open_budget(books, noise=noise.seeded(1), run="run")
 
 
 # What is told

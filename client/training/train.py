@@ -1,0 +1,63 @@
+"""Training and scoring as functions: a recipe, weights and rows in, an update or counts out. No I/O, nothing changed.
+
+A site calls them once a round; whoever has many sites at hand may map them, or do the same for all at once.
+"""
+
+from __future__ import annotations
+
+from client.data import Dataset
+from client.training import plain
+from client.training.kernel import exact_counts
+from client.training.recipe import Recipe, Scoring, Update
+from common.model import mlp, objective
+from common.model.scores import Counts, noisy_counts
+from common.model.weights import State
+from common.privacy.noise import NoiseSource
+
+
+def train(recipe: Recipe, weights: State, dataset: Dataset, *, noise: NoiseSource) -> Update:
+    """Trains from `weights` on the training rows.
+
+    Raises:
+        ValueError: the recipe names an optimizer or a loss that is not known, or exact arithmetic for another model.
+    """
+    federation = recipe.federation
+    model = mlp.with_weights(federation, weights).to(dataset.x.device)
+    loss = None
+    if recipe.private is None:
+        loss = plain.fit(
+            model,
+            dataset.x,
+            dataset.y,
+            training=federation.training,
+            steps=recipe.steps,
+            noise=noise,
+            proximal_mu=recipe.proximal_mu,
+        )
+    else:
+        from client.training import dpsgd  # Opacus takes a second to import, which not every client needs
+
+        dpsgd.fit_privately(
+            model,
+            dataset.x,
+            dataset.y,
+            training=federation.training,
+            dpsgd=recipe.private,
+            noise=noise,
+            proximal_mu=recipe.proximal_mu,
+            ids=dataset.ids,
+        )
+    return Update(weights=mlp.state_of(model), weight=recipe.weight, loss=loss)
+
+
+def evaluate(scoring: Scoring, weights: State, dataset: Dataset, *, noise: NoiseSource) -> Counts:
+    """Scores `weights` on the validation rows."""
+    federation = scoring.federation
+    schema, loss = federation.data_schema, federation.training.loss
+    model = mlp.with_weights(federation, weights).to(dataset.x.device)
+    x, y = dataset.validation_x, dataset.validation_y
+    if scoring.noise_multiplier is None:
+        return objective.score(model, x, y, schema=schema, loss=loss)
+    exact = scoring.arithmetic == "exact"
+    counts = (exact_counts if exact else objective.score)(model, x, y, schema=schema, loss=loss)
+    return noisy_counts(counts, schema, scoring.noise_multiplier, noise)
