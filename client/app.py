@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -33,7 +34,7 @@ from common.model.memory import room_for
 from common.model.weights import State, check_fit, is_finite
 from common.privacy import noise
 from common.wire import compression, records
-from common.wire.records import ARRAYS, CONFIG, COUNTS, LOSS, METRICS, PRIVACY, RUN, WEIGHT
+from common.wire.records import ARRAYS, CONFIG, COUNTS, METRICS, PRIVACY, RUN, WEIGHT
 
 SiteOf = Callable[[Context], AbstractContextManager[Site]]
 
@@ -85,11 +86,7 @@ def _train(site: Site, message: Message, run: str) -> RecordDict:
     recipe = site.account.charge_update(run, _task(message, run))
     update = train(recipe, start, site.dataset, noise=site.account.noise)
     packed = compression.pack(update.weights, start, site.federation.wire.dtype, site.account.noise.uniform)
-    metrics = MetricRecord({WEIGHT: update.weight})
-    if update.loss is not None:
-        metrics[LOSS] = update.loss
-    content = RecordDict({ARRAYS: records.from_state(packed), METRICS: metrics})
-    return _with_statement(content, site, run)
+    return _with_statement(records.from_update(replace(update, weights=packed)), site, run)
 
 
 def _evaluate(site: Site, message: Message, run: str) -> RecordDict:

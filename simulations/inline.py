@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Mapping
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from common.wire.grids import RunGrid
+from server.rounds.run_grid import RunGrid
 
 
 class InlineGrid(RunGrid):

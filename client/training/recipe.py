@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.document.federation import Federation, FedProx
-from common.model.weights import State
 
 Arithmetic = Literal["exact", "opacus"]
 
@@ -48,15 +47,6 @@ class Recipe:
         """FedProx' factor; 0 for other strategies."""
         strategy = self.federation.strategy
         return strategy.proximal_mu if isinstance(strategy, FedProx) else 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Update:
-    """What training gives: the model's new weights, what they count, and the mean loss of a row, without privacy."""
-
-    weights: State
-    weight: float
-    loss: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

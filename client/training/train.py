@@ -8,9 +8,10 @@ from __future__ import annotations
 from client.data import Dataset
 from client.training import plain
 from client.training.kernel import exact_counts
-from client.training.recipe import Recipe, Scoring, Update
+from client.training.recipe import Recipe, Scoring
 from common.model import mlp, objective
 from common.model.scores import Counts, noisy_counts
+from common.model.update import Update
 from common.model.weights import State
 from common.privacy.noise import NoiseSource
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import flwr.app
 import numpy as np
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
+
+from common.model.update import Update
 
 # Records of a message.
 ARRAYS = "arrays"  # the model
@@ -88,6 +90,25 @@ def from_state(state: Mapping[str, NDArray[np.float32]]) -> ArrayRecord:
 def to_state(record: ArrayRecord) -> dict[str, NDArray[np.float32]]:
     """A record as named arrays, in its order, each of whatever type it has."""
     return {name: look_at(array) for name, array in record.items()}
+
+
+def from_update(update: Update) -> RecordDict:
+    """An update as a message's content."""
+    metrics = MetricRecord({WEIGHT: update.weight})
+    if update.loss is not None:
+        metrics[LOSS] = update.loss
+    return RecordDict({ARRAYS: from_state(update.weights), METRICS: metrics})
+
+
+def to_update(content: RecordDict) -> Update:
+    """The update in a message's content, which was admitted or is our own: it has one number for each metric."""
+    metrics = content.metric_records[METRICS]
+    loss = metrics.get(LOSS)
+    return Update(
+        weights=to_state(content.array_records[ARRAYS]),
+        weight=float(metrics[WEIGHT]),  # type: ignore[arg-type]
+        loss=None if loss is None else float(loss),  # type: ignore[arg-type]
+    )
 
 
 def weight_of(content: RecordDict) -> float:

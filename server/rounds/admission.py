@@ -33,7 +33,7 @@ from __future__ import annotations
 import bisect
 import math
 import statistics
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,7 @@ from common.model.weights import State
 from common.wire import compression, records
 from common.wire.records import ARRAYS, COUNTS, FAILED, LOSS, METRICS, PRIVACY, WEIGHT
 from common.wire.text import shown
+from server.rounds.aggregation import Aggregator
 
 Statement = dict[str, float]
 # What a private client states (client/account), and what each number can be. Older clients lack the last ones.
@@ -83,6 +84,16 @@ class Rejection:
     diverged: bool = False  # has its training left all bounds, by what it sent?
 
 
+@dataclass(frozen=True, kw_only=True)
+class Partial:
+    """What a grid answers for several clients at once: their updates put together, where they were made."""
+
+    aggregate: Aggregator
+    nodes: frozenset[int]  # whose updates are in it
+    statements: Mapping[int, Mapping[str, object]]
+    rejected: tuple[Rejection, ...] = ()  # who was asked and is not in it, and why
+
+
 @dataclass(kw_only=True)
 class Admission:
     """One round's replies, sorted as they come."""
@@ -95,10 +106,8 @@ class Admission:
     state: State | None = None  # training only: the model that was sent, which each reply's arrays must resemble
     wire: Dtype = "float32"  # training only: the type in which updates travel
     counts: int | None = None  # evaluation only: how many counts there are
-    keep: bool = True  # keep what is admitted? A sum needs each reply once
     compare: bool = False  # compare weights, in `weigh`?
 
-    admitted: list[Message] = field(default_factory=list)
     nodes: set[int] = field(default_factory=set)  # whose replies were admitted
     rejected: list[Rejection] = field(default_factory=list)
     statements: dict[int, Statement] = field(default_factory=dict)  # what private clients say they released
@@ -108,16 +117,16 @@ class Admission:
     _waiting: list[Message] = field(default_factory=list)  # for enough others to be compared with
 
     def __post_init__(self) -> None:
-        self._reach = MOST_OF_MODEL * max([1.0, *map(_largest, (self.state or {}).values())])
+        self._reach = reach_of(self.state or {})
 
     def take(self, reply: Message) -> bool:
         """Admits a reply, or notes why not."""
         node_id = reply.metadata.src_node_id
         try:
             if node_id not in self.asked or reply.metadata.group_id != str(self.server_round):
-                raise _Fault(f"answers a task that round {self.server_round} did not give it")
+                raise Fault(f"answers a task that round {self.server_round} did not give it")
             if node_id in self._seen:
-                raise _Fault("answered this round already")
+                raise Fault("answered this round already")
             self._seen.add(node_id)
             if reply.has_error():
                 code = reply.error.code or FAILED
@@ -130,13 +139,35 @@ class Admission:
                 _check_arrays(reply, self.state, self.wire, self._reach)
             _check_metrics(reply, self.metrics, self.counts)
             if self.private and (statement is None or "epsilon" not in statement):
-                raise _Fault("a private client must state what it has released, and this reply does not")
-        except _Fault as fault:
-            self.rejected.append(Rejection(node_id, 0, shown(str(fault)), isinstance(fault, _Diverged)))
+                raise Fault("a private client must state what it has released, and this reply does not")
+        except Fault as fault:
+            self.rejected.append(fault.of(node_id))
             return False
         self.nodes.add(node_id)
-        if self.keep:
-            self.admitted.append(reply)
+        return True
+
+    def take_partial(self, partial: Partial) -> bool:
+        """Admits what a grid has put together of several clients' updates, or notes for each of them why not.
+
+        The grid has checked each update (`check_weights`), and what did not pass is in `partial.rejected`.
+        """
+        told = [*partial.nodes, *(rejection.node_id for rejection in partial.rejected)]
+        try:
+            if len(set(told)) != len(told) or not set(told) <= set(self.asked) or set(told) & self._seen:
+                raise Fault(f"it has clients that round {self.server_round} did not ask, or one of them twice")
+            statements = {node: checked_statement(given, self.limit) for node, given in partial.statements.items()}
+            if self.private and any("epsilon" not in statements.get(node, {}) for node in partial.nodes):
+                raise Fault("private clients must state what they have released, and one of them does not")
+        except Fault as fault:
+            self.rejected += [
+                Rejection(node, 0, shown(f"a partial result was left out: {fault}")) for node in sorted(partial.nodes)
+            ]
+            self._seen |= set(told)
+            return False
+        self._seen |= set(told)
+        self.statements |= statements
+        self.rejected += partial.rejected
+        self.nodes |= partial.nodes
         return True
 
     def weigh(self, reply: Message) -> list[Message]:
@@ -161,7 +192,6 @@ class Admission:
             return False
         node_id = reply.metadata.src_node_id
         self.nodes.discard(node_id)
-        self.admitted = [other for other in self.admitted if other is not reply]
         said = f"weight {weight:g} is more than {MOST_OF_MEDIAN:.0f} times the median of this round, {median:g}"
         self.rejected.append(Rejection(node_id, 0, said))
         return True
@@ -172,43 +202,49 @@ class Admission:
         return [node for node in self.asked if node not in self._seen]
 
 
-class _Fault(Exception):
-    pass
+class Fault(Exception):
+    """Why a reply does not count."""
+
+    def of(self, node_id: int) -> Rejection:
+        """The rejection of that node's reply."""
+        return Rejection(node_id, 0, shown(str(self)), diverged=isinstance(self, Diverged))
 
 
-class _Diverged(_Fault):
-    pass
-
-
-def admit(replies: Iterable[Message], **rules: Any) -> Admission:
-    """Sorts replies that are all there."""
-    result = Admission(**rules)
-    for reply in replies:
-        result.take(reply)
-    return result
+class Diverged(Fault):
+    """... because training has left all bounds."""
 
 
 def _check_arrays(reply: Message, state: State, wire: Dtype, reach: float) -> None:
     found = reply.content.array_records
     if list(found) != [ARRAYS]:
-        raise _Fault(f"expected one record of arrays called {ARRAYS}, got {list(found)}")
+        raise Fault(f"expected one record of arrays called {ARRAYS}, got {list(found)}")
     if wire != "float32":
         _unpack(reply, state, wire)
     record = reply.content.array_records[ARRAYS]
-    if list(record) != list(state):
-        raise _Fault(f"arrays must be {', '.join(state)}; got {', '.join(record) or 'none'}")
-    for name, expected in state.items():
-        array = _read(record, name)
+    check_weights({name: _read(record, name) for name in record}, state, reach)
+
+
+def reach_of(sent: State) -> float:
+    """The size that no entry of a reply may pass, for the model that was sent."""
+    return MOST_OF_MODEL * max([1.0, *map(_largest, sent.values())])
+
+
+def check_weights(weights: Mapping[str, NDArray[Any]], sent: State, reach: float) -> None:
+    """Raises `Fault` unless they are what training can have made of the weights that were sent."""
+    if list(weights) != list(sent):
+        raise Fault(f"arrays must be {', '.join(sent)}; got {', '.join(weights) or 'none'}")
+    for name, expected in sent.items():
+        array = weights[name]
         try:
             shape, dtype = array.shape, array.dtype  # what numpy reads from an archive has neither
         except AttributeError as error:
-            raise _Fault(f"array {name} cannot be read") from error
+            raise Fault(f"array {name} cannot be read") from error
         if shape != expected.shape or dtype != expected.dtype:
-            raise _Fault(f"array {name} must be {expected.dtype} {list(expected.shape)}, got {dtype} {list(shape)}")
+            raise Fault(f"array {name} must be {expected.dtype} {list(expected.shape)}, got {dtype} {list(shape)}")
         if not math.isfinite(largest := _largest(array)):
-            raise _Diverged(f"array {name} has NaN or infinite values")
+            raise Diverged(f"array {name} has NaN or infinite values")
         if largest > reach:
-            raise _Diverged(f"array {name} has an entry of size {largest:.3g}; at most {reach:.3g} fits the model")
+            raise Diverged(f"array {name} has an entry of size {largest:.3g}; at most {reach:.3g} fits the model")
 
 
 def _largest(array: NDArray[Any]) -> float:
@@ -222,9 +258,9 @@ def _unpack(reply: Message, state: State, wire: Dtype) -> None:
     try:
         unpacked = compression.unpack({name: _read(record, name) for name in record}, state, wire)
     except compression.NotFinite as error:
-        raise _Diverged(str(error)) from error
+        raise Diverged(str(error)) from error
     except ProtocolError as error:
-        raise _Fault(str(error)) from error
+        raise Fault(str(error)) from error
     reply.content[ARRAYS] = records.from_state(unpacked)
 
 
@@ -232,44 +268,47 @@ def _read(record: ArrayRecord, name: str) -> NDArray[Any]:
     try:
         return records.look_at(record[name])
     except Exception as error:  # numpy's reader has no exception of its own
-        raise _Fault(f"array {name} cannot be read") from error
+        raise Fault(f"array {name} cannot be read") from error
 
 
 def _check_metrics(reply: Message, expected: Collection[str], counts: int | None) -> None:
     found = reply.content.metric_records
     if list(found) != [METRICS]:
-        raise _Fault(f"expected one record of metrics called {METRICS}, got {list(found)}")
+        raise Fault(f"expected one record of metrics called {METRICS}, got {list(found)}")
     record: MetricRecord = found[METRICS]
     if set(record) != set(expected):
-        raise _Fault(f"metrics must be {', '.join(sorted(expected))}; got {', '.join(sorted(record)) or 'none'}")
+        raise Fault(f"metrics must be {', '.join(sorted(expected))}; got {', '.join(sorted(record)) or 'none'}")
     for name, value in record.items():
         values = value if isinstance(value, list) else [value]
         if isinstance(value, list) != (name == COUNTS) or (name == COUNTS and len(values) != counts):
-            raise _Fault(f"metric {name} has the wrong size")
+            raise Fault(f"metric {name} has the wrong size")
         if not all(_is_finite(v) for v in values):
-            raise (_Diverged if name == LOSS else _Fault)(f"metric {name} is NaN or infinite")
+            raise (Diverged if name == LOSS else Fault)(f"metric {name} is NaN or infinite")
         if name != WEIGHT and any(abs(v) > LARGEST_METRIC for v in values):
-            raise (_Diverged if name == LOSS else _Fault)(f"metric {name} is larger than {LARGEST_METRIC:g}")
+            raise (Diverged if name == LOSS else Fault)(f"metric {name} is larger than {LARGEST_METRIC:g}")
     weight = record[WEIGHT]
     if not (isinstance(weight, int | float) and 1 <= weight <= LARGEST_WEIGHT):
-        raise _Fault(f"weight {WEIGHT} must be from 1 to {LARGEST_WEIGHT:g}, got {weight}")
+        raise Fault(f"weight {WEIGHT} must be from 1 to {LARGEST_WEIGHT:g}, got {weight}")
 
 
 def _statement(reply: Message, limit: float) -> Statement | None:
     record = reply.content.get(PRIVACY)
-    if not isinstance(record, ConfigRecord):
-        return None
+    return checked_statement(record, limit) if isinstance(record, ConfigRecord) else None
+
+
+def checked_statement(given: Mapping[str, object], limit: float) -> Statement:
+    """What a client states. Raises `Fault` if it is nothing that a client can state under that limit of epsilon."""
     statement: Statement = {}
-    for name, value in record.items():
+    for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
-            raise _Fault(f"the privacy statement's {name} is not a finite number")
+            raise Fault(f"the privacy statement's {name} is not a finite number")
         if name not in STATED:
-            raise _Fault(f"the privacy statement has {shown(name, 40)!r}, which no client states")
+            raise Fault(f"the privacy statement has {shown(name, 40)!r}, which no client states")
         low, high = STATED[name]
         if name in ("epsilon", "planned_epsilon"):
             high = limit * (1 + 1e-9)
         if not low <= value <= high:
-            raise _Fault(f"the privacy statement's {name} is {value:g}; it is from {low:g} to {high:g}")
+            raise Fault(f"the privacy statement's {name} is {value:g}; it is from {low:g} to {high:g}")
         statement[name] = value
     return statement
 

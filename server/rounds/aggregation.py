@@ -1,80 +1,104 @@
-"""The weighted mean of clients' models, taken one reply at a time: memory grows with the model, not with the replies.
+"""How updates are put together as they come, by whoever is nearest to them.
+
+An aggregator takes updates one by one and gives, at the end, what a strategy moves by: each of them (median, krum...),
+or their weighted mean, exact (`Mean`) or clipped and noisy (client_privacy.py). Parts of a cohort may be put together
+in different places and then merged.
 
 A weighted mean of weighted means is exact, so a strategy that moves by the mean needs no single client's model and
-gets this one as if a single client had sent it.
-
-Replies arrive in any order, and sums of floats depend on theirs. Here each sum is kept in two doubles (Knuth's TwoSum,
-The Art of Computer Programming 2, 4.2.2, theorem B), 106 bits, and rounded once to float32 at the end: whichever order
-they came in, the mean is the same but for a chance of about 2^-75 a number, so that a run which was interrupted and
-resumed can equal one which was not.
+gets this one as if a single client had sent it: memory grows with the model, not with the replies.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from typing import Protocol, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
+from common.model.update import Update
 from common.model.weights import State
+from server.rounds.fold import Fold
 
-BLOCK = 65_536  # numbers added at a time, so that scratch space stays small
-
-Floats = NDArray[np.float64]
+TOGETHER = 0  # the node that a mean is said to be from
 
 
-class Fold:
-    """A running weighted mean of states that resemble `like`."""
+class Aggregator(Protocol):
+    """One round's updates."""
 
-    def __init__(self, like: State) -> None:
-        self._like = like
-        size = sum(array.size for array in like.values())
-        self._high, self._low = np.zeros(size), np.zeros(size)
-        self._scratch = np.empty((3, min(size, BLOCK)))
-        self._weights: list[float] = []
+    def add(self, node: int, update: Update) -> None:
+        """Takes a client's update, which was admitted."""
 
-    def __len__(self) -> int:
-        return len(self._weights)
+    def merge(self, other: Self) -> None:
+        """Takes what another aggregator of the same round has, of other clients."""
+
+    def finish(self) -> list[tuple[int, Update]]:
+        """What the strategy gets, each as if from a node of that number; nothing if nothing was added."""
 
     @property
-    def weight(self) -> float:
-        """The sum of the weights, exactly rounded."""
-        return math.fsum(self._weights)
+    def loss(self) -> float | None:
+        """The mean loss of a row, if clients told theirs."""
 
-    def add(self, state: Mapping[str, NDArray[np.float32]], weight: float) -> None:
-        """Adds one state, whose arrays have the shapes of `like` and come in its order."""
-        self._weights.append(weight)
-        at = 0
-        for array in state.values():
-            flat = array.reshape(-1)
-            for start in range(0, len(flat), BLOCK):
-                block = flat[start : start + BLOCK]
-                self._add(slice(at, at + len(block)), block, weight)
-                at += len(block)
 
-    def _add(self, where: slice, values: NDArray[np.float32], weight: float) -> None:
-        high, low = self._high[where], self._low[where]
-        term, total, back = self._scratch[:, : len(values)]
-        np.multiply(values, weight, out=term, dtype=np.float64)
-        np.add(high, term, out=total)
-        np.subtract(total, high, out=back)  # what of the term has arrived in the total
-        term -= back
-        low += term
-        np.subtract(total, back, out=back)
-        high -= back
-        low += high  # what of the sum before it has not
-        high[:] = total
+class Losses:
+    """The mean loss of a row over the updates, whatever their order."""
 
-    def mean(self) -> State:
-        """The mean of what was added. Raises ZeroDivisionError if that was nothing, or weighed nothing."""
-        weight = self.weight
-        if not weight:
-            raise ZeroDivisionError("the mean of no replies")
-        result: State = {}
-        at = 0
-        for name, array in self._like.items():
-            part = slice(at, at + array.size)
-            result[name] = ((self._high[part] + self._low[part]) / weight).astype(np.float32).reshape(array.shape)
-            at += array.size
-        return result
+    def __init__(self) -> None:
+        self._heard: list[tuple[float, float]] = []
+
+    def hear(self, update: Update) -> None:
+        if update.loss is not None:
+            self._heard.append((update.weight, update.loss))
+
+    def merge(self, other: Losses) -> None:
+        self._heard += other._heard
+
+    @property
+    def mean(self) -> float | None:
+        if not self._heard:
+            return None
+        return math.fsum(w * loss for w, loss in self._heard) / math.fsum(w for w, _ in self._heard)
+
+
+class EachReply:
+    """Every single update, in the order of the nodes: replies race, and sums of floats depend on their order."""
+
+    def __init__(self) -> None:
+        self._updates: dict[int, Update] = {}
+        self._losses = Losses()
+
+    def add(self, node: int, update: Update) -> None:
+        self._updates[node] = update
+        self._losses.hear(update)
+
+    def merge(self, other: EachReply) -> None:
+        self._updates |= other._updates
+        self._losses.merge(other._losses)
+
+    def finish(self) -> list[tuple[int, Update]]:
+        return sorted(self._updates.items())
+
+    @property
+    def loss(self) -> float | None:
+        return self._losses.mean
+
+
+class Mean:
+    """The weighted mean of updates that resemble `like`."""
+
+    def __init__(self, like: State) -> None:
+        self._fold, self._losses = Fold(like), Losses()
+
+    def add(self, node: int, update: Update) -> None:
+        self._fold.add(update.weights, update.weight)
+        self._losses.hear(update)
+
+    def merge(self, other: Mean) -> None:
+        self._fold.merge(other._fold)
+        self._losses.merge(other._losses)
+
+    def finish(self) -> list[tuple[int, Update]]:
+        if not len(self._fold):
+            return []
+        return [(TOGETHER, Update(weights=self._fold.mean(), weight=self._fold.weight))]
+
+    @property
+    def loss(self) -> float | None:
+        return self._losses.mean

@@ -35,18 +35,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from flwr.app import Message
 from numpy.typing import NDArray
 
 from common.document.federation import ClientPrivacy, Federation
 from common.errors import PrivacyError
 from common.model.scores import COUNT_UNIT, Counts, count_sensitivity, count_size, rows_of
+from common.model.update import Update
 from common.model.weights import State
 from common.privacy.noise import NoiseSource
 from common.privacy.releases import client_releases, epsilon
 from common.privacy.rounded_normal import Integers
-from common.wire import records
-from common.wire.records import ARRAYS, COUNTS, METRICS
+from server.rounds.aggregation import TOGETHER
 from server.rounds.lattice_vectors import clipped, longest
 
 FROM_SEED, FROM_SYSTEM = "a seeded stream: for simulations only", "AES-256 counter mode, keyed by the operating system"
@@ -102,31 +101,26 @@ class CentralDP:
         self._present = len(present)
         return [present[i] for i in self._noise.poisson_sample(len(present), self._federation.strategy.fraction)]
 
-    def mean(self, state: State, replies: Iterable[Message]) -> State:
-        """`state` moved by the noisy mean of the replies' clipped updates, each taken once. Charged before it is
-        computed."""
+    def aggregator(self, weights: State) -> NoisyMean:
+        """Of a round that moves `weights`."""
+        return NoisyMean(self, weights)
+
+    def finish(self, part: NoisyMean) -> State:
+        """The weights moved by the noisy mean of clipped updates. Charged before it is computed."""
         self.charged = replace(self.charged, updates=self.charged.updates + 1)
-        start = _flat(state)
-        unit = self.clip / STEPS
-        total, within = np.zeros(len(start), np.int64), 0
-        for reply in replies:
-            with np.errstate(invalid="ignore", over="ignore"):  # what is not finite counts as zeros
-                update = _flat(records.to_state(reply.content.array_records[ARRAYS])) - start
-            part = clipped(update, unit=unit, steps=STEPS, weight=self._weight(reply))
-            total += part.whole
-            within += HALF if part.within else -HALF
-        noisy = self._noisy(total, self._update_noise, longest(STEPS, len(start)))
-        self._follow(within)
-        return _like(start + noisy * (unit / self.denominator), state)
+        noisy = self._noisy(part.total, self._update_noise, longest(STEPS, len(part.total)))
+        self._follow(part.within)
+        return _like(part.start + noisy * (part.unit / self.denominator), part.weights)
 
     def _noisy(self, total: Integers, noise_multiplier: float, sensitivity: int) -> Integers:
         """The Gaussian mechanism on integers, rounded."""
         return total + self._noise.rounded_normal(len(total), math.nextafter(noise_multiplier * sensitivity, math.inf))
 
-    def _weight(self, reply: Message) -> float:
+    def weight(self, update: Update) -> float:
+        """What an update counts, from 0 to 1."""
         if (cap := self.settings.weight_cap) is None:
             return 1.0
-        return min(records.weight_of(reply.content), cap) / cap
+        return min(update.weight, cap) / cap
 
     def _follow(self, within: int) -> None:
         """Moves the clip towards its quantile (Andrew et al. 2021, algorithm 1).
@@ -142,8 +136,8 @@ class CentralDP:
         clip = self.clip * math.exp(-adaptive.learning_rate * (share - adaptive.quantile))
         self.clip = min(max(clip, LEAST_CLIP), MOST_CLIP)
 
-    def counts(self, replies: list[Message]) -> Counts:
-        """The noisy sum of the clients' counts, each scaled to one row, so that all clients weigh the same.
+    def counts(self, of_clients: Iterable[Counts]) -> Counts:
+        """The noisy sum of clients' counts, each scaled to one row, so that all clients weigh the same.
 
         Charged before it is computed. A client's counts are clipped to an L2 norm of `count_sensitivity` and rounded
         to multiples of `COUNT_UNIT`, as is the noise. Counts that are not finite count as zeros.
@@ -153,8 +147,7 @@ class CentralDP:
         schema = self._federation.data_schema
         steps = count_sensitivity(schema) / COUNT_UNIT
         total = np.zeros(count_size(schema), np.int64)
-        for reply in replies:
-            counts = np.asarray(reply.content.metric_records[METRICS][COUNTS], np.float64)
+        for counts in of_clients:
             with np.errstate(invalid="ignore", over="ignore"):
                 scaled = counts / max(rows_of(counts, schema), 1.0)
             total += clipped(scaled, unit=COUNT_UNIT, steps=steps).whole
@@ -234,6 +227,36 @@ class CentralDP:
             "steps": self.charged.evaluations,
         }
         return [models, metrics]
+
+
+class NoisyMean:
+    """An aggregator (aggregation.py) of clipped updates as whole numbers, whose sum gets its noise at the end.
+
+    Each update is clipped when it is added, so parts of a cohort may be added up anywhere and merged.
+    """
+
+    loss = None  # none is told
+
+    def __init__(self, central: CentralDP, weights: State) -> None:
+        self._central, self.weights = central, weights
+        self.start, self.unit = _flat(weights), central.clip / STEPS
+        self.total: Integers = np.zeros(len(self.start), np.int64)
+        self.within = 0  # for the adaptive clip: 1/2 for each update within it and -1/2 for each other, times 2^20
+
+    def add(self, node: int, update: Update) -> None:
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite counts as zeros
+            moved = _flat(update.weights) - self.start
+        part = clipped(moved, unit=self.unit, steps=STEPS, weight=self._central.weight(update))
+        self.total += part.whole
+        self.within += HALF if part.within else -HALF
+
+    def merge(self, other: NoisyMean) -> None:
+        self.total += other.total
+        self.within += other.within
+
+    def finish(self) -> list[tuple[int, Update]]:
+        """No update at all gives an outcome like any other: else one would tell who was asked."""
+        return [(TOGETHER, Update(weights=self._central.finish(self), weight=1.0))]
 
 
 def _flat(state: State) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import Message, RecordDict
@@ -65,11 +66,23 @@ def budgets_are_spent(run: Run, grid: Grid) -> bool:
     return left < quorum <= left + spent
 
 
-def choose(run: Run, nodes: list[int], server_round: int) -> tuple[list[int], int]:
-    """Whom a round asks, and how many of their replies it needs before it goes on without the others.
+@dataclass(frozen=True)
+class Cohort:
+    """Whom a round asks."""
+
+    nodes: list[int]  # who is there, in a fixed order
+    asked: list[int]  # of those
+    needed: int  # so many replies, and the round goes on without the others
+
+
+def choose(run: Run, nodes: list[int], server_round: int) -> Cohort:
+    """Whom a round asks, of the nodes that are there.
 
     Drawn from the seed and the round alone, so that a run which was resumed asks whom it would have asked.
     """
+    if run.central is not None:
+        sampled = run.central.sample(nodes)
+        return Cohort(nodes, sampled, len(sampled))
     strategy = run.federation.strategy
     awake = [node for node in nodes if run.resting.get(node, 0) <= server_round]
     if len(awake) < strategy.min_clients:
@@ -77,7 +90,7 @@ def choose(run: Run, nodes: list[int], server_round: int) -> tuple[list[int], in
     needed = min(max(strategy.min_clients, round(strategy.fraction * len(awake))), len(awake))
     asked = min(math.ceil(needed * (1 + strategy.over_selection)), len(awake))
     rng = random.Random(f"{run.federation.training.seed}/sampling/{server_round}")
-    return sorted(rng.sample(awake, asked)), needed
+    return Cohort(nodes, sorted(rng.sample(awake, asked)), needed)
 
 
 def note_strikes(run: Run, cohort: Iterable[int], counted: set[int], excused: set[int], server_round: int) -> None:

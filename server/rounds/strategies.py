@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from flwr.app import MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from common.document.federation import Federation
-from common.wire.records import COUNTS, LOSS
+from common.wire.records import LOSS
 
 CLASSES: dict[str, type[flower.FedAvg]] = {
     "fedavg": flower.FedAvg,
@@ -47,7 +46,6 @@ def build(federation: Federation) -> Strategy:
         min_train_nodes=1,
         min_evaluate_nodes=1,
         min_available_nodes=1,
-        evaluate_metrics_aggr_fn=sum_counts,
         **parameters,
     )
 
@@ -80,9 +78,3 @@ def forget_model(strategy: Strategy) -> None:
     itself, also after that was discarded, or rounded, or when it was another process that made it."""
     if hasattr(strategy, "current_arrays"):
         strategy.current_arrays = None
-
-
-def sum_counts(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
-    """Sums the clients' counts: metrics of all rows come from counts of all rows, not from means of metrics."""
-    total = np.sum([next(iter(c.metric_records.values()))[COUNTS] for c in contents], axis=0)
-    return MetricRecord({COUNTS: total.tolist()})

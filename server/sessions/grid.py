@@ -24,8 +24,8 @@ from common.errors import CertificateError, ConnectionFailed, ProtocolError
 from common.wire import codec
 from common.wire import session_pb2 as pb
 from common.wire.address import parse
-from common.wire.grids import RunGrid
 from common.wire.records import FAILED
+from server.rounds.run_grid import RunGrid
 from server.sessions.gate import USUAL, Gate, Limits
 from server.sessions.service import Answer, Sessions, Task, handlers, node_id
 

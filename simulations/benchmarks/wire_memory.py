@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import FedAvg
 from common.model.weights import State
 from common.wire import codec, records
 from common.wire.identity import identify_process
-from server.rounds.aggregation import Fold
+from server.rounds.fold import Fold
 from simulations.benchmarks.wire_processes import LARGE, Children, forget_highest, megabytes, say, size, state, table
 
 REPLIES, TURNS = 1000, 3

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 
 import server.serve  # noqa: F401  what a real server has loaded
 from common.certificates.identity import ServerIdentity
@@ -19,7 +19,7 @@ from common.document.federation import Federation
 from common.logs import log_to, quiet_flower
 from common.wire import records
 from server.rounds.admission import Admission
-from server.rounds.aggregation import Fold
+from server.rounds.aggregation import Mean
 from server.sessions.grid import GrpcGrid
 from simulations.benchmarks.wire_processes import SMALL, document, say, state
 
@@ -66,15 +66,12 @@ def _round(grid: GrpcGrid, number: int, *, clients: int, widths: list[int], mean
     replies = grid.stream(messages, timeout=TIMEOUT_S)
     if mean:
         metrics = (records.WEIGHT, records.LOSS)
-        admission = Admission(asked=set(nodes), server_round=number, metrics=metrics, state=arrays, keep=False)
-        fold = Fold(arrays)
-        for reply in replies:
-            if admission.take(reply):
-                found: MetricRecord = reply.content.metric_records[records.METRICS]
-                sent = records.to_state(reply.content.array_records[records.ARRAYS])
-                fold.add(sent, float(found[records.WEIGHT]))  # type: ignore[arg-type]
-        fold.mean()
-        answered = len(fold)
+        admission = Admission(asked=set(nodes), server_round=number, metrics=metrics, state=arrays)
+        together = Mean(arrays)
+        for reply in filter(admission.take, replies):
+            together.add(reply.metadata.src_node_id, records.to_update(reply.content))
+        together.finish()
+        answered = len(admission.nodes)
     else:
         answered = sum(not reply.has_error() for reply in replies)
     told = {"seconds": time.monotonic() - started, "cpu": time.process_time() - cpu, "answered": answered}

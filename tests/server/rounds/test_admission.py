@@ -16,7 +16,7 @@ from client.account.ledger import Ledger
 from common.wire import records
 from common.wire.identity import identify_process
 from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, COUNTS, FAILED, LOSS, METRICS, PRIVACY, REFUSED, WEIGHT
-from server.rounds.admission import STATED, Admission, admit
+from server.rounds.admission import STATED, Admission
 from simulations.inline import InlineGrid
 from tests.client.account.test_budget import opened
 
@@ -56,16 +56,24 @@ def reply(node: int = 1, answer: RecordDict | Error | None = None, *, round: int
     return Message(content() if answer is None else answer, reply_to=request(node, round=round))
 
 
-def admit_training(replies: Iterable[Message], *, asked: Iterable[int] = (1, 2, 3)) -> Admission:
-    return admit(replies, asked=set(asked), server_round=ROUND, metrics={WEIGHT, LOSS}, state=STATE)
+class Sorted(Admission):
+    """An admission that keeps what it admitted."""
+
+    def __init__(self, replies: Iterable[Message], **rules: Any) -> None:
+        super().__init__(**rules)
+        self.admitted = [reply for reply in replies if self.take(reply)]
 
 
-def admit_evaluation(metrics: dict[str, Any]) -> Admission:
+def admit_training(replies: Iterable[Message], *, asked: Iterable[int] = (1, 2, 3)) -> Sorted:
+    return Sorted(replies, asked=set(asked), server_round=ROUND, metrics={WEIGHT, LOSS}, state=STATE)
+
+
+def admit_evaluation(metrics: dict[str, Any]) -> Sorted:
     answer = RecordDict({METRICS: MetricRecord(metrics)})
-    return admit([reply(1, answer)], asked={1}, server_round=ROUND, metrics={WEIGHT, COUNTS}, counts=4)
+    return Sorted([reply(1, answer)], asked={1}, server_round=ROUND, metrics={WEIGHT, COUNTS}, counts=4)
 
 
-def only_rejection(admission: Admission) -> tuple[int, str]:
+def only_rejection(admission: Sorted) -> tuple[int, str]:
     """The code and reason of the one reply, which was not admitted."""
     assert admission.admitted == []
     (rejection,) = admission.rejected
@@ -265,7 +273,7 @@ def test_a_private_clients_statement_is_kept():
 def test_a_statement_that_cannot_be_true_is_rejected(statement, reason):
     answer = reply(1, content(statement=statement))
     rules = {"asked": {1}, "server_round": ROUND, "metrics": {WEIGHT, LOSS}, "private": True, "limit": 4.0}
-    assert only_rejection(admit([answer], **rules, state=STATE)) == (0, reason)
+    assert only_rejection(Sorted([answer], **rules, state=STATE)) == (0, reason)
 
 
 def test_every_number_that_a_client_states_is_known():
@@ -275,7 +283,7 @@ def test_every_number_that_a_client_states_is_known():
     assert set(said) == set(STATED)
     answer = reply(1, content(statement=said))
     rules = {"asked": {1}, "server_round": ROUND, "metrics": {WEIGHT, LOSS}, "private": True, "limit": 4.0}
-    assert admit([answer], **rules, state=STATE).admitted == [answer]
+    assert Sorted([answer], **rules, state=STATE).admitted == [answer]
 
 
 @pytest.mark.parametrize("value", ["much", math.nan, math.inf, True, [1.0], b"1", 10**400])
@@ -329,7 +337,7 @@ def test_flowers_own_loop_ends_a_run_without_one_valid_reply_as_a_success_with_a
 def test_a_private_client_that_does_not_say_what_it_released_is_rejected():
     silent, open_ = reply(1), reply(2, content(statement={"epsilon": 1.5}))
     metrics = {WEIGHT, LOSS}
-    admission = admit([silent, open_], asked={1, 2}, server_round=ROUND, metrics=metrics, private=True, state=STATE)
+    admission = Sorted([silent, open_], asked={1, 2}, server_round=ROUND, metrics=metrics, private=True, state=STATE)
     assert admission.admitted == [open_]
     assert [(r.node_id, r.reason) for r in admission.rejected] == [
         (1, "a private client must state what it has released, and this reply does not")
@@ -359,7 +367,7 @@ def test_an_entry_far_beyond_the_model_that_was_sent_is_rejected(wrong):
 def test_how_large_an_entry_may_be_follows_the_model_that_was_sent():
     large = {"w": np.full((2, 3), -100.0, np.float32), "b": np.zeros(3, np.float32)}
     rules = {"asked": {1, 2}, "server_round": ROUND, "metrics": {WEIGHT, LOSS}, "state": large}
-    admission = admit([reply(1, content(update(9e10))), reply(2, content(update(1.1e11)))], **rules)
+    admission = Sorted([reply(1, content(update(9e10))), reply(2, content(update(1.1e11)))], **rules)
     assert admission.nodes == {1}  # 10^9 times 100 lies between the two
 
 
@@ -382,7 +390,7 @@ def test_a_weight_far_beyond_the_median_is_rejected_whenever_it_comes(place):
     weights.insert(place, 1e8)
     counted, admission = weighed(*weights)
     assert sorted(counted) == [80, 90, 100, 120]
-    assert admission.nodes == {r.metadata.src_node_id for r in admission.admitted} == {1, 2, 3, 4, 5} - {place + 1}
+    assert admission.nodes == {1, 2, 3, 4, 5} - {place + 1}
     (rejection,) = admission.rejected
     assert rejection.node_id == place + 1
     assert rejection.reason.startswith("weight 1e+08 is more than 100000 times the median of this round, ")

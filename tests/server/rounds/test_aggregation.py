@@ -1,109 +1,188 @@
+"""What every aggregator promises, and that a grid may do its work."""
+
 from __future__ import annotations
 
-import math
-import tracemalloc
-from fractions import Fraction
+from collections.abc import Callable, Generator, Iterable
+from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.document.federation import Federation
+from common.model import mlp
+from common.model.update import Update
 from common.model.weights import State
-from server.rounds import aggregation
-from server.rounds.aggregation import Fold
+from common.privacy.noise import seeded
+from common.wire import records
+from common.wire.records import ARRAYS, METRICS, PRIVACY, WEIGHT
+from server.rounds.admission import Admission, Fault, Partial, Rejection, check_weights, reach_of
+from server.rounds.aggregation import Aggregator, EachReply, Mean
+from server.rounds.client_privacy import CentralDP
+from simulations.inline import InlineGrid
+from tests.server.fakes import Clients, outcome, says, train, train_to_nan
+from tests.support import PRIVATE, WHOLE, federation
 
-LIKE: State = {"w": np.zeros((3, 5), np.float32), "b": np.zeros(3, np.float32), "scalar": np.zeros((), np.float32)}
-
-
-def states(number: int, *, spread: int = 12) -> list[State]:
-    """Numbers of very different sizes, whose sum in doubles depends on its order."""
-    rng = np.random.default_rng(0)
-
-    def draw(shape: tuple[int, ...]) -> np.ndarray:
-        return np.asarray(rng.normal(size=shape) * 10.0 ** rng.integers(-spread, spread, shape), np.float32)
-
-    return [{name: draw(array.shape) for name, array in LIKE.items()} for _ in range(number)]
-
-
-def folded(parts: list[State], weights: list[float]) -> State:
-    fold = Fold(LIKE)
-    for part, weight in zip(parts, weights, strict=True):
-        fold.add(part, weight)
-    return fold.mean()
+DOCUMENT = federation(**WHOLE)
+START: State = mlp.state_of(mlp.build(DOCUMENT))
+MAKERS: dict[str, Callable[[], Aggregator]] = {
+    "each": EachReply,
+    "mean": lambda: Mean(START),
+    "noisy mean": lambda: CentralDP(DOCUMENT, seeded(4)).aggregator(START),
+}
 
 
-def test_the_mean_is_the_exact_one_rounded_once():
-    parts, weights = states(40), [float(w) for w in range(1, 41)]
-    mean = folded(parts, weights)
-    for name, array in mean.items():
-        assert (array.shape, array.dtype) == (LIKE[name].shape, np.float32)
-        for index in np.ndindex(array.shape):
-            exact = sum(Fraction(float(p[name][index])) * int(w) for p, w in zip(parts, weights, strict=True)) / 820
-            assert array[index] == np.float32(float(exact))
+def updates(number: int) -> dict[int, Update]:
+    rng = np.random.default_rng(2)
+    return {
+        node: Update(
+            weights={name: (a + rng.normal(size=a.shape)).astype(np.float32) for name, a in START.items()},
+            weight=float(rng.integers(1, 50)),
+            loss=float(rng.random()),
+        )
+        for node in range(1, number + 1)
+    }
 
 
-@given(st.permutations(range(12)))
-def test_the_order_of_the_replies_changes_no_bit(order):
-    parts, weights = states(12), [0.1 * (w + 1) for w in range(12)]
-    first = folded(parts, weights)
-    again = folded([parts[i] for i in order], [weights[i] for i in order])
-    assert all(np.array_equal(first[name], again[name]) for name in LIKE)
+UPDATES = updates(6)
 
 
-def test_plain_doubles_would_depend_on_the_order():
-    values = np.array([np.concatenate([np.ravel(a) for a in part.values()]) for part in states(12)], np.float64)
-    sums = {np.cumsum(np.random.default_rng(seed).permutation(values), axis=0)[-1].tobytes() for seed in range(20)}
-    assert len(sums) > 1
+def told(aggregator: Aggregator) -> list[Any]:
+    found = [(node, u.weight, [a.tobytes() for a in u.weights.values()]) for node, u in aggregator.finish()]
+    return [aggregator.loss, found]
 
 
-@pytest.mark.parametrize("block", [1, 2, 7, 1000])
-def test_blocks_are_a_matter_of_speed_alone(monkeypatch, block):
-    parts, weights = states(5), [1.0] * 5
-    expected = folded(parts, weights)
-    monkeypatch.setattr(aggregation, "BLOCK", block)
-    again = folded(parts, weights)
-    assert all(np.array_equal(expected[name], again[name]) for name in LIKE)
+def together(maker: Callable[[], Aggregator], nodes: Iterable[int]) -> Aggregator:
+    one = maker()
+    for node in nodes:
+        one.add(node, UPDATES[node])
+    return one
 
 
-def test_one_reply_is_its_own_mean_whatever_it_weighs():
-    (part,) = states(1)
-    assert all(np.array_equal(folded([part], [w])[n], part[n]) for n in LIKE for w in (1.0, 3.0, 1e12))
+@pytest.mark.parametrize("kind", MAKERS)
+@given(st.permutations(list(UPDATES)), st.lists(st.integers(0, 6), max_size=3), st.booleans())
+def test_neither_the_order_nor_where_updates_were_put_together_changes_a_bit(kind, order, cuts, backwards):
+    maker = MAKERS[kind]
+    parts = [together(maker, order[a:b]) for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), 6], strict=True)]
+    whole, *others = reversed(parts) if backwards else parts
+    for other in others:
+        whole.merge(other)
+    assert told(whole) == told(together(maker, UPDATES))
 
 
-def test_a_mean_of_means_is_the_mean():
-    parts, weights = states(9, spread=1), [float(w) for w in range(1, 10)]
-    halves = [(parts[:4], weights[:4]), (parts[4:], weights[4:])]
-    again = folded([folded(*half) for half in halves], [sum(half[1]) for half in halves])
-    whole = folded(parts, weights)
-    assert all(np.allclose(again[name], whole[name], rtol=1e-6) for name in LIKE)
+@pytest.mark.parametrize("kind, replies", [("each", 0), ("mean", 0), ("noisy mean", 1)])
+def test_of_nothing_comes_nothing_unless_that_would_tell_who_was_asked(kind, replies):
+    nothing = MAKERS[kind]()
+    assert len(nothing.finish()) == replies
+    assert nothing.loss is None
 
 
-def test_the_mean_of_nothing_is_an_error():
-    with pytest.raises(ZeroDivisionError, match="the mean of no replies"):
-        Fold(LIKE).mean()
+def test_each_reply_and_its_mean_have_the_figures_of_arithmetic():
+    each, mean = (together(MAKERS[kind], UPDATES) for kind in ("each", "mean"))
+    assert dict(each.finish()) == UPDATES
+    ((_, found),) = mean.finish()
+    total = sum(u.weight for u in UPDATES.values())
+    assert found.weight == total
+    assert mean.loss == each.loss == pytest.approx(sum(u.weight * (u.loss or 0) for u in UPDATES.values()) / total)
+    for name, array in found.weights.items():
+        exact = sum(u.weight * u.weights[name].astype(np.float64) for u in UPDATES.values()) / total
+        assert np.allclose(array, exact, rtol=1e-6)
 
 
-def test_the_sum_of_the_weights_is_exactly_rounded():
-    fold = Fold(LIKE)
-    for weight in [1e12, 1e-3, 1.0, 1e-3]:
-        fold.add(states(1)[0], weight)
-    assert fold.weight == math.fsum([1e12, 1e-3, 1.0, 1e-3])
-    assert len(fold) == 4
+# A grid that puts updates together where they are made
 
 
-def test_memory_does_not_grow_with_the_replies():
-    like = {"w": np.zeros(200_000, np.float32)}
-    one = {"w": np.ones(200_000, np.float32)}
+class FoldingGrid(InlineGrid):
+    """Calls clients as an InlineGrid does, and answers for three of them at a time."""
 
-    def peak(replies: int) -> int:
-        tracemalloc.start()
-        fold = Fold(like)
-        for _ in range(replies):
-            fold.add(one, 1.0)
-        fold.mean()
-        _, most = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        return most
+    def answers(
+        self, messages: Iterable[Message], *, aggregator: Callable[[], Aggregator], timeout: float | None = None
+    ) -> Generator[Message | Partial]:
+        sent_to = list(messages)
+        for some in (sent_to[i : i + 3] for i in range(0, len(sent_to), 3)):
+            part, nodes, rejected, statements = aggregator(), set(), [], {}
+            for reply in self.stream(some):
+                node = reply.metadata.src_node_id
+                if reply.has_error():
+                    rejected.append(Rejection(node, reply.error.code, reply.error.reason))
+                    continue
+                update = records.to_update(reply.content)
+                sent = records.to_state(some[0].content[ARRAYS])
+                try:
+                    check_weights(update.weights, sent, reach_of(sent))
+                except Fault as fault:
+                    rejected.append(fault.of(node))
+                    continue
+                part.add(node, update)
+                nodes.add(node)
+                if PRIVACY in reply.content:
+                    statements[node] = dict(reply.content[PRIVACY].items())
+            yield Partial(aggregate=part, nodes=frozenset(nodes), rejected=tuple(rejected), statements=statements)
 
-    assert peak(60) < 1.05 * peak(3) < 45 * 200_000
+
+def stating(message: Message) -> Any:
+    """A private client: it states what it has released, and no loss."""
+    answer = train(message, metrics={WEIGHT: 10.0})
+    answer[PRIVACY] = ConfigRecord({"epsilon": 0.5, "planned_epsilon": 1.0, "delta": 1e-3})
+    return answer
+
+
+ODD = {(1, 2): train_to_nan, (2, 3): says(1003, "it broke"), 7: says(1001)}
+
+
+@pytest.mark.parametrize(
+    "document, odd",
+    [
+        (federation(training__rounds=4), ODD),
+        (federation(training__rounds=4, strategy={"name": "fedmedian", "min_clients": 2}), ODD),
+        (federation(training__rounds=4, **WHOLE), ODD),
+        (federation(**{**PRIVATE, "training__rounds": 2}), dict.fromkeys(range(1, 9), stating)),
+    ],
+    ids=["mean", "each reply", "client privacy", "row privacy"],
+)
+def test_a_grid_that_folds_gives_the_same_run(document: Federation, odd):
+    nodes = range(1, 9)
+    plain, folded = (
+        outcome(document, clients, nodes=nodes, grid=grid(clients, nodes, run="test"), noise=seeded(3))  # type: ignore[arg-type]
+        for grid, clients in ((InlineGrid, Clients(odd)), (FoldingGrid, Clients(odd)))
+    )
+    assert plain.run.status == folded.run.status == "completed"
+    assert all(np.array_equal(plain.run.state[name], folded.run.state[name]) for name in START)
+    assert plain.run.statements == folded.run.statements and plain.run.clients == folded.run.clients
+    for one, other in zip(plain.rounds(), folded.rounds(), strict=True):
+        assert {k: v for k, v in one.items() if k not in ("seconds", "waiting")} == {
+            k: v for k, v in other.items() if k not in ("seconds", "waiting")
+        }
+
+
+def partial(**changes: Any) -> Partial:
+    part = Mean(START)
+    part.add(1, UPDATES[1])
+    given: dict[str, Any] = {"aggregate": part, "nodes": frozenset({1}), "statements": {1: {"epsilon": 0.5}}}
+    return Partial(**{**given, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"nodes": frozenset({1, 9})}, "it has clients that round 5 did not ask, or one"),
+        ({"rejected": (Rejection(1, 0, "x"),)}, "it has clients that round 5 did not ask, or one"),
+        ({"statements": {}}, "private clients must state what they have released"),
+        ({"statements": {1: {"epsilon": -1.0}}}, "the privacy statement's epsilon is -1"),
+    ],
+)
+def test_a_partial_result_that_is_not_in_order_counts_for_nobody(changes, reason):
+    admission = Admission(asked={1, 2}, server_round=5, metrics={METRICS}, private=True, limit=1.0, state=START)
+    assert not admission.take_partial(partial(**changes))
+    assert admission.nodes == set() and admission.statements == {}
+    assert {r.node_id for r in admission.rejected} == set(changes.get("nodes", {1}))
+    assert all(r.reason.startswith(f"a partial result was left out: {reason}") for r in admission.rejected)
+
+
+def test_nobody_counts_twice_by_a_partial_result():
+    admission = Admission(asked={1, 2}, server_round=5, metrics={METRICS}, private=True, limit=1.0, state=START)
+    assert admission.take_partial(partial())
+    assert not admission.take_partial(partial())
+    assert admission.nodes == {1} and admission.silent == [2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from common.document.federation import Federation
 from common.errors import PrivacyError
 from common.model import mlp
+from common.model.update import Update
 from common.model.weights import State
 from common.privacy.noise import NoiseSource, seeded
 from common.privacy.releases import client_releases, epsilon
@@ -24,7 +25,7 @@ from common.wire import records
 from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, COUNTS, LOSS, METRICS, WEIGHT
 from server.app import execute
 from server.folder.folder import RunFolder
-from server.rounds.client_privacy import CentralDP
+from server.rounds.client_privacy import CentralDP, NoisyMean
 from server.rounds.run import Run
 from simulations.engine import simulate, sites_from_table
 from simulations.inline import InlineGrid
@@ -52,6 +53,19 @@ def reply(state: State, *, weight: float = 10.0, counts: list[float] | None = No
     if counts is not None:
         content = RecordDict({METRICS: MetricRecord({WEIGHT: weight, COUNTS: counts})})
     return InlineGrid(lambda m, c: m, [1], run="t").create_message(content, "train", 1, "1")  # type: ignore[arg-type]
+
+
+def mean(central: CentralDP, state: State, replies: Iterable[Message]) -> State:
+    """`state` moved by the replies, as a round moves it."""
+    together = central.aggregator(state)
+    for node, one in enumerate(replies):
+        together.add(node, records.to_update(one.content))
+    ((_, update),) = together.finish()
+    return update.weights
+
+
+def counted(central: CentralDP, replies: Iterable[Message]) -> NDArray[np.float64]:
+    return central.counts([np.asarray(r.content.metric_records[METRICS][COUNTS], np.float64) for r in replies])
 
 
 def flat(state: State) -> NDArray[np.float64]:
@@ -83,7 +97,7 @@ def state() -> State:
 @pytest.mark.parametrize("length, counted", [(0.25, 0.25), (1.0, 1.0), (40.0, 1.0), (1e30, 1.0)])
 def test_an_update_counts_up_to_the_clip(state, length, counted):
     document = whole(strategy__fraction=0.5)
-    after = CentralDP(document, Silent()).mean(state, [reply(moved(state, in_direction(length)))])
+    after = mean(CentralDP(document, Silent()), state, [reply(moved(state, in_direction(length)))])
     # The sum of one update, over fraction x clients = 4.5.
     assert np.linalg.norm(flat(after) - flat(state)) == pytest.approx(counted / 4.5, rel=1e-4)
 
@@ -91,13 +105,13 @@ def test_an_update_counts_up_to_the_clip(state, length, counted):
 @pytest.mark.parametrize("answers", [0, 1, 3])
 def test_missing_replies_leave_their_place_empty_and_neither_noise_nor_charge_changes(state, answers):
     central = CentralDP(whole(), Silent())
-    after = central.mean(state, [reply(moved(state, in_direction(0.5)))] * answers)
+    after = mean(central, state, [reply(moved(state, in_direction(0.5)))] * answers)
     assert np.linalg.norm(flat(after) - flat(state)) == pytest.approx(answers * 0.5 / 9, abs=1e-6)
     assert central.charged.updates == 1
     noisy = CentralDP(whole(), seeded(3))
-    alone = flat(noisy.mean(state, [])) - flat(state)
+    alone = flat(mean(noisy, state, [])) - flat(state)
     other = CentralDP(whole(), seeded(3))
-    with_some = flat(other.mean(state, [reply(state)] * answers)) - flat(state)
+    with_some = flat(mean(other, state, [reply(state)] * answers)) - flat(state)
     assert alone == pytest.approx(with_some, abs=1e-6)
     assert noisy.epsilon == other.epsilon > 0
 
@@ -105,13 +119,13 @@ def test_missing_replies_leave_their_place_empty_and_neither_noise_nor_charge_ch
 @pytest.mark.parametrize("rows, weight", [(50, 0.5), (100, 1.0), (1e12, 1.0), (1e-9, 1e-11)])
 def test_weights_are_capped_so_that_no_client_counts_more_than_once(state, rows, weight):
     document = whole(privacy__client__weight_cap=100)
-    after = CentralDP(document, Silent()).mean(state, [reply(moved(state, in_direction(1.0)), weight=rows)])
+    after = mean(CentralDP(document, Silent()), state, [reply(moved(state, in_direction(1.0)), weight=rows)])
     assert np.linalg.norm(flat(after) - flat(state)) == pytest.approx(weight / 9, rel=1e-3, abs=1e-9)
 
 
 def test_without_a_cap_all_clients_count_the_same(state):
     one, many = (
-        flat(CentralDP(whole(), Silent()).mean(state, [reply(moved(state, in_direction(1.0)), weight=rows)]))
+        flat(mean(CentralDP(whole(), Silent()), state, [reply(moved(state, in_direction(1.0)), weight=rows)]))
         for rows in (1, 1e6)
     )
     assert np.array_equal(one, many)
@@ -132,8 +146,8 @@ def test_the_model_that_leaves_carries_the_noise_that_is_accounted(share):
     state = mlp.state_of(mlp.build(document))
     central = CentralDP(document, seeded(11))
     clipped = [reply(moved(state, in_direction(9.0))), reply(moved(state, in_direction(0.5)))]
-    signal = flat(CentralDP(document, Silent()).mean(state, clipped))
-    noise = flat(central.mean(state, clipped)) - signal
+    signal = flat(mean(CentralDP(document, Silent()), state, clipped))
+    noise = flat(mean(central, state, clipped)) - signal
     assert len(noise) >= 20_000
     # multiplier x clip / denominator, and a little more where the clip's count takes its share
     std = client_releases(document)[0].noise_multiplier * 2.5 / 4.5 / math.sqrt(1 - share)
@@ -146,15 +160,15 @@ def test_the_model_that_leaves_carries_the_noise_that_is_accounted(share):
 def test_metrics_carry_noise_and_no_client_weighs_more_than_another():
     document = whole()
     counts = [reply({}, counts=[3.0, 1.0, 2.0, 4.0]), reply({}, counts=[0.0, 0.0, 0.0, 1e9])]
-    exact = CentralDP(document, Silent()).counts(counts)
+    exact = counted(CentralDP(document, Silent()), counts)
     assert exact == pytest.approx([0.3, 0.1, 0.2, 1.4], abs=2 * 2.0**-21)  # each client's are rounded to 2^-20
-    samples = np.concatenate([CentralDP(document, seeded(i)).counts(counts) - exact for i in range(400)])
+    samples = np.concatenate([counted(CentralDP(document, seeded(i)), counts) - exact for i in range(400)])
     assert variance_is(samples, 3.0)
     assert not variance_is(samples, 3.0 * 1.3)
 
 
 def test_a_client_that_lies_about_its_counts_moves_them_by_no_more_than_the_sensitivity():
-    exact = CentralDP(whole(), Silent()).counts([reply({}, counts=[1e30, -1e30, 5.0, -5.0])])
+    exact = counted(CentralDP(whole(), Silent()), [reply({}, counts=[1e30, -1e30, 5.0, -5.0])])
     assert 0.99 < np.linalg.norm(exact) <= 1.0 + 3 * 2.0**-20  # 2^20 + floor(sqrt(4) / 2) + 2 units
 
 
@@ -162,18 +176,18 @@ def test_a_client_that_lies_about_its_counts_moves_them_by_no_more_than_the_sens
 def test_counts_and_updates_that_are_not_finite_count_as_zeros(state, bad):
     good = reply({}, counts=[3.0, 1.0, 2.0, 4.0])
     alone, beside = (
-        CentralDP(whole(), Silent()).counts(replies)
+        counted(CentralDP(whole(), Silent()), replies)
         for replies in ([good], [good, reply({}, counts=[0.0, 1.0, bad, 2.0])])
     )
     assert np.array_equal(alone, beside) and alone.any()
     fine = reply(moved(state, in_direction(0.5)))
     poisoned = reply({name: np.full_like(array, bad) for name, array in state.items()})
-    alone, beside = (flat(CentralDP(whole(), Silent()).mean(state, r)) for r in ([fine], [fine, poisoned]))
+    alone, beside = (flat(mean(CentralDP(whole(), Silent()), state, r)) for r in ([fine], [fine, poisoned]))
     assert np.array_equal(alone, beside) and not np.array_equal(alone, flat(state))
 
 
 def test_counts_too_large_to_be_summed_count_as_zeros():
-    assert not CentralDP(whole(), Silent()).counts([reply({}, counts=[1.7e308] * 4)]).any()
+    assert not counted(CentralDP(whole(), Silent()), [reply({}, counts=[1.7e308] * 4)]).any()
 
 
 # What leaves is a function of integers
@@ -198,7 +212,7 @@ ZEROS: State = {"a": np.zeros(600)}  # type: ignore[dict-item]  # float64, so th
 
 def test_no_bit_of_a_model_tells_whether_a_client_is_in_it():
     document = whole(**POWERS)
-    with_it, without = (flat(CentralDP(document, seeded(7)).mean(ZEROS, cohort(*seeds))) for seeds in ((1, 2), (1,)))
+    with_it, without = (flat(mean(CentralDP(document, seeded(7)), ZEROS, cohort(*seeds))) for seeds in ((1, 2), (1,)))
     assert finer(with_it, UNIT) == finer(without, UNIT) == 0
     # The same noise, so they differ by the client's integers: as long as the clip, but for rounding.
     part = (with_it - without) / UNIT
@@ -212,7 +226,7 @@ def test_no_bit_of_a_model_tells_whether_a_client_is_in_it():
 
 def test_no_bit_of_the_counts_tells_whether_a_client_is_in_them():
     replies = [reply({}, counts=[1.0, 1.0, 1.0, n]) for n in (0.0, 4.0)]  # thirds, and sevenths
-    pairs = [[CentralDP(whole(), seeded(i)).counts(some) for some in (replies, replies[:1])] for i in range(50)]
+    pairs = [[counted(CentralDP(whole(), seeded(i)), some) for some in (replies, replies[:1])] for i in range(50)]
     with_it, without = np.array(pairs).transpose(1, 0, 2)
     assert finer(with_it, 2.0**-20) == finer(without, 2.0**-20) == 0
     assert np.linalg.norm(with_it - without, axis=1).max() <= 1 + 3 * 2.0**-20
@@ -227,7 +241,7 @@ def test_the_clip_follows_an_integer():
     def count(seed: int, replies: list[Message]) -> float:
         """Taken back from clip x exp(-0.3 (count / 9 + 1/2 - 1/2)), to 1e-13 where it is not cut off."""
         central = CentralDP(document, seeded(seed))
-        central.mean(ZEROS, replies)
+        mean(central, ZEROS, replies)
         return -math.log(central.clip) / 0.3 * 9 * 2**20
 
     pairs = np.array([[count(seed, replies), count(seed, [])] for seed in range(200)])
@@ -242,7 +256,7 @@ def test_the_clip_follows_an_integer():
 def test_the_order_of_replies_changes_no_bit():
     replies = cohort(*range(6))
     states = {
-        flat(CentralDP(whole(**POWERS), seeded(3)).mean(ZEROS, [replies[i] for i in order])).tobytes()
+        flat(mean(CentralDP(whole(**POWERS), seeded(3)), ZEROS, [replies[i] for i in order])).tobytes()
         for order in ([0, 1, 2, 3, 4, 5], [5, 3, 1, 0, 2, 4], [2, 4, 0, 5, 1, 3])
     }
     assert len(states) == 1
@@ -253,7 +267,7 @@ def test_the_order_of_replies_changes_no_bit():
 def test_with_weights_a_client_is_still_a_vector_of_integers():
     document = whole(**POWERS, privacy__client__weight_cap=3)
     message = reply({"a": np.random.default_rng(1).normal(0, 0.1, 600)}, weight=1.0)
-    after = flat(CentralDP(document, Silent()).mean(ZEROS, [message]))
+    after = flat(mean(CentralDP(document, Silent()), ZEROS, [message]))
     assert finer(after, UNIT) == 0
     assert np.linalg.norm(after) == pytest.approx(0.5 / 3 / 4, rel=1e-6)
 
@@ -332,14 +346,13 @@ def _nan(message: Message) -> Answer:
 def test_whether_a_reply_counts_does_not_depend_on_what_others_weigh(monkeypatch):
     # Else one client, by being there, could add or remove another: twice the sensitivity that the noise is for.
     heard: list[int] = []
-    mean = CentralDP.mean
+    add = NoisyMean.add
 
-    def listening(self: CentralDP, state: Any, replies: Any) -> Any:
-        kept = list(replies)
-        heard.append(len(kept))
-        return mean(self, state, kept)
+    def listening(self: NoisyMean, node: int, update: Update) -> None:
+        heard.append(node)
+        add(self, node, update)
 
-    monkeypatch.setattr(CentralDP, "mean", listening)
+    monkeypatch.setattr(NoisyMean, "add", listening)
 
     def heavy(message: Message) -> Answer:
         answer = train(message)
@@ -347,7 +360,7 @@ def test_whether_a_reply_counts_does_not_depend_on_what_others_weigh(monkeypatch
         return answer
 
     outcome(whole(strategy__fraction=1.0, training__rounds=1), Clients({1: heavy}))
-    assert heard == [3]
+    assert sorted(heard) == [1, 2, 3]
 
 
 def test_no_event_tells_who_was_asked_what_was_lost_or_any_exact_figure():
@@ -491,10 +504,10 @@ def test_epsilon_grows_by_round_and_never_passes_the_limit():
     state = mlp.state_of(mlp.build(whole()))
     spent = []
     for _ in range(6):
-        central.mean(state, [])
+        mean(central, state, [])
         spent.append(central.epsilon)
     for _ in range(2):
-        central.counts([])
+        counted(central, [])
     assert spent == sorted(set(spent))
     assert central.epsilon <= 4.0 < epsilon([*client_releases(whole(training__rounds=6))][:1] * 2, 0.01)
 
@@ -524,7 +537,7 @@ def test_the_clip_finds_the_quantile_of_the_norms(state):
     central = CentralDP(document, Silent())
     replies = [reply(moved(state, in_direction(length))) for length in np.linspace(1, 3, 9)]
     for _ in range(60):
-        central.mean(state, replies)
+        mean(central, state, replies)
     assert central.clip == pytest.approx(2.0, rel=0.2)  # half of the updates are longer than 2
 
 
@@ -533,7 +546,7 @@ def test_one_client_moves_the_count_by_half_and_its_noise_is_that_of_the_plan(st
 
     def clip_after(seed: int, lengths: list[float]) -> float:
         central = CentralDP(document, seeded(seed))
-        central.mean(state, [reply(moved(state, in_direction(length))) for length in lengths])
+        mean(central, state, [reply(moved(state, in_direction(length))) for length in lengths])
         return central.clip
 
     # clip x exp(-0.3 (share - 0.5)), share = count / 9 + 0.5, undone where it is not cut off at 0 or 1
@@ -554,9 +567,9 @@ def test_clients_that_are_away_do_not_pull_the_clip(state):
     central = CentralDP(whole(**ADAPTIVE), Silent())
     central.sample([1, 2, 3, 4])  # of 9
     replies = [reply(moved(state, in_direction(length))) for length in (0.5, 0.5, 2.0, 2.0)]
-    central.mean(state, replies)
+    mean(central, state, replies)
     assert central.clip == pytest.approx(1.0)  # half of those that are here are within it
-    central.mean(state, replies[:2] * 2)
+    mean(central, state, replies[:2] * 2)
     assert central.clip == pytest.approx(math.exp(-0.3 * 0.5))  # all of them
 
 
@@ -566,14 +579,14 @@ def test_a_clip_that_runs_away_stays_where_its_unit_is_a_float(length, direction
     central = CentralDP(whole(privacy__client__adaptive=adaptive), Silent())
     for _ in range(4):
         far = math.copysign(min(2 * central.clip, 1e140), 1) if length else 0.0
-        after = central.mean(ZEROS, [reply({"a": np.full(600, far)})] * 9)  # type: ignore[dict-item]
+        after = mean(central, ZEROS, [reply({"a": np.full(600, far)})] * 9)  # type: ignore[dict-item]
         assert np.isfinite(flat(after)).all()
     assert central.clip == 2.0 ** (direction * 400)
 
 
 def test_without_adaptive_the_clip_stays(state):
     central = CentralDP(whole(), seeded(0))
-    central.mean(state, [reply(moved(state, in_direction(9.0)))])
+    mean(central, state, [reply(moved(state, in_direction(9.0)))])
     assert central.clip == 1.0
 
 

@@ -16,7 +16,7 @@ from common.document.federation import Federation
 from common.model import mlp
 from common.wire import records
 from common.wire.identity import identify_process
-from common.wire.records import ARRAYS, COUNTS, LOSS, METRICS, WEIGHT
+from common.wire.records import ARRAYS, LOSS, METRICS, WEIGHT
 from server.folder.folder import RunFolder, load_model
 from server.rounds import strategies
 from server.rounds.cohort import CohortGrid
@@ -175,8 +175,3 @@ def test_qfedavg_weighs_by_the_loss_that_clients_send():
     arrays, _ = strategy.aggregate_train(1, replies)
     assert arrays is not None
     assert arrays["w"].numpy() == pytest.approx(20 / 240)
-
-
-def test_counts_are_summed_not_averaged():
-    contents = [RecordDict({METRICS: MetricRecord({WEIGHT: w, COUNTS: c})}) for w, c in ((1, [1, 2]), (9, [10, -4]))]
-    assert strategies.sum_counts(contents, WEIGHT) == MetricRecord({COUNTS: [11, -2]})

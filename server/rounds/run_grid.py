@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from common.wire.identity import identify_process
+from server.rounds.admission import Partial
+from server.rounds.aggregation import Aggregator
 
 
 class RunGrid(Grid):
@@ -32,3 +34,13 @@ class RunGrid(Grid):
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Generator[Message]:
         """The replies as they come, none of which is kept here; a caller that has enough leaves the rest."""
         yield from self.send_and_receive(messages, timeout=timeout)
+
+    def answers(
+        self, messages: Iterable[Message], *, aggregator: Callable[[], Aggregator], timeout: float | None = None
+    ) -> Generator[Message | Partial]:
+        """The replies to a round of training as they come.
+
+        A grid that has many clients at hand may put their updates together in aggregators of its own, made by
+        `aggregator`, and answer for all of them with one `Partial`.
+        """
+        yield from self.stream(messages, timeout=timeout)

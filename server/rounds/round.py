@@ -1,0 +1,245 @@
+"""One round as a value: whom it asks and the weights that it is of go in, the weights that it gives come out.
+
+Nothing of a run is changed here; what became of those who were asked is told, and the loop draws its conclusions.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+from flwr.serverapp.exception import AggregationError, InconsistentMessageReplies
+from flwr.serverapp.strategy import Strategy
+
+from common.document.federation import Federation
+from common.model.scores import Counts, Metrics, count_size, metrics_of
+from common.model.update import Update
+from common.model.weights import State, is_finite
+from common.wire import records
+from common.wire.records import COUNTS, LATE, LOSS, METRICS, RUN, WEIGHT
+from server.rounds import strategies
+from server.rounds.admission import Admission, Partial, Rejection, Statement
+from server.rounds.aggregation import Aggregator
+from server.rounds.client_privacy import CentralDP
+from server.rounds.cohort import Cohort, CohortGrid
+from server.rounds.run_grid import RunGrid
+
+MOST_REASONS = 3  # of a failed round
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One round of a run, and whom it asks."""
+
+    federation: Federation
+    run: str
+    number: int
+    cohort: Cohort
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What became of those whom a round asked."""
+
+    counted: frozenset[int]  # whose replies count
+    silent: frozenset[int]  # who has not answered
+    rejected: tuple[Rejection, ...]  # by node; those who were late among them
+    statements: Mapping[int, Statement]  # what private clients say that they released
+    seconds: float
+    enough: bool  # were there as many as the round needed? Then it did not wait for the silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRound:
+    """A round that moved the model."""
+
+    weights: State
+    loss: float | None  # the mean of a row's, where clients tell theirs
+    answers: Answers
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedRound:
+    """`metrics` is None if nobody answered, and empty if those who did have no rows to score the model on."""
+
+    metrics: Metrics | None
+    answers: Answers
+
+
+class RoundFailed(Exception):
+    """A round that left the model as it was."""
+
+    def __init__(self, reason: str, answers: Answers) -> None:
+        super().__init__(reason)
+        self.reason, self.answers = reason, answers
+
+
+def train_round(
+    this: Round, weights: State, *, grid: Grid, strategy: Strategy, aggregator: Callable[[], Aggregator]
+) -> TrainedRound:
+    """Trains one round from `weights`.
+
+    Args:
+        aggregator: makes what puts the updates together: of a mean, of each reply, of a noisy mean.
+
+    Raises:
+        RoundFailed: too few replies were admitted, or the strategy made no model of them.
+    """
+    started = time.monotonic()
+    federation, cohort = this.federation, this.cohort
+    row = federation.privacy.row
+    admission = Admission(
+        asked=cohort.asked,
+        server_round=this.number,
+        metrics={WEIGHT, LOSS} if row is None else {WEIGHT},
+        private=row is not None,
+        limit=math.inf if row is None else row.epsilon,
+        state=weights,
+        wire=federation.wire.dtype,
+        compare=federation.privacy.client is None,
+    )
+    config = ConfigRecord({RUN: this.run})
+    # A strategy that is shown no node would wait for one, and an empty cohort is a cohort.
+    shown = CohortGrid(grid, cohort.asked or cohort.nodes)
+    strategies.forget_model(strategy)
+    messages = strategy.configure_train(this.number, records.from_state(weights), config, shown)
+    messages = [m for m in messages if m.metadata.dst_node_id in cohort.asked]
+    together = aggregator()
+    for answer in _admitted(this, grid, messages, admission, aggregator):
+        if isinstance(answer, Partial):
+            together.merge(answer.aggregate)
+        else:
+            together.add(answer.metadata.src_node_id, records.to_update(answer.content))
+    loss = together.loss  # before a strategy takes updates apart
+    moved, problem = None, _missing(this, admission)
+    if not problem:
+        moved, problem = _move(strategy, this, weights, grid, together.finish())
+    answers = _answers(this, admission, started)
+    if moved is None:
+        raise RoundFailed(problem, answers)
+    return TrainedRound(weights=moved, loss=loss, answers=answers)
+
+
+def evaluate_round(
+    this: Round, weights: State, *, grid: Grid, strategy: Strategy, central: CentralDP | None
+) -> EvaluatedRound:
+    """Lets the cohort score `weights`. `central` adds noise for whole clients; where it does, no reply is an outcome
+    like any other."""
+    started = time.monotonic()
+    schema, row = this.federation.data_schema, this.federation.privacy.row
+    admission = Admission(
+        asked=this.cohort.asked,
+        server_round=this.number,
+        metrics={WEIGHT, COUNTS},
+        private=row is not None,
+        limit=math.inf if row is None else row.epsilon,
+        counts=count_size(schema),
+    )
+    config, shown = ConfigRecord({RUN: this.run}), CohortGrid(grid, this.cohort.asked)
+    messages = strategy.configure_evaluate(this.number, records.from_state(weights), config, shown)
+    told: dict[int, Counts] = {}
+    for answer in _admitted(this, grid, messages, admission, None):
+        assert isinstance(answer, Message)
+        told[answer.metadata.src_node_id] = np.asarray(answer.content.metric_records[METRICS][COUNTS], np.float64)
+    # Metrics of all rows come from counts of all rows, in a fixed order: sums of floats depend on theirs.
+    counts = [told[node] for node in sorted(told)]
+    metrics = None
+    if central is not None:
+        metrics = metrics_of(central.counts(counts), schema)
+    elif counts:
+        metrics = metrics_of(np.sum(counts, axis=0), schema)
+    return EvaluatedRound(metrics=metrics, answers=_answers(this, admission, started, late=False))
+
+
+def _admitted(
+    this: Round,
+    grid: Grid,
+    messages: Iterable[Message],
+    admission: Admission,
+    aggregator: Callable[[], Aggregator] | None,
+) -> Iterator[Message | Partial]:
+    """Sends messages and yields the answers that count, as they come, until there are as many as are needed.
+    `aggregator` is what a grid may put updates together in; None if they are not to be."""
+    sent = list(messages)
+    for message in sent:
+        message.metadata.group_id = str(admission.server_round)
+    timeout = this.federation.strategy.round_timeout
+    if not isinstance(grid, RunGrid):  # one of Flower's own
+        for reply in filter(admission.take, grid.send_and_receive(sent, timeout=timeout)):
+            yield from admission.weigh(reply)
+    else:
+        stream = grid.answers(sent, aggregator=aggregator, timeout=timeout) if aggregator else None
+        with closing(stream or grid.stream(sent, timeout=timeout)) as answers:
+            for answer in answers:
+                if isinstance(answer, Partial):
+                    if admission.take_partial(answer):
+                        yield answer
+                elif admission.take(answer):
+                    yield from admission.weigh(answer)
+                if len(admission.nodes) >= this.cohort.needed:
+                    break
+    yield from admission.release()
+
+
+def _answers(this: Round, admission: Admission, started: float, *, late: bool = True) -> Answers:
+    rejected = sorted(admission.rejected, key=lambda r: r.node_id)
+    enough = len(admission.nodes) >= this.cohort.needed
+    if late and not enough:
+        said = f"no reply within {this.federation.strategy.round_timeout:g} s"
+        rejected += [Rejection(node, LATE, said) for node in sorted(admission.silent)]
+    return Answers(
+        counted=frozenset(admission.nodes),
+        silent=frozenset(admission.silent),
+        rejected=tuple(rejected),
+        statements=admission.statements,
+        seconds=time.monotonic() - started,
+        enough=enough,
+    )
+
+
+def _missing(this: Round, admission: Admission) -> str:
+    """Why there are too few replies; "" if there are enough."""
+    # For `privacy.client` no reply is an outcome like any other: that a round failed would tell who was asked.
+    quorum = this.federation.strategy.min_clients
+    if this.federation.privacy.client is not None or len(admission.nodes) >= quorum:
+        return ""
+    reasons = _some(sorted({r.reason for r in admission.rejected})) or "no reply in time"
+    return f"{len(admission.nodes)} of at least {quorum} replies were admitted ({reasons})"
+
+
+def _some(reasons: list[str]) -> str:
+    """The first few: those of many clients may differ by a number alone, and each is told with its client."""
+    more = len(reasons) - MOST_REASONS
+    return "; ".join(reasons[:MOST_REASONS]) + (f"; and {more} more reasons" if more > 0 else "")
+
+
+def _move(
+    strategy: Strategy, this: Round, weights: State, grid: Grid, updates: list[tuple[int, Update]]
+) -> tuple[State | None, str]:
+    """The weights that the strategy makes of the updates; or none and why, and it then forgets the updates."""
+    before = strategies.memory(strategy)
+    replies = [grid.create_message(records.from_update(update), "train", node, "") for node, update in updates]
+    try:
+        arrays, _ = strategy.aggregate_train(this.number, replies)
+        problem = "aggregation gave no model, or one with NaN or infinite values"
+    except (AggregationError, InconsistentMessageReplies) as error:
+        arrays, problem = None, f"aggregation failed: {error}"
+    moved = _like(arrays, weights)
+    if moved is None:
+        strategies.restore(strategy, before)
+        return None, problem
+    return moved, ""
+
+
+def _like(arrays: ArrayRecord | None, weights: State) -> State | None:
+    """The aggregated arrays in the model's own types (some strategies compute in float64), if all are finite."""
+    if arrays is None or list(arrays) != list(weights):
+        return None
+    new = {name: arrays[name].numpy().astype(weights[name].dtype) for name in weights}
+    return new if is_finite(new) else None

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import math
+import tracemalloc
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.model.weights import State
+from server.rounds import fold as folding
+from server.rounds.fold import Fold
+
+LIKE: State = {"w": np.zeros((3, 5), np.float32), "b": np.zeros(3, np.float32), "scalar": np.zeros((), np.float32)}
+
+
+def states(number: int, *, spread: int = 12) -> list[State]:
+    """Numbers of very different sizes, whose sum in doubles depends on its order."""
+    rng = np.random.default_rng(0)
+
+    def draw(shape: tuple[int, ...]) -> np.ndarray:
+        return np.asarray(rng.normal(size=shape) * 10.0 ** rng.integers(-spread, spread, shape), np.float32)
+
+    return [{name: draw(array.shape) for name, array in LIKE.items()} for _ in range(number)]
+
+
+def folded(parts: list[State], weights: list[float]) -> State:
+    fold = Fold(LIKE)
+    for part, weight in zip(parts, weights, strict=True):
+        fold.add(part, weight)
+    return fold.mean()
+
+
+def test_the_mean_is_the_exact_one_rounded_once():
+    parts, weights = states(40), [float(w) for w in range(1, 41)]
+    mean = folded(parts, weights)
+    for name, array in mean.items():
+        assert (array.shape, array.dtype) == (LIKE[name].shape, np.float32)
+        for index in np.ndindex(array.shape):
+            exact = sum(Fraction(float(p[name][index])) * int(w) for p, w in zip(parts, weights, strict=True)) / 820
+            assert array[index] == np.float32(float(exact))
+
+
+@given(st.permutations(range(12)))
+def test_the_order_of_the_replies_changes_no_bit(order):
+    parts, weights = states(12), [0.1 * (w + 1) for w in range(12)]
+    first = folded(parts, weights)
+    again = folded([parts[i] for i in order], [weights[i] for i in order])
+    assert all(np.array_equal(first[name], again[name]) for name in LIKE)
+
+
+def test_plain_doubles_would_depend_on_the_order():
+    values = np.array([np.concatenate([np.ravel(a) for a in part.values()]) for part in states(12)], np.float64)
+    sums = {np.cumsum(np.random.default_rng(seed).permutation(values), axis=0)[-1].tobytes() for seed in range(20)}
+    assert len(sums) > 1
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 1000])
+def test_blocks_are_a_matter_of_speed_alone(monkeypatch, block):
+    parts, weights = states(5), [1.0] * 5
+    expected = folded(parts, weights)
+    monkeypatch.setattr(folding, "BLOCK", block)
+    again = folded(parts, weights)
+    assert all(np.array_equal(expected[name], again[name]) for name in LIKE)
+
+
+def test_one_reply_is_its_own_mean_whatever_it_weighs():
+    (part,) = states(1)
+    assert all(np.array_equal(folded([part], [w])[n], part[n]) for n in LIKE for w in (1.0, 3.0, 1e12))
+
+
+def test_a_mean_of_means_is_the_mean():
+    parts, weights = states(9, spread=1), [float(w) for w in range(1, 10)]
+    halves = [(parts[:4], weights[:4]), (parts[4:], weights[4:])]
+    again = folded([folded(*half) for half in halves], [sum(half[1]) for half in halves])
+    whole = folded(parts, weights)
+    assert all(np.allclose(again[name], whole[name], rtol=1e-6) for name in LIKE)
+
+
+def test_the_mean_of_nothing_is_an_error():
+    with pytest.raises(ZeroDivisionError, match="the mean of no replies"):
+        Fold(LIKE).mean()
+
+
+def test_the_sum_of_the_weights_is_exactly_rounded():
+    fold = Fold(LIKE)
+    for weight in [1e12, 1e-3, 1.0, 1e-3]:
+        fold.add(states(1)[0], weight)
+    assert fold.weight == math.fsum([1e12, 1e-3, 1.0, 1e-3])
+    assert len(fold) == 4
+
+
+def test_memory_does_not_grow_with_the_replies():
+    like = {"w": np.zeros(200_000, np.float32)}
+    one = {"w": np.ones(200_000, np.float32)}
+
+    def peak(replies: int) -> int:
+        tracemalloc.start()
+        fold = Fold(like)
+        for _ in range(replies):
+            fold.add(one, 1.0)
+        fold.mean()
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(60) < 1.05 * peak(3) < 45 * 200_000
