@@ -5,18 +5,15 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import Strategy
 
 from common.document import federation as federations
 from common.document.federation import Federation
@@ -26,14 +23,14 @@ from common.model.scores import Metrics
 from common.model.weights import State, initial_state
 from common.privacy.noise import NoiseSource, secure
 from common.privacy.releases import evaluation_release
-from server.folder import checkpoint as checkpoints
 from server.folder.checkpoint import Checkpoint
 from server.folder.folder import RunFolder
+from server.folder.journal import FolderJournal
 from server.folder.statement import row_epsilon, statement
 from server.rounds import strategies
 from server.rounds.client_privacy import CentralDP
 from server.rounds.loop import run_rounds
-from server.rounds.run import Event, Run
+from server.rounds.run import Ending, Event, Progress, Run
 
 
 def execute(
@@ -77,106 +74,77 @@ def execute(
         folder.record(event)
         observe(event)
 
+    journal = FolderJournal(folder, settle=settle, checkpoint=checkpoint)
     run = Run(
         federation=federation,
         name=name,
-        state=_first_model(federation),
+        progress=_first(federation, central) if checkpoint is None else checkpoint.progress,
         observe=record,
+        journal=journal,
         name_of=name_of,
         held_out=held_out,
         central=central,
     )
-    if central is not None:
-        run.charge = lambda: folder.write_json("privacy.json", statement(run))
-    started = time.monotonic()
     about: Event = {"run": name, "federation": federation.fingerprint, "rounds": federation.training.rounds}
     if checkpoint is None:
         record({"event": "start", **about})
     else:
-        checkpoint.restore(run, strategy)
-        started -= checkpoint.seconds
-        if run.event is not None and not run.pending and folder.last_round() < run.round:
-            record(run.event)  # it ended between the checkpoint and the event
-        record({"event": "resumed", "round": run.round, **about})
-    run.settle, run.save = settle or run.settle, _saving(run, strategy, folder, started, checkpoint, settle is not None)
+        progress = run.progress
+        if progress.event is not None and not progress.pending and folder.last_round() < progress.round:
+            record(progress.event)  # it ended between the checkpoint and the event
+        record({"event": "resumed", "round": progress.round, **about})
     try:
-        run.save()
+        journal.save(run)
         with room_for(federation):
-            run_rounds(run, grid, strategy, wait_s=wait_s)
+            ending = run_rounds(run, grid, strategy, wait_s=wait_s)
     except KeyboardInterrupt as interrupt:
-        run.status, run.reason = "stopped", str(interrupt) or "interrupted"
-        _undo_what_is_not_saved(run, strategy, folder, resumable=settle is not None)
+        journal.undo_what_is_not_saved(run)
+        ending = Ending("stopped", str(interrupt) or "interrupted")
     except Exception as error:
-        run.reason = str(error) if isinstance(error, CloisterError) else f"{type(error).__name__}: {error}"
-        _undo_what_is_not_saved(run, strategy, folder, resumable=settle is not None)
+        reason = str(error) if isinstance(error, CloisterError) else f"{type(error).__name__}: {error}"
+        journal.undo_what_is_not_saved(run)
         with suppress(RunFolderError):  # what ended the run is what is told
-            _end(run, folder, record, started)
+            _end(run, Ending("failed", reason), folder, journal, record)
         raise
-    return _end(run, folder, record, started)
+    return _end(run, ending, folder, journal, record)
 
 
-def _first_model(federation: Federation) -> State:
+def _first(federation: Federation, central: CentralDP | None) -> Progress:
+    """Where a new run begins."""
     with room_for(federation):
-        return initial_state(federation)
+        return Progress(state=initial_state(federation), spent=central.spent if central else None)
 
 
-def _undo_what_is_not_saved(run: Run, strategy: Strategy, folder: RunFolder, *, resumable: bool) -> None:
-    """A round that was cut off will be made again, with other noise: nothing of it may be told, or it would have been
-    released twice and charged once."""
-    if resumable:
-        with suppress(RunFolderError):
-            checkpoints.load(folder.path).restore(run, strategy)
-
-
-def _saving(
-    run: Run, strategy: Strategy, folder: RunFolder, started: float, checkpoint: Checkpoint | None, resumable: bool
-) -> Callable[[], None]:
-    """What `run.save` does: a checkpoint, and then the model for those who read it."""
-    numbers = itertools.count(checkpoint.number + 1 if checkpoint else 0)
-
-    def save() -> None:
-        if resumable:
-            checkpoints.save(folder.path, run, strategy, number=next(numbers), seconds=time.monotonic() - started)
-        if run.central is not None:
-            run.central.told_clip = run.central.clip
-        _save_model(run, folder)
-
-    return save
-
-
-def _save_model(run: Run, folder: RunFolder, *, durably: bool = False) -> None:
-    charged = asdict(run.central.charged) if run.central else None
-    folder.save_model(run.state, server_round=run.round, charged=charged, durably=durably)
-
-
-def _end(run: Run, folder: RunFolder, record: Callable[[Event], None], started: float) -> dict[str, Any]:
-    _save_model(run, folder, durably=True)
-    result = _finish(run, folder, seconds=time.monotonic() - started)
-    record({"event": "end", "status": run.status, "reason": run.reason})
+def _end(
+    run: Run, ending: Ending, folder: RunFolder, journal: FolderJournal, record: Callable[[Event], None]
+) -> dict[str, Any]:
+    journal.save_model(run, durably=True)
+    result = _result(run, ending, seconds=journal.seconds)
+    folder.write_json("privacy.json", statement(run))
+    folder.write_json("result.json", result)
+    record({"event": "end", "status": ending.status, "reason": ending.reason})
     return result
 
 
-def _finish(run: Run, folder: RunFolder, *, seconds: float) -> dict[str, Any]:
-    row = run.federation.privacy.row
+def _result(run: Run, ending: Ending, *, seconds: float) -> dict[str, Any]:
+    """What result.json holds."""
+    row, progress = run.federation.privacy.row, run.progress
     private = None
     if row is not None:
         private = {"epsilon": row_epsilon(run), "delta": row.delta, "per_client": run.epsilon_per_client}
     client = None
     if run.central is not None:
         client = {"epsilon": run.central.planned_epsilon, "delta": run.central.settings.delta}
-    result = {
-        "status": run.status,
-        "reason": run.reason,
-        "rounds": run.round,
-        "clients": sorted(run.clients),
+    return {
+        "status": ending.status,
+        "reason": ending.reason,
+        "rounds": progress.round,
+        "clients": sorted(progress.clients),
         "seconds": seconds,
-        "evaluation": run.evaluation,
-        "held_out": run.held_out_score,
+        "evaluation": progress.evaluation,
+        "held_out": progress.held_out_score,
         "privacy": {"row": private, "client": client},
     }
-    folder.write_json("privacy.json", statement(run))
-    folder.write_json("result.json", result)
-    return result
 
 
 app = ServerApp()

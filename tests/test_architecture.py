@@ -29,7 +29,6 @@ EDGES = {
         "server/app.py",
         "server/rounds/",
         "server/sessions/",
-        "server/folder/checkpoint.py",
         "simulations/inline.py",
         "simulations/benchmarks/",
     ),

@@ -16,90 +16,67 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from common.errors import RunFolderError
-from common.model.weights import State
-from server.rounds import strategies
-from server.rounds.client_privacy import Charged
-from server.rounds.run import Run
+from server.rounds.client_privacy import Charged, Spent
+from server.rounds.run import Progress, Run
 
 FORMAT = 1
 KEPT = 2
 FOLDER = "checkpoint"
 
-_KEPT_OF_RUN = ("round", "tried", "event", "pending", "evaluation", "held_out_score", "best", "stale", "statements")
-
-_ADDED = ("held_out_score",)  # checkpoints of before lack these
-
+# Fields of `Progress`, by how JSON holds them.
+_KEPT = ("round", "tried", "event", "pending", "evaluation", "held_out_score", "best", "stale", "advised", "statements")
 _BY_NODE = ("gone", "strikes", "resting")
+_SETS = ("clients", "present")
+_ADDED = ("held_out_score", "advised")  # checkpoints of before lack these
 
 log = logging.getLogger("cloister.server")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run as it was saved. `about` holds what is not an array."""
+    """A run as it was saved."""
 
     number: int  # counts the checkpoints of a run
     run: str
     fingerprint: str
     rounds: int  # that the run was to have
     seconds: float  # that the run has taken so far
-    state: State
-    memory: strategies.Memory
-    about: dict[str, Any]
+    progress: Progress
 
     @property
     def round(self) -> int:
         """The last complete round."""
-        return int(self.about["round"])
-
-    @property
-    def pending(self) -> bool:
-        """Has that round yet to be evaluated?"""
-        return bool(self.about["pending"])
-
-    def restore(self, run: Run, strategy: Strategy) -> None:
-        """Puts a run and its strategy where they were. Both must be of the same federation."""
-        run.state = self.state
-        for name in _KEPT_OF_RUN:
-            if name in self.about or name not in _ADDED:
-                setattr(run, name, self.about[name])
-        for name in _BY_NODE:  # JSON has no numbers for keys
-            setattr(run, name, {int(node): value for node, value in self.about[name].items()})
-        run.clients, run.present = set(self.about["clients"]), set(self.about["present"])
-        strategies.restore(strategy, self.memory)
-        if run.central is not None:
-            run.central.charged = Charged(**self.about["charged"])
-            run.central.clip = run.central.told_clip = self.about["clip"]
+        return self.progress.round
 
 
-def save(folder: Path, run: Run, strategy: Strategy, *, number: int, seconds: float) -> None:
+def save(folder: Path, run: Run, *, number: int, seconds: float) -> None:
     """Writes the checkpoint `number` of a run, durably, and removes those before the last.
 
     Raises:
         RunFolderError: it could not be written; those before it are as they were.
     """
-    about: dict[str, Any] = {name: getattr(run, name) for name in (*_KEPT_OF_RUN, *_BY_NODE)}
-    about |= {"clients": sorted(run.clients), "present": sorted(run.present)}
-    if run.central is not None:
-        about |= {"charged": asdict(run.central.charged), "clip": run.central.clip}
-    memory = strategies.memory(strategy)
+    progress = run.progress
+    memory = progress.memory
+    about: dict[str, Any] = {name: getattr(progress, name) for name in (*_KEPT, *_BY_NODE)}
+    about |= {name: sorted(getattr(progress, name)) for name in _SETS}
+    if progress.spent is not None:
+        about |= asdict(progress.spent)
     header = {
         "format": FORMAT,
         "run": run.name,
         "federation": run.federation.fingerprint,
         "rounds": run.federation.training.rounds,
         "seconds": seconds,
-        "state": list(run.state),
+        "state": list(progress.state),
         "memory": list(memory),
         "about": about,
     }
-    arrays: dict[str, NDArray[Any]] = {f"state/{name}": array for name, array in run.state.items()}
+    arrays: dict[str, NDArray[Any]] = {f"state/{name}": array for name, array in progress.state.items()}
     arrays |= {f"memory/{name}": array for name, array in memory.items()}
     contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
     data = safetensors.save(contiguous, metadata={"cloister": json.dumps(header)})
@@ -177,7 +154,21 @@ def _read(path: Path) -> Checkpoint:
         fingerprint=header["federation"],
         rounds=header["rounds"],
         seconds=header["seconds"],
+        progress=_progress(header, arrays),
+    )
+
+
+def _progress(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Progress:
+    about = header["about"]
+    kept = {name: about[name] for name in _KEPT if name in about or name not in _ADDED}
+    kept |= {
+        name: {int(node): value for node, value in about[name].items()} for name in _BY_NODE
+    }  # JSON's keys are text
+    kept |= {name: set(about[name]) for name in _SETS}
+    if "charged" in about:
+        kept["spent"] = Spent(Charged(**about["charged"]), about["clip"])
+    return Progress(
         state={name: arrays[f"state/{name}"] for name in header["state"]},
         memory={name: arrays[f"memory/{name}"] for name in header["memory"]},
-        about=header["about"],
+        **kept,
     )

@@ -38,9 +38,11 @@ def row_epsilon(run: Run) -> float | None:
     """What a run has cost a row, at most: all that its clients had planned. How much of that was used, when a run
     stopped and which rounds were tried again, may have followed from its results, and the figure of what was used holds
     for a number fixed beforehand."""
-    if run.hides_cohorts:
+    if run.disclosure.hides_cohorts:
         return run.epsilon
-    return max((s.get("planned_epsilon", s.get("epsilon", 0.0)) for s in run.statements.values()), default=None)
+    return max(
+        (s.get("planned_epsilon", s.get("epsilon", 0.0)) for s in run.progress.statements.values()), default=None
+    )
 
 
 def _row(run: Run, row: RowPrivacy) -> dict[str, Any]:
@@ -74,7 +76,7 @@ def _row(run: Run, row: RowPrivacy) -> dict[str, Any]:
 
 
 def _per_client(run: Run, row: RowPrivacy) -> dict[str, Any]:
-    if run.hides_cohorts:
+    if run.disclosure.hides_cohorts:
         return {
             "per_client": {},
             "withheld": (
@@ -82,7 +84,7 @@ def _per_client(run: Run, row: RowPrivacy) -> dict[str, Any]:
                 "that of a whole plan, and each client's own ledger has its figures"
             ),
         }
-    return {"per_client": {name: _client(s, row) for name, s in sorted(run.statements.items())}}
+    return {"per_client": {name: _client(s, row) for name, s in sorted(run.progress.statements.items())}}
 
 
 def _client(stated: Statement, row: RowPrivacy) -> dict[str, Any]:

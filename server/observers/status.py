@@ -11,6 +11,7 @@ from typing import Any
 from common.certificates.identity import Peer
 from common.document.federation import Federation
 from common.wire import session_pb2 as pb
+from server.rounds.disclosure import Disclosure
 from server.rounds.run import Event
 
 VERSION = version("cloister")
@@ -21,7 +22,7 @@ class Watch:
 
     def __init__(self, federation: Federation, run: str) -> None:
         self._federation, self._run = federation, run
-        self._hides_cohorts = federation.privacy.client is not None and federation.strategy.fraction < 1
+        self._disclosure = Disclosure.of(federation)
         self._started = time.monotonic()
         self._lock = threading.Lock()
         self._state, self._round, self._rounds, self._problem = "starting", 0, federation.training.rounds, ""
@@ -71,8 +72,7 @@ class Watch:
             clients = self.clients()
             for name in sorted(clients) if peer.operator else clients.keys() & {peer.name}:
                 state, seen, reason = clients[name]
-                if self._hides_cohorts and state in ("idle", "working"):
-                    state, seen = "connected", 0.0  # whom a round asks is what privacy.client keeps secret
+                state, seen = self._disclosure.activity(state, seen)
                 reply.clients.add(
                     name=name,
                     state=state,

@@ -66,6 +66,14 @@ class Charged:
     evaluations: int = 0
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What a restart needs to know of a run's privacy for whole clients."""
+
+    charged: Charged
+    clip: float
+
+
 class CentralDP:
     """The server's sampler, noise and account for one run."""
 
@@ -90,6 +98,14 @@ class CentralDP:
                 f"privacy.client: noise multiplier {most:g} is above {MOST_NOISE:g}; raise epsilon, or take a share "
                 "further from 0 and 1"
             )
+
+    @property
+    def spent(self) -> Spent:
+        return Spent(self.charged, self.clip)
+
+    def restore(self, spent: Spent) -> None:
+        """Goes on from what a checkpoint kept."""
+        self.charged, self.clip, self.told_clip = spent.charged, spent.clip, spent.clip
 
     @property
     def denominator(self) -> float:

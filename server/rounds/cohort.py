@@ -40,7 +40,7 @@ def wait_for_quorum(run: Run, grid: Grid, wait_s: float | None) -> list[int] | N
             told = len(nodes)
             run.observe({"event": "waiting", "clients": told, "min_clients": quorum})
         if wait_s is not None and time.monotonic() - started > wait_s:
-            refused = f"; {len(run.gone)} refused to take part" if run.gone else ""
+            refused = f"; {len(run.progress.gone)} refused to take part" if run.progress.gone else ""
             raise RunFailed(f"after {wait_s:g} s, {told} of the {quorum} clients that a round needs are there{refused}")
         time.sleep(POLL)
 
@@ -49,20 +49,20 @@ def wait_for_those_who_were_here(run: Run, grid: Grid) -> None:
     """After a restart, gives the clients that were connected time to come back, so that a round asks them all."""
     deadline = time.monotonic() + min(run.federation.strategy.round_timeout, LONGEST_GRACE_S)
     while time.monotonic() < deadline:
-        if run.present <= {run.name_of(node) for node in grid.get_node_ids()}:
+        if run.progress.present <= {run.name_of(node) for node in grid.get_node_ids()}:
             return
         time.sleep(POLL)
 
 
 def present(run: Run, grid: Grid) -> list[int]:
     """The nodes that are connected and have not said no, in a fixed order."""
-    return [node for node in sorted(grid.get_node_ids()) if node not in run.gone]
+    return [node for node in sorted(grid.get_node_ids()) if node not in run.progress.gone]
 
 
 def budgets_are_spent(run: Run, grid: Grid) -> bool:
     """Are too few clients left, who would be enough had none of them spent its budget?"""
     left, quorum = len(present(run, grid)), run.federation.strategy.min_clients
-    spent = sum(code == BUDGET_EXHAUSTED for code in run.gone.values())
+    spent = sum(code == BUDGET_EXHAUSTED for code in run.progress.gone.values())
     return left < quorum <= left + spent
 
 
@@ -84,7 +84,7 @@ def choose(run: Run, nodes: list[int], server_round: int) -> Cohort:
         sampled = run.central.sample(nodes)
         return Cohort(nodes, sampled, len(sampled))
     strategy = run.federation.strategy
-    awake = [node for node in nodes if run.resting.get(node, 0) <= server_round]
+    awake = [node for node in nodes if run.progress.resting.get(node, 0) <= server_round]
     if len(awake) < strategy.min_clients:
         awake = nodes
     needed = min(max(strategy.min_clients, round(strategy.fraction * len(awake))), len(awake))
@@ -98,12 +98,12 @@ def note_strikes(run: Run, cohort: Iterable[int], counted: set[int], excused: se
     rounds until their deadline. It is asked again after 2, 4, 8... rounds."""
     for node in cohort:
         if node in counted:
-            run.strikes.pop(node, None)
-            run.resting.pop(node, None)
+            run.progress.strikes.pop(node, None)
+            run.progress.resting.pop(node, None)
         elif node not in excused:
-            run.strikes[node] = strikes = run.strikes.get(node, 0) + 1
+            run.progress.strikes[node] = strikes = run.progress.strikes.get(node, 0) + 1
             if strikes >= FEW_STRIKES:
-                run.resting[node] = server_round + 1 + min(2 ** (strikes - FEW_STRIKES + 1), LONGEST_REST)
+                run.progress.resting[node] = server_round + 1 + min(2 ** (strikes - FEW_STRIKES + 1), LONGEST_REST)
 
 
 class CohortGrid(Grid):

@@ -14,20 +14,22 @@ from flwr.serverapp.strategy import Strategy
 
 from common.document.federation import OF_A_MEAN
 from common.errors import RunFailed
-from common.wire.records import BUDGET_EXHAUSTED, LATE, LOST, REFUSED
-from server.rounds import cohort, stopping
-from server.rounds.admission import Rejection
+from common.wire.records import LOST
+from server.rounds import cohort, stopping, strategies
 from server.rounds.advice import on_divergence
 from server.rounds.aggregation import Aggregator, EachReply, Mean
 from server.rounds.cohort import Cohort
-from server.rounds.round import Answers, EvaluatedRound, Round, RoundFailed, evaluate_round, train_round
-from server.rounds.run import Event, Run
+from server.rounds.disclosure import SAYS_NO
+from server.rounds.round import Answers, Round, RoundFailed, TrainedRound, evaluate_round, train_round
+from server.rounds.run import Ending, Event, Run
 
-SAYS_NO = (REFUSED, BUDGET_EXHAUSTED)
+BUDGETS_SPENT = Ending(
+    "budget_exhausted", "the clients that are left are fewer than min_clients, because budgets are spent"
+)
 
 
-def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None = None) -> None:
-    """Runs the rounds that are left, and leaves in `run` how they ended.
+def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None = None) -> Ending:
+    """Runs the rounds that are left.
 
     Args:
         wait_s: seconds to wait for the quorum before each round; None waits for ever.
@@ -35,55 +37,122 @@ def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None
     Raises:
         RunFailed: too many failed rounds in a row, or no quorum within `wait_s`.
     """
-    federation = run.federation
-    if run.present:
+    federation, progress = run.federation, run.progress
+    strategies.restore(strategy, progress.memory)
+    if run.central is not None and progress.spent is not None:
+        run.central.restore(progress.spent)
+    if progress.present:
         cohort.wait_for_those_who_were_here(run, grid)
-    if run.pending:
-        assert run.event is not None
-        _complete(run, grid, strategy, run.event)
-    failed, problem = 0, ""
+    if progress.pending:
+        assert progress.event is not None
+        _complete(run, grid, strategy, progress.event)
+    failed, why = 0, ""
     rounds = federation.training.rounds
-    first = run.tried + 1 if run.round == rounds else min(run.tried + 1, rounds)  # the last one may be tried again
-    for server_round in range(first, rounds + 1):
+    # The last one may be tried again.
+    first = progress.tried + 1 if progress.round == rounds else min(progress.tried + 1, rounds)
+    for number in range(first, rounds + 1):
         if reason := stopping.verdict(run):
-            run.status, run.reason = "completed", reason
-            return
+            return Ending("completed", reason)
         started = time.monotonic()
         nodes = cohort.wait_for_quorum(run, grid, wait_s)
         if nodes is None:
-            _end_by_budgets(run)
-            return
-        run.present = {run.name_of(node) for node in nodes}
-        event: Event = {"event": "round", "round": server_round, "rounds": federation.training.rounds}
-        event["waiting"] = time.monotonic() - started
-        problem = _train(run, grid, strategy, nodes, server_round, event)
-        if not problem:
-            failed = 0
-            run.round, run.tried, run.event = server_round, server_round, event
-            _complete(run, grid, strategy, event)
+            return BUDGETS_SPENT
+        progress.present = {run.name_of(node) for node in nodes}
+        event: Event = {"event": "round", "round": number, "rounds": rounds, "waiting": time.monotonic() - started}
+        this = Round(federation=federation, run=run.name, number=number, cohort=cohort.choose(run, nodes, number))
+        try:
+            trained = _train(run, grid, strategy, this)
+        except RoundFailed as failure:
+            failed += 1
+            event |= _told(run, this, failure.answers, loss=None)
+            event["failed"] = failure.reason
+            why = failure.reason + _advice(run, failure.answers)
+            _write_down_a_failed_round(run, event)
+            if cohort.budgets_are_spent(run, grid):
+                return BUDGETS_SPENT
+            if failed >= federation.strategy.max_failed_rounds:
+                raise RunFailed(f"{failed} rounds in a row failed; the last: {why}") from None
             continue
-        failed += 1
-        event["failed"] = problem
-        run.tried = server_round
-        run.save()
-        if server_round < rounds:
-            run.settle()  # what came in counts for nothing, and nobody will ask for it again
-        _note_privacy(run, event)
-        run.observe(event)
-        if cohort.budgets_are_spent(run, grid):
-            _end_by_budgets(run)
-            return
-        if failed >= federation.strategy.max_failed_rounds:
-            raise RunFailed(f"{failed} rounds in a row failed; the last: {problem}{_advice(run)}")
+        failed = 0
+        event |= _told(run, this, trained.answers, loss=trained.loss)
+        progress.state = trained.weights
+        progress.round, progress.tried, progress.event = number, number, event
+        _complete(run, grid, strategy, event)
     # A run whose last rounds failed has not trained for as many rounds as it says.
     if failed:
-        raise RunFailed(f"the last of {federation.training.rounds} rounds failed: {problem}{_advice(run)}")
-    run.status, run.reason = "completed", stopping.verdict(run) or ""
+        raise RunFailed(f"the last of {rounds} rounds failed: {why}")
+    return Ending("completed", stopping.verdict(run))
 
 
-def _end_by_budgets(run: Run) -> None:
-    run.status = "budget_exhausted"
-    run.reason = "the clients that are left are fewer than min_clients, because budgets are spent"
+def _train(run: Run, grid: Grid, strategy: Strategy, this: Round) -> TrainedRound:
+    """Trains one round. What it costs whole clients is written down also if it fails, before anything is told."""
+    try:
+        return train_round(this, run.progress.state, grid=grid, strategy=strategy, aggregator=lambda: _aggregator(run))
+    finally:
+        run.progress.memory = strategies.memory(strategy)
+        _charge(run)
+
+
+def _charge(run: Run) -> None:
+    """Writes down what has been released about whole clients, before it is told."""
+    if run.central is not None:
+        run.progress.spent = run.central.spent
+        run.journal.charge(run)
+
+
+def _aggregator(run: Run) -> Aggregator:
+    if run.central is not None:
+        return run.central.aggregator(run.progress.state)
+    return Mean(run.progress.state) if run.federation.strategy.name in OF_A_MEAN else EachReply()
+
+
+def _told(run: Run, this: Round, answers: Answers, *, loss: float | None) -> Event:
+    """Draws the conclusions from how a round was answered: who took part, who said no, who is to rest. Returns what an
+    event tells of it."""
+    _remember(run, this, answers)
+    _note_strikes(run, this, answers)
+    disclosure = run.disclosure
+    rejected = disclosure.rejections(answers.rejected)
+    event: Event = {
+        "clients": len(disclosure.took_part(this.cohort.nodes, answers.counted)),
+        "asked": len(disclosure.took_part(this.cohort.nodes, this.cohort.asked)),
+        "train": {"loss": loss},
+        "rejected": [disclosure.named(r, run.name_of) for r in rejected],
+        "seconds": answers.seconds,
+    }
+    if not run.progress.advised and any(r.diverged for r in rejected):
+        run.progress.advised = True
+        event["advice"] = on_divergence(run.federation)
+    return event
+
+
+def _note_strikes(run: Run, this: Round, answers: Answers) -> None:
+    for rejection in answers.rejected:  # who said no to training is not asked again
+        if rejection.code in SAYS_NO:
+            run.progress.gone[rejection.node_id] = rejection.code
+    if run.disclosure.hides_replies:
+        return  # who rests is not asked, and whom a round asks may not depend on replies
+    # Nobody is to blame for a reply that was lost with its link, or that a round did not wait for.
+    excused = {r.node_id for r in answers.rejected if r.code == LOST}
+    if answers.enough:
+        excused |= answers.silent
+    cohort.note_strikes(run, this.cohort.asked, set(answers.counted), excused, this.number)
+
+
+def _remember(run: Run, this: Round, answers: Answers) -> None:
+    """Keeps who took part, and what clients stated."""
+    run.progress.clients |= {run.name_of(n) for n in run.disclosure.took_part(this.cohort.nodes, answers.counted)}
+    for node, statement in run.disclosure.statements(answers.statements).items():
+        run.progress.statements[run.name_of(node)] = statement
+
+
+def _write_down_a_failed_round(run: Run, event: Event) -> None:
+    run.progress.tried = event["round"]
+    run.journal.save(run)
+    if event["round"] < event["rounds"]:
+        run.journal.settle()  # what came in counts for nothing, and nobody will ask for it again
+    _note_privacy(run, event)
+    run.observe(event)
 
 
 def _complete(run: Run, grid: Grid, strategy: Strategy, event: Event) -> None:
@@ -92,130 +161,48 @@ def _complete(run: Run, grid: Grid, strategy: Strategy, event: Event) -> None:
     Nothing of a round leaves the server before it is saved: a restart would make it again, with other noise. And no
     client forgets a reply before: a restart may ask for it.
     """
-    if run.federation.evaluates(run.round):
-        run.pending = True
-        run.save()
-        run.settle()
-        if (evaluated := _evaluate(run, grid, strategy)) is not None:
-            if (evaluation := evaluated.metrics) is not None:
-                event["evaluation"] = evaluation
-                run.evaluation = evaluation or run.evaluation or {}
-                stopping.note(run, evaluation)
-            told = [r for r in evaluated.answers.rejected if not run.central or r.code in SAYS_NO]
-            event["rejected"] += [_named(run, r) for r in told]
-            event["seconds"] += evaluated.answers.seconds
-    run.pending = False
+    progress = run.progress
+    if run.federation.evaluates(progress.round):
+        progress.pending = True
+        run.journal.save(run)
+        run.journal.settle()
+        _evaluate(run, grid, strategy, event)
+    progress.pending = False
     if run.held_out is not None:
-        event["held_out"] = run.held_out_score = run.held_out(run.state)
+        event["held_out"] = progress.held_out_score = run.held_out(progress.state)
     _note_privacy(run, event)
-    run.save()
-    run.settle()
+    run.journal.save(run)
+    run.journal.settle()
     run.observe(event)
 
 
+def _evaluate(run: Run, grid: Grid, strategy: Strategy, event: Event) -> None:
+    """Lets every client that can be asked score the model."""
+    progress, nodes = run.progress, cohort.present(run, grid)
+    if not nodes:
+        return
+    everyone = Cohort(nodes, nodes, needed=len(nodes))
+    this = Round(federation=run.federation, run=run.name, number=progress.round, cohort=everyone)
+    evaluated = evaluate_round(this, progress.state, grid=grid, strategy=strategy, central=run.central)
+    _charge(run)
+    _remember(run, this, evaluated.answers)
+    if (evaluation := evaluated.metrics) is not None:
+        event["evaluation"] = evaluation
+        progress.evaluation = evaluation or progress.evaluation or {}
+        stopping.note(run, evaluation)
+    told = run.disclosure.rejections(evaluated.answers.rejected)
+    event["rejected"] += [run.disclosure.named(r, run.name_of) for r in told]
+    event["seconds"] += evaluated.answers.seconds
+
+
 def _note_privacy(run: Run, event: Event) -> None:
-    if run.epsilon is not None:
-        event["privacy"] = {"row": {"epsilon": run.epsilon, "per_client": run.epsilon_per_client}}
-    if run.central:
+    if (epsilon := run.epsilon) is not None:
+        event["privacy"] = {"row": {"epsilon": epsilon, "per_client": run.epsilon_per_client}}
+    if run.central is not None:
         event.setdefault("privacy", {})["client"] = {"epsilon": run.central.epsilon}
 
 
-def _train(run: Run, grid: Grid, strategy: Strategy, nodes: list[int], server_round: int, event: Event) -> str:
-    """Trains one round, moves the model on and adds to the event. Returns why the round failed; "" if it did not."""
-    this = Round(
-        federation=run.federation,
-        run=run.name,
-        number=server_round,
-        cohort=cohort.choose(run, nodes, server_round),
-    )
-    loss, problem = None, ""
-    try:
-        trained = train_round(this, run.state, grid=grid, strategy=strategy, aggregator=lambda: _aggregator(run))
-        run.state, loss, answers = trained.weights, trained.loss, trained.answers
-    except RoundFailed as failure:
-        problem, answers = failure.reason, failure.answers
-    if run.central:
-        run.charge()
-    rejected = _heed(run, this, answers)
-    hides = run.central is not None
-    event |= {
-        "clients": len(nodes) if hides else len(answers.counted),
-        "asked": len(nodes) if hides else len(this.cohort.asked),
-        "train": {"loss": loss},
-        "rejected": [_named(run, r) for r in rejected],
-        "seconds": answers.seconds,
-    }
-    _note_divergence(run, rejected, event)
-    return problem
-
-
-def _aggregator(run: Run) -> Aggregator:
-    if run.central is not None:
-        return run.central.aggregator(run.state)
-    return Mean(run.state) if run.federation.strategy.name in OF_A_MEAN else EachReply()
-
-
-def _heed(run: Run, this: Round, answers: Answers) -> list[Rejection]:
-    """Draws the conclusions from how a round was answered: who took part, who said no, who is to rest. Returns the
-    rejections that may be told."""
-    _remember(run, answers)
-    for rejection in answers.rejected:  # who said no to training is not asked again
-        if rejection.code in SAYS_NO:
-            run.gone[rejection.node_id] = rejection.code
-    if run.central:
-        # Who was sampled is a secret that the guarantee rests on; that someone is connected, or refuses, is not.
-        run.clients |= {run.name_of(node) for node in this.cohort.nodes}
-        return [r for r in answers.rejected if r.code in SAYS_NO]
-    # Nobody is to blame for a reply that was lost with its link, or that a round did not wait for.
-    excused = {r.node_id for r in answers.rejected if r.code == LOST}
-    if answers.enough:
-        excused |= answers.silent
-    cohort.note_strikes(run, this.cohort.asked, set(answers.counted), excused, this.number)
-    return list(answers.rejected)
-
-
-def _note_divergence(run: Run, rejected: list[Rejection], event: Event) -> None:
-    """Only of what is told: under `privacy.client` that a reply diverged would tell that it was asked for."""
-    run.diverged = any(r.diverged for r in rejected)
-    if run.diverged and not run.advised:
-        run.advised, event["advice"] = True, on_divergence(run.federation)
-
-
-def _advice(run: Run) -> str:
-    return f"; {on_divergence(run.federation)}" if run.diverged else ""
-
-
-def _evaluate(run: Run, grid: Grid, strategy: Strategy) -> EvaluatedRound | None:
-    """Lets every client that can be asked score the model. None if none can."""
-    nodes = cohort.present(run, grid)
-    if not nodes:
-        return None
-    this = Round(
-        federation=run.federation, run=run.name, number=run.round, cohort=Cohort(nodes, nodes, needed=len(nodes))
-    )
-    evaluated = evaluate_round(this, run.state, grid=grid, strategy=strategy, central=run.central)
-    if run.central:
-        run.charge()
-    _remember(run, evaluated.answers)
-    return evaluated
-
-
-def _remember(run: Run, answers: Answers) -> None:
-    """Keeps who took part, and what clients stated."""
-    if not run.central:
-        run.clients |= {run.name_of(node) for node in answers.counted}
-    if run.hides_cohorts:
-        return  # a client's figures grow when it is asked
-    for node_id, statement in answers.statements.items():
-        run.statements[run.name_of(node_id)] = statement
-
-
-def _named(run: Run, rejection: Rejection) -> dict[str, str]:
-    kinds = {REFUSED: "refused", BUDGET_EXHAUSTED: "budget_exhausted", LOST: "lost", LATE: "late"}
-    # A reason may tell what was spent, or when the last round was, and so when the client was asked.
-    reason = "its reason is not told, since it could tell when it was asked" if run.hides_cohorts else rejection.reason
-    return {
-        "client": run.name_of(rejection.node_id),
-        "kind": kinds.get(rejection.code, "rejected"),
-        "reason": reason,
-    }
+def _advice(run: Run, answers: Answers) -> str:
+    """Only by what may be told: that a reply diverged would tell that it was asked for."""
+    diverged = any(r.diverged for r in run.disclosure.rejections(answers.rejected))
+    return f"; {on_divergence(run.federation)}" if diverged else ""

@@ -1,48 +1,28 @@
-"""A run as it stands: the model, what its clients have said, and how it can be told."""
+"""A run: what stays as it is while it goes, how far it has come, and how it ends."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from common.document.federation import Federation
 from common.model.scores import Metrics
 from common.model.weights import State
 from server.rounds.admission import Statement
-from server.rounds.client_privacy import CentralDP
+from server.rounds.client_privacy import CentralDP, Spent
+from server.rounds.disclosure import Disclosure
+from server.rounds.strategies import Memory
 
 Event = dict[str, Any]
 Status = Literal["completed", "budget_exhausted", "stopped", "failed"]
 
 
-def _nothing() -> None:
-    pass
+@dataclass(kw_only=True)
+class Progress:
+    """How far a run has come: all that a restart needs, and what a checkpoint keeps."""
 
-
-@dataclass
-class Run:
-    """What the round loop works on. The fields of the last group are what a checkpoint keeps."""
-
-    federation: Federation
-    name: str
     state: State
-    observe: Callable[[Event], None]
-    save: Callable[[], None] = _nothing  # puts on disk what makes a restart continue from here
-    settle: Callable[[], None] = _nothing  # lets clients forget their replies, which are in what was saved
-    charge: Callable[[], None] = _nothing  # writes down what `central` has charged, before it is released
-    name_of: Callable[[int], str] = str
-    held_out: Callable[[State], Metrics] | None = None  # scores the model on a table of the server's own
-    central: CentralDP | None = None  # samples and adds noise, if the federation protects whole clients
-
-    status: Status = "failed"
-    reason: str = ""
-    diverged: bool = False  # did training at a client leave all bounds in the last round?
-    advised: bool = False  # has it been told what to try then? Once is enough
-    gone: dict[int, int] = field(default_factory=dict)  # node -> the code with which it said no
-    strikes: dict[int, int] = field(default_factory=dict)  # node -> rounds in a row without a reply that counts
-    resting: dict[int, int] = field(default_factory=dict)  # node -> the round that asks it again
-
     round: int = 0  # the last complete one
     tried: int = 0  # the last one that was made, complete or failed
     event: Event | None = None  # what is told of it
@@ -51,26 +31,78 @@ class Run:
     held_out_score: Metrics | None = None  # the last one that `held_out` gave
     best: float | None = None  # for early stopping
     stale: int = 0  # evaluations since then
+    advised: bool = False  # has it been told what to try when training diverges? Once is enough
     statements: dict[str, Statement] = field(default_factory=dict)
     clients: set[str] = field(default_factory=set)
     present: set[str] = field(default_factory=set)  # who was connected when the round began
+    gone: dict[int, int] = field(default_factory=dict)  # node -> the code with which it said no
+    strikes: dict[int, int] = field(default_factory=dict)  # node -> rounds in a row without a reply that counts
+    resting: dict[int, int] = field(default_factory=dict)  # node -> the round that asks it again
+    memory: Memory = field(default_factory=dict)  # what the strategy remembers of earlier rounds
+    spent: Spent | None = None  # with `privacy.client`: what has been released about a client, and the clip
+
+
+class Journal(Protocol):
+    """Where a run is written down."""
+
+    def save(self, run: Run) -> None:
+        """Puts on disk what makes a restart continue from here."""
+
+    def settle(self) -> None:
+        """Lets clients forget their replies, which are in what was saved."""
+
+    def charge(self, run: Run) -> None:
+        """Writes down what has been released about whole clients, before it is told."""
+
+
+class Unwritten:
+    """The journal of a run of which nothing is kept."""
+
+    def save(self, run: Run) -> None:
+        pass
+
+    def settle(self) -> None:
+        pass
+
+    def charge(self, run: Run) -> None:
+        pass
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What the round loop works on. Only `progress` changes."""
+
+    federation: Federation
+    name: str
+    progress: Progress
+    observe: Callable[[Event], None]
+    journal: Journal = field(default_factory=Unwritten)
+    name_of: Callable[[int], str] = str
+    held_out: Callable[[State], Metrics] | None = None  # scores the model on a table of the server's own
+    central: CentralDP | None = None  # samples and adds noise, if the federation protects whole clients
 
     @property
-    def hides_cohorts(self) -> bool:
-        """Must nobody learn who was asked? Then no figure of a single client is told: it grows when it is asked."""
-        return self.central is not None and self.federation.strategy.fraction < 1
+    def disclosure(self) -> Disclosure:
+        """What may be told of it."""
+        return Disclosure.of(self.federation)
 
     @property
     def epsilon(self) -> float | None:
         """What a row has paid, at most: the largest that any client has stated, or all that is planned."""
         row = self.federation.privacy.row
-        if self.hides_cohorts and row is not None:
+        if self.disclosure.hides_cohorts and row is not None:
             return row.epsilon
-        return max((s["epsilon"] for s in self.statements.values() if "epsilon" in s), default=None)
+        return max((s["epsilon"] for s in self.progress.statements.values() if "epsilon" in s), default=None)
 
     @property
     def epsilon_per_client(self) -> dict[str, float]:
         """What each client has stated, where that may be told."""
-        if self.hides_cohorts:
-            return {}
-        return {name: s["epsilon"] for name, s in sorted(self.statements.items()) if "epsilon" in s}
+        return {name: s["epsilon"] for name, s in sorted(self.progress.statements.items()) if "epsilon" in s}
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended, and why."""
+
+    status: Status
+    reason: str = ""

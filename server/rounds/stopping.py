@@ -15,20 +15,22 @@ def note(run: Run, evaluation: Metrics) -> None:
     rule = run.federation.training.early_stopping
     if rule is None or not evaluation:  # no rows were counted, which is neither better nor worse
         return
-    value = float(evaluation[rule.metric])
-    gain = 0.0 if run.best is None else (run.best - value if rule.metric in LOWER_IS_BETTER else value - run.best)
-    if run.best is None or gain >= rule.min_change > 0 or (rule.min_change == 0 and gain > 0):
-        run.best, run.stale = value, 0
+    progress, value = run.progress, float(evaluation[rule.metric])
+    best = value if progress.best is None else progress.best
+    gain = best - value if rule.metric in LOWER_IS_BETTER else value - best
+    if progress.best is None or gain >= rule.min_change > 0 or (rule.min_change == 0 and gain > 0):
+        progress.best, progress.stale = value, 0
     else:
-        run.stale += 1
+        progress.stale += 1
 
 
 def verdict(run: Run) -> str:
     """Why the run should stop now; nothing if it should not."""
     rule = run.federation.training.early_stopping
-    if rule is None or run.stale < rule.patience:
+    progress = run.progress
+    if rule is None or progress.stale < rule.patience:
         return ""
     return (
-        f"early stopping after round {run.round}: in {run.stale} evaluations in a row {rule.metric} was not better "
-        f"than its best, {run.best:.4g}, by {rule.min_change:g}"
+        f"early stopping after round {progress.round}: in {progress.stale} evaluations in a row {rule.metric} was not "
+        f"better than its best, {progress.best:.4g}, by {rule.min_change:g}"
     )

@@ -29,7 +29,7 @@ from server.observers.scoring import HeldOut
 from server.rounds import strategies
 from server.rounds.client_privacy import CentralDP
 from server.rounds.loop import run_rounds
-from server.rounds.run import Run
+from server.rounds.run import Progress, Run
 from simulations.engine import sites_from_table
 from simulations.inline import InlineGrid
 from simulations.small import federation, table
@@ -58,13 +58,13 @@ def accuracy(fed: Federation, folder: Path, seed: int, wrap: Callable[[Any], Any
     run = Run(
         federation=fed,
         name="benchmark",
-        state=mlp.state_of(mlp.build(fed)),
+        progress=Progress(state=mlp.state_of(mlp.build(fed))),
         observe=lambda event: None,
         central=CentralDP(fed, seeded(seed)) if fed.privacy.client else None,
     )
     grid = InlineGrid(client_app(lambda context: nullcontext(by_node[context.node_id])), by_node, run="benchmark")
     run_rounds(run, grid, wrap(strategies.build(fed)), wait_s=0.0)
-    return 100 * float(HeldOut(fed, held)(run.state)["accuracy"])
+    return 100 * float(HeldOut(fed, held)(run.progress.state)["accuracy"])
 
 
 def main() -> None:

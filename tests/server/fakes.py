@@ -21,7 +21,7 @@ from common.wire.records import ARRAYS, COUNTS, LOSS, LOST, METRICS, WEIGHT
 from server.rounds import strategies
 from server.rounds.client_privacy import CentralDP
 from server.rounds.loop import run_rounds
-from server.rounds.run import Event, Run
+from server.rounds.run import Ending, Event, Progress, Run, Unwritten
 from simulations.inline import InlineGrid
 
 Answer = RecordDict | Error | None  # None: no answer in time
@@ -75,9 +75,20 @@ def interrupted(message: Message) -> Answer:
     raise KeyboardInterrupt
 
 
+class Kept(Unwritten):
+    """A journal that keeps the last model of each round."""
+
+    def __init__(self) -> None:
+        self.saved: dict[int, State] = {}
+
+    def save(self, run: Run) -> None:
+        self.saved[run.progress.round] = run.progress.state
+
+
 @dataclass
 class Outcome:
     run: Run
+    ending: Ending
     events: list[Event]
     saved: list[tuple[int, State]]
     start: State
@@ -87,7 +98,11 @@ class Outcome:
 
     def moved(self) -> float:
         """By how much every number of the model has moved, the same for all."""
-        steps = {round(float(d), 3) for name in self.start for d in np.ravel(self.run.state[name] - self.start[name])}
+        steps = {
+            round(float(d), 3)
+            for name in self.start
+            for d in np.ravel(self.run.progress.state[name] - self.start[name])
+        }
         (step,) = steps
         return step
 
@@ -100,25 +115,21 @@ def outcome(
     grid: Grid | None = None,
     noise: NoiseSource | None = None,
 ) -> Outcome:
-    """Runs the rounds and returns how they went; `RunFailed` stands in the run's reason."""
+    """Runs the rounds and returns how they went; `RunFailed` is the ending's reason."""
     events: list[Event] = []
-    saved: dict[int, State] = {}
+    kept = Kept()
     run = Run(
         federation=document,
         name="test",
-        state=mlp.state_of(mlp.build(document)),
+        progress=Progress(state=mlp.state_of(mlp.build(document))),
         observe=events.append,
+        journal=kept,
         central=CentralDP(document, noise or seeded(0)) if document.privacy.client else None,
     )
-    start = run.state
-
-    def save() -> None:
-        saved[run.round] = run.state
-
-    run.save = save
+    start = run.progress.state
     grid = grid or InlineGrid(clients, nodes, run="test")  # type: ignore[arg-type]
     try:
-        run_rounds(run, grid, strategies.build(document), wait_s=0.0)
+        ending = run_rounds(run, grid, strategies.build(document), wait_s=0.0)
     except RunFailed as error:
-        run.reason = str(error)
-    return Outcome(run, events, list(saved.items()), start)
+        ending = Ending("failed", str(error))
+    return Outcome(run, ending, events, list(kept.saved.items()), start)

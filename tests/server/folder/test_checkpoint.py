@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from server.app import execute
 from server.folder import checkpoint as checkpoints
 from server.folder.folder import RunFolder, load_model
 from server.rounds import strategies
+from server.rounds.client_privacy import Charged, Spent
+from server.rounds.run import Progress, Run
 from server.serve import resumed_run
 from simulations.inline import InlineGrid
 from tests.server.rounds.test_strategies import CLIENTS, NAMES, document
@@ -124,12 +127,49 @@ def test_a_held_out_score_outlives_the_server(tmp_path):
 
 
 def test_a_checkpoint_of_before_held_out_scores_were_kept_still_resumes(tmp_path, monkeypatch):
-    before = tuple(name for name in checkpoints._KEPT_OF_RUN if name != "held_out_score")
+    before = tuple(name for name in checkpoints._KEPT if name != "held_out_score")
     with monkeypatch.context() as old, pytest.raises(Killed):
-        old.setattr(checkpoints, "_KEPT_OF_RUN", before)
+        old.setattr(checkpoints, "_KEPT", before)
         begin(tmp_path / "run", long("fedavg"), Fleet(die=lambda *at: at == ("train", 3, 1)))
     result = resume(tmp_path / "run", Fleet())
     assert (result["status"], result["held_out"]) == ("completed", None)
+
+
+def test_all_of_a_runs_progress_comes_back(tmp_path):
+    progress = Progress(
+        state={"b": np.ones(2, np.float32), "a": np.zeros((), np.float32)},
+        round=7,
+        tried=8,
+        event={"event": "round", "round": 7},
+        pending=True,
+        evaluation={"accuracy": 0.5},
+        held_out_score={"accuracy": 0.25},
+        best=0.5,
+        stale=2,
+        advised=True,
+        statements={"ada": {"epsilon": 1.0}},
+        clients={"ada", "ben"},
+        present={"ben"},
+        gone={3: 1001},
+        strikes={4: 2},
+        resting={4: 11},
+        memory={"m_t/a": np.full(3, 2.0)},
+        spent=Spent(Charged(updates=7, evaluations=2), clip=0.75),
+    )
+    untouched = Progress(state=progress.state)
+    unset = [
+        f.name
+        for f in fields(Progress)
+        if f.name != "state" and getattr(progress, f.name) == getattr(untouched, f.name)
+    ]
+    assert unset == []  # so that a field that is added is tried here
+    run = Run(federation=long("fedavg"), name="run", progress=progress, observe=print)
+    checkpoints.save(tmp_path, run, number=0, seconds=1.5)
+    found = checkpoints.load(tmp_path).progress
+    assert list(found.state) == list(progress.state) and equal(found.state, progress.state)
+    assert equal(found.memory, progress.memory)
+    for name in (f.name for f in fields(Progress) if f.name not in ("state", "memory")):
+        assert getattr(found, name) == getattr(progress, name), name
 
 
 @pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi", "fedadagrad"])
@@ -274,9 +314,9 @@ def test_a_resumed_server_goes_on_with_its_account_and_its_clip(tmp_path, kind, 
     fed = whole_clients()
     with pytest.raises(Killed):
         begin(tmp_path / "run", fed, Fleet(die=lambda *at: at == (kind, server_round, 3)), noise=seeded(1))
-    kept = checkpoints.load(tmp_path / "run").about
-    assert kept["charged"] == {"updates": 3, "evaluations": int(kind == "train")}
-    assert kept["clip"] != 1.0
+    spent = checkpoints.load(tmp_path / "run").progress.spent
+    assert spent is not None and spent.charged == Charged(updates=3, evaluations=int(kind == "train"))
+    assert spent.clip != 1.0
     clips: list[float] = []
 
     def note(event: dict[str, Any]) -> None:
@@ -287,7 +327,7 @@ def test_a_resumed_server_goes_on_with_its_account_and_its_clip(tmp_path, kind, 
     result = resume(tmp_path / "run", Fleet(), noise=seeded(2), observe=note)
     statement = json.loads((tmp_path / "run/privacy.json").read_text())["client"]
     assert [r["steps"] for r in statement["released"]] == [6, 2]
-    assert 0 < abs(np.log(clips[0] / kept["clip"])) <= 0.3 + 1e-9  # one step of the clip from where it was
+    assert 0 < abs(np.log(clips[0] / spent.clip)) <= 0.3 + 1e-9  # one step of the clip from where it was
     assert result["status"] == "completed"
     assert result["privacy"]["client"]["epsilon"] <= 4.0
 
@@ -300,7 +340,7 @@ def test_nothing_of_a_private_round_leaves_before_it_is_on_disk(tmp_path):
         def __call__(self, message: Message, context: Context) -> Message:
             kept = checkpoints.load(tmp_path / "run")
             sent = records.to_state(message.content.array_records[ARRAYS])
-            seen.append(equal(sent, kept.state))
+            seen.append(equal(sent, kept.progress.state))
             return super().__call__(message, context)
 
     begin(tmp_path / "run", fed, Watching(), noise=seeded(1))
@@ -330,7 +370,7 @@ def test_a_model_is_the_checkpoints(tmp_path):
     begin(tmp_path / "run", long("fedavg"), Fleet())
     kept = checkpoints.load(tmp_path / "run")
     for name, array in load_model(tmp_path / "run").items():
-        assert_array_equal(array, kept.state[name])
+        assert_array_equal(array, kept.progress.state[name])
 
 
 # Nothing that was not saved is told
@@ -349,7 +389,7 @@ def test_a_private_round_that_was_cut_off_is_not_told_since_it_is_made_again(tmp
     result = begin(tmp_path / "run", fed, Fleet(), noise=seeded(1), held_out=interrupted)
     assert (result["status"], result["rounds"]) == ("stopped", 3)
     kept = checkpoints.load(tmp_path / "run")
-    assert equal(load_model(tmp_path / "run"), kept.state)
+    assert equal(load_model(tmp_path / "run"), kept.progress.state)
     statement = json.loads((tmp_path / "run/privacy.json").read_text())["client"]
     assert [r["steps"] for r in statement["released"]] == [3, 1]
     assert resume(tmp_path / "run", Fleet(), noise=seeded(2))["status"] == "completed"
@@ -362,7 +402,9 @@ def test_the_clip_that_a_cut_off_round_found_is_not_told(tmp_path):
         def __call__(self, message: Message, context: Context) -> Message:
             if (tmp_path / "run/privacy.json").exists():
                 now = json.loads((tmp_path / "run/privacy.json").read_text())["client"]["released"][0]
-                told.append((now["adaptive_clip"]["clip_now"], checkpoints.load(tmp_path / "run").about["clip"]))
+                spent = checkpoints.load(tmp_path / "run").progress.spent
+                assert spent is not None
+                told.append((now["adaptive_clip"]["clip_now"], spent.clip))
             return super().__call__(message, context)
 
     begin(tmp_path / "run", fed, Watching(), noise=seeded(1))

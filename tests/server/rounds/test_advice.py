@@ -43,21 +43,21 @@ def test_forty_clients_that_diverge_are_told_of_once_a_run_and_in_its_failure():
     result = outcome(federation(), Clients({n: train_to_nan for n in range(40)}), nodes=range(40))
     said = on_divergence(federation())
     assert [event.get("advice") for event in result.rounds()] == [said, None, None]
-    assert result.run.reason.count("training diverged") == 1
-    assert result.run.reason.endswith(said)
+    assert result.ending.reason.count("training diverged") == 1
+    assert result.ending.reason.endswith(said)
 
 
 def test_a_run_that_recovers_fails_of_something_else_without_the_advice():
     clients = Clients({(1, 1): train_to_nan} | {(r, n): says(FAILED) for r in (2, 3, 4) for n in (1, 2, 3)})
     result = outcome(federation(training__rounds=9), clients)
     assert "advice" in result.rounds()[0]
-    assert result.run.reason.startswith("3 rounds in a row failed")
-    assert "diverged" not in result.run.reason
+    assert result.ending.reason.startswith("3 rounds in a row failed")
+    assert "diverged" not in result.ending.reason
 
 
 def test_under_client_privacy_no_advice_tells_who_was_asked():
     result = outcome(federation(**WHOLE), Clients({2: train_to_nan}))
-    assert result.run.round == 3
+    assert result.run.progress.round == 3
     assert all("advice" not in event for event in result.rounds())
 
 

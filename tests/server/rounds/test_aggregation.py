@@ -148,9 +148,12 @@ def test_a_grid_that_folds_gives_the_same_run(document: Federation, odd):
         outcome(document, clients, nodes=nodes, grid=grid(clients, nodes, run="test"), noise=seeded(3))  # type: ignore[arg-type]
         for grid, clients in ((InlineGrid, Clients(odd)), (FoldingGrid, Clients(odd)))
     )
-    assert plain.run.status == folded.run.status == "completed"
-    assert all(np.array_equal(plain.run.state[name], folded.run.state[name]) for name in START)
-    assert plain.run.statements == folded.run.statements and plain.run.clients == folded.run.clients
+    assert plain.ending.status == folded.ending.status == "completed"
+    assert all(np.array_equal(plain.run.progress.state[name], folded.run.progress.state[name]) for name in START)
+    assert (
+        plain.run.progress.statements == folded.run.progress.statements
+        and plain.run.progress.clients == folded.run.progress.clients
+    )
     for one, other in zip(plain.rounds(), folded.rounds(), strict=True):
         assert {k: v for k, v in one.items() if k not in ("seconds", "waiting")} == {
             k: v for k, v in other.items() if k not in ("seconds", "waiting")

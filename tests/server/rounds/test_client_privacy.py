@@ -311,7 +311,7 @@ def test_a_round_that_asks_nobody_still_takes_its_noisy_step():
     clients = Clients()
     result = outcome(document, clients)
     assert [kind for kind, *_ in clients.asked if kind == "train"] == []
-    assert (result.run.status, result.run.round) == ("completed", 4)
+    assert (result.ending.status, result.run.progress.round) == ("completed", 4)
     assert result.run.central is not None and result.run.central.charged.updates == 4
     assert len({flat(state).tobytes() for _, state in result.saved}) == 4
 
@@ -320,9 +320,9 @@ def test_a_round_that_asks_nobody_still_takes_its_noisy_step():
 def test_every_strategy_of_a_mean_moves_by_the_noisy_mean(strategy):
     clients = Clients()
     result = outcome(whole(strategy__name=strategy, strategy__min_clients=3, training__rounds=3), clients)
-    assert result.run.status == "completed"
+    assert result.ending.status == "completed"
     assert len({flat(state).tobytes() for _, state in result.saved}) == 3
-    assert not np.array_equal(flat(result.run.state), flat(result.start))
+    assert not np.array_equal(flat(result.run.progress.state), flat(result.start))
 
 
 # In the round loop
@@ -331,7 +331,7 @@ def test_every_strategy_of_a_mean_moves_by_the_noisy_mean(strategy):
 def test_a_reply_that_is_bad_or_missing_changes_no_round_and_no_charge():
     nan = {2: lambda message: _nan(message), 3: lambda message: None}
     result = outcome(whole(training__rounds=3), Clients(nan))
-    assert (result.run.status, result.run.round) == ("completed", 3)
+    assert (result.ending.status, result.run.progress.round) == ("completed", 3)
     assert all(np.isfinite(flat(state)).all() for _, state in result.saved)
     assert result.run.central is not None and result.run.central.charged.updates == 3
 
@@ -373,7 +373,7 @@ def test_no_event_tells_who_was_asked_what_was_lost_or_any_exact_figure():
         assert event["train"] == {"loss": None}
         assert {r["kind"] for r in event["rejected"]} <= {"budget_exhausted"}
         assert "failed" not in event
-    assert result.run.clients == {"1", "2", "3", "4", "5"}
+    assert result.run.progress.clients == {"1", "2", "3", "4", "5"}
 
 
 def test_the_charge_is_written_before_the_model_and_the_metrics(tmp_path):

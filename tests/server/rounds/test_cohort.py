@@ -17,7 +17,7 @@ from common.model.scores import metrics_of
 from common.wire import compression, records
 from common.wire.records import ARRAYS, COUNTS, FAILED, LOSS, LOST, METRICS, WEIGHT
 from server.rounds import cohort
-from server.rounds.run import Run
+from server.rounds.run import Progress, Run
 from simulations.inline import InlineGrid
 from tests.server.fakes import Answer, Clients, outcome, says, train
 from tests.support import WHOLE, document, federation
@@ -45,7 +45,7 @@ def test_a_round_goes_on_with_the_first_replies_when_it_asked_more_clients_than_
     assert (event["asked"], event["clients"]) == (6, 4)
     assert event["rejected"] == []  # who was slower is not called late
     asked = clients.trained(1)
-    assert len(asked) == 4 and result.run.strikes == {}
+    assert len(asked) == 4 and result.run.progress.strikes == {}
 
 
 def test_over_selection_asks_no_more_than_there_are():
@@ -78,7 +78,7 @@ def test_a_client_that_never_answers_is_asked_less_and_less_often():
     clients = Clients()
     result = outcome(fed(training__rounds=40), clients, grid=Mute(clients, (1, 2, 3), run="t"))  # type: ignore[arg-type]
     assert asked_in(result, "3") == [1, 2, 3, 6, 11, 20, 37]  # then after 2, 4, 8, 16 rounds of rest
-    assert result.run.status == "completed"
+    assert result.ending.status == "completed"
     assert result.moved() == 40
     late = result.rounds()[0]["rejected"][0]
     assert late == {"client": "3", "kind": "late", "reason": "no reply within 30 s"}
@@ -95,25 +95,25 @@ def test_one_that_left_was_not_asked_in_vain():
     clients = Clients({3: says(LOST, "left")})
     result = outcome(fed(training__rounds=6), clients)
     assert all(3 in clients.trained(r) for r in range(1, 7))
-    assert result.run.strikes == {}
+    assert result.run.progress.strikes == {}
 
 
 def test_who_rests_is_asked_if_the_quorum_needs_it():
     clients = Clients({(r, 3): says(FAILED, "broken") for r in range(1, 5)})
     result = outcome(fed(training__rounds=9, strategy__min_clients=3, strategy__max_failed_rounds=9), clients)
     assert all(3 in clients.trained(r) for r in range(1, 10))
-    assert result.run.round == 9
+    assert result.run.progress.round == 9
 
 
 def test_with_privacy_for_clients_nobody_rests():
     # Whom a round asks must not depend on who was asked before.
     clients = Clients({3: says(FAILED, "broken")})
     result = outcome(federation(**WHOLE, training__rounds=8), clients)
-    assert result.run.strikes == {} and result.run.resting == {}
+    assert result.run.progress.strikes == {} and result.run.progress.resting == {}
 
 
 def test_a_resumed_run_waits_for_those_it_had_but_not_for_ever(monkeypatch):
-    run = Run(federation=fed(), name="t", state={}, observe=print, present={"1", "2", "9"})
+    run = Run(federation=fed(), name="t", progress=Progress(state={}, present={"1", "2", "9"}), observe=print)
     monkeypatch.setattr(cohort, "LONGEST_GRACE_S", 0.3)
     started = time.monotonic()
     cohort.wait_for_those_who_were_here(run, InlineGrid(Clients(), (1, 2), run="t"))  # type: ignore[arg-type]
@@ -157,13 +157,15 @@ def scripted(accuracies: list[float]) -> Clients:
 )
 def test_a_run_ends_when_its_metric_is_no_better_for_long_enough(accuracies, min_change, ends):
     result = outcome(stopping(min_change=min_change), scripted(accuracies))
-    assert (result.run.status, result.run.round) == ("completed", ends)
-    assert f"early stopping after round {ends}: in 3 evaluations in a row accuracy was not better" in result.run.reason
+    assert (result.ending.status, result.run.progress.round) == ("completed", ends)
+    assert (
+        f"early stopping after round {ends}: in 3 evaluations in a row accuracy was not better" in result.ending.reason
+    )
 
 
 def test_a_run_whose_metric_gets_better_and_better_has_all_its_rounds():
     result = outcome(stopping(), scripted([i / 100 for i in range(50, 90)]))
-    assert (result.run.status, result.run.round, result.run.reason) == ("completed", 20, "")
+    assert (result.ending.status, result.run.progress.round, result.ending.reason) == ("completed", 20, "")
 
 
 def test_of_an_error_less_is_better():
@@ -176,8 +178,8 @@ def test_of_an_error_less_is_better():
         return RecordDict({METRICS: MetricRecord({WEIGHT: 1.0, COUNTS: [10.0, error, error]})})
 
     result = outcome(chosen, Clients(evaluates=evaluates))
-    assert (result.run.status, result.run.round) == ("completed", 5)
-    assert metrics_of(np.array([10.0, 3.0, 3.0]), chosen.data_schema)["mae"] == result.run.best
+    assert (result.ending.status, result.run.progress.round) == ("completed", 5)
+    assert metrics_of(np.array([10.0, 3.0, 3.0]), chosen.data_schema)["mae"] == result.run.progress.best
 
 
 @pytest.mark.parametrize(
@@ -218,7 +220,7 @@ def packed(dtype: str, *, spoil: bool = False) -> Any:
 def test_packed_updates_move_the_model_as_bare_ones_do(dtype, strategy):
     chosen = fed(wire={"dtype": dtype}, strategy__name=strategy)
     result = outcome(chosen, Clients({n: packed(dtype) for n in (1, 2, 3)}))
-    assert result.run.status == "completed"
+    assert result.ending.status == "completed"
     assert result.moved() == pytest.approx(3, abs=0.01)
 
 
@@ -235,13 +237,13 @@ def test_a_packed_update_that_is_infinite_is_rejected(dtype):
 def test_an_update_in_other_numbers_than_the_documents_is_rejected(dtype):
     other = {"bfloat16": "int8", "int8": "bfloat16"}[dtype]
     result = outcome(fed(wire={"dtype": dtype}), Clients({1: packed(other), 2: packed(dtype), 3: train}))
-    assert result.run.status == "failed"
-    assert "1 of at least 2 replies were admitted" in result.run.reason
+    assert result.ending.status == "failed"
+    assert "1 of at least 2 replies were admitted" in result.ending.reason
 
 
 def test_whole_clients_are_protected_with_packed_updates_as_well():
     result = outcome(federation(**WHOLE, wire={"dtype": "int8"}), Clients({n: packed("int8") for n in (1, 2, 3)}))
-    assert result.run.status == "completed"
+    assert result.ending.status == "completed"
     assert result.rounds()[0]["rejected"] == []
 
 

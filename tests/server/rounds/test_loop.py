@@ -29,7 +29,7 @@ from server.app import execute
 from server.folder.folder import RunFolder, load_model
 from server.rounds import strategies
 from server.rounds.loop import run_rounds
-from server.rounds.run import Event, Run
+from server.rounds.run import Event, Progress, Run
 from simulations.inline import InlineGrid
 from tests.server.fakes import Answer, Clients, interrupted, outcome, says, train, train_to_nan
 from tests.support import PRIVATE, federation
@@ -37,10 +37,10 @@ from tests.support import PRIVATE, federation
 
 def test_each_round_moves_the_model_once_and_saves_it():
     result = outcome(federation(training__rounds=3), Clients())
-    assert (result.run.status, result.run.round) == ("completed", 3)
+    assert (result.ending.status, result.run.progress.round) == ("completed", 3)
     assert result.moved() == 3
     assert [server_round for server_round, _ in result.saved] == [1, 2, 3]
-    assert result.run.clients == {"1", "2", "3"}
+    assert result.run.progress.clients == {"1", "2", "3"}
 
 
 def test_clients_are_told_the_run_and_the_round():
@@ -89,7 +89,7 @@ def test_a_bad_reply_is_left_out_and_told_and_the_others_count():
 @pytest.mark.parametrize("odd", [train_to_nan, says(FAILED, "it broke"), lambda m: None], ids=["nan", "error", "lost"])
 def test_a_failed_round_leaves_the_model_as_it_was_is_told_and_the_run_goes_on(odd):
     result = outcome(federation(training__rounds=3), Clients({(2, 1): odd, (2, 2): odd}))
-    assert (result.run.status, result.run.round) == ("completed", 3)
+    assert (result.ending.status, result.run.progress.round) == ("completed", 3)
     assert result.moved() == 2
     assert [server_round for server_round, _ in result.saved] == [1, 3]
     failed = result.rounds()[1]
@@ -144,21 +144,21 @@ def test_too_many_failed_rounds_in_a_row_are_a_failed_run():
     clients = Clients({(r, n): train_to_nan for r in (2, 4, 5) for n in (1, 2, 3)})
     result = outcome(document, clients)
     # Round 2 alone is not enough: round 3 succeeds and the count begins anew.
-    assert (result.run.status, result.run.round) == ("failed", 3)
+    assert (result.ending.status, result.run.progress.round) == ("failed", 3)
     assert len(result.rounds()) == 5
-    assert result.run.reason.startswith("2 rounds in a row failed; the last: 0 of at least 2 replies were admitted")
+    assert result.ending.reason.startswith("2 rounds in a row failed; the last: 0 of at least 2 replies were admitted")
 
 
 def test_a_run_whose_last_round_failed_is_a_failed_run():
     clients = Clients({(3, n): train_to_nan for n in (1, 2, 3)})
     result = outcome(federation(training__rounds=3), clients)
-    assert (result.run.status, result.run.round) == ("failed", 2)
-    assert result.run.reason.startswith("the last of 3 rounds failed: 0 of at least 2")
+    assert (result.ending.status, result.run.progress.round) == ("failed", 2)
+    assert result.ending.reason.startswith("the last of 3 rounds failed: 0 of at least 2")
 
 
 def test_without_a_quorum_a_run_fails_once_the_wait_is_over():
     result = outcome(federation(strategy__min_clients=4), Clients())
-    assert result.run.reason == "after 0 s, 3 of the 4 clients that a round needs are there"
+    assert result.ending.reason == "after 0 s, 3 of the 4 clients that a round needs are there"
     assert result.events == [{"event": "waiting", "clients": 3, "min_clients": 4}]
 
 
@@ -171,9 +171,8 @@ def test_a_round_starts_when_the_last_missing_client_comes():
     document = federation(training__rounds=1, strategy__min_clients=3)
     grid = Growing(Clients(), [1, 2, 3], run="test")  # type: ignore[arg-type]
     state = mlp.state_of(mlp.build(document))
-    run = Run(federation=document, name="test", state=state, observe=events.append, save=lambda *_: None)
-    run_rounds(run, grid, strategies.build(document), wait_s=None)
-    assert run.status == "completed"
+    run = Run(federation=document, name="test", progress=Progress(state=state), observe=events.append)
+    assert run_rounds(run, grid, strategies.build(document), wait_s=None).status == "completed"
     assert [(e["event"], e["clients"]) for e in events] == [("waiting", 1), ("waiting", 2), ("round", 3)]
 
 
@@ -188,8 +187,8 @@ def test_who_refuses_is_not_asked_again_and_who_was_lost_is():
 
 def test_when_too_many_refuse_the_run_fails_and_says_so():
     result = outcome(federation(), Clients({1: says(REFUSED), 2: says(REFUSED)}))
-    assert result.run.status == "failed"
-    assert result.run.reason == "after 0 s, 1 of the 2 clients that a round needs are there; 2 refused to take part"
+    assert result.ending.status == "failed"
+    assert result.ending.reason == "after 0 s, 1 of the 2 clients that a round needs are there; 2 refused to take part"
 
 
 @pytest.mark.parametrize("spent_in, max_failed", [(2, 3), (2, 1), (3, 3)], ids=["midway", "strict", "last round"])
@@ -197,8 +196,8 @@ def test_when_budgets_are_spent_the_run_ends_well_with_the_model_so_far(spent_in
     broke = {(r, n): says(BUDGET_EXHAUSTED, "spent") for r in range(spent_in, 4) for n in (1, 2)}
     document = federation(training__rounds=3, strategy__max_failed_rounds=max_failed)
     result = outcome(document, Clients(broke))
-    assert (result.run.status, result.run.round) == ("budget_exhausted", spent_in - 1)
-    assert result.run.reason == "the clients that are left are fewer than min_clients, because budgets are spent"
+    assert (result.ending.status, result.run.progress.round) == ("budget_exhausted", spent_in - 1)
+    assert result.ending.reason == "the clients that are left are fewer than min_clients, because budgets are spent"
     assert result.moved() == spent_in - 1
     assert {r["kind"] for r in result.rounds()[-1]["rejected"]} == {"budget_exhausted"}
 
@@ -206,7 +205,7 @@ def test_when_budgets_are_spent_the_run_ends_well_with_the_model_so_far(spent_in
 def test_who_has_nothing_left_for_evaluations_goes_on_training():
     clients = Clients(evaluates=says(BUDGET_EXHAUSTED))
     result = outcome(federation(training__rounds=3), clients)
-    assert (result.run.status, result.run.round, result.run.evaluation) == ("completed", 3, None)
+    assert (result.ending.status, result.run.progress.round, result.run.progress.evaluation) == ("completed", 3, None)
     assert [{r["kind"] for r in event["rejected"]} for event in result.rounds()] == [{"budget_exhausted"}] * 3
 
 
@@ -216,7 +215,7 @@ def test_evaluation_happens_on_its_rounds_only_and_sums_the_clients_counts():
     # Every second round, and the last. Of 10 rows 3 + 4 are right, for each client and so for all.
     assert [e["round"] for e in result.rounds() if "evaluation" in e] == [2, 4, 5]
     assert sorted({r for kind, r, _ in clients.asked if kind == "evaluate"}) == [2, 4, 5]
-    assert result.run.evaluation["accuracy"] == pytest.approx(0.7)
+    assert result.run.progress.evaluation["accuracy"] == pytest.approx(0.7)
 
 
 def test_an_evaluation_that_nobody_answers_is_not_told_as_if_it_were_new():
@@ -229,7 +228,7 @@ def test_an_evaluation_that_nobody_answers_is_not_told_as_if_it_were_new():
     result = outcome(federation(training__rounds=2), clients)
     assert ["evaluation" in event for event in result.rounds()] == [True, False]
     assert len(result.rounds()[1]["rejected"]) == 3
-    assert result.run.evaluation["accuracy"] == pytest.approx(0.7)  # the last there was
+    assert result.run.progress.evaluation["accuracy"] == pytest.approx(0.7)  # the last there was
 
 
 def test_an_evaluation_without_a_row_has_no_metrics_and_says_nothing_about_the_model():
@@ -239,7 +238,7 @@ def test_an_evaluation_without_a_row_has_no_metrics_and_says_nothing_about_the_m
         federation(training__rounds=3, training__early_stopping=rule), Clients(evaluates=lambda message: nothing)
     )
     assert [event["evaluation"] for event in result.rounds()] == [{}, {}, {}]
-    assert (result.run.status, result.run.round, result.run.evaluation) == ("completed", 3, {})
+    assert (result.ending.status, result.run.progress.round, result.run.progress.evaluation) == ("completed", 3, {})
 
 
 def test_the_last_metrics_stay_when_no_row_is_left_to_count():
@@ -250,12 +249,12 @@ def test_the_last_metrics_stay_when_no_row_is_left_to_count():
     )
     result = outcome(federation(training__rounds=2), clients)
     assert result.rounds()[1]["evaluation"] == {}
-    assert result.run.evaluation["accuracy"] == pytest.approx(0.7)
+    assert result.run.progress.evaluation["accuracy"] == pytest.approx(0.7)
 
 
 def test_a_private_run_admits_no_loss():
     document = federation(**PRIVATE, training__rounds=1, privacy__evaluation__every=0)
-    assert "metrics must be num-examples; got num-examples, train_loss" in outcome(document, Clients()).run.reason
+    assert "metrics must be num-examples; got num-examples, train_loss" in outcome(document, Clients()).ending.reason
 
     def quiet(message: Message) -> RecordDict:
         answer = train(message, metrics={WEIGHT: 10.0})
@@ -263,7 +262,7 @@ def test_a_private_run_admits_no_loss():
         return answer
 
     result = outcome(document, Clients(dict.fromkeys((1, 2, 3), quiet)))
-    assert result.run.status == "completed"
+    assert result.ending.status == "completed"
     assert result.rounds()[0]["train"] == {"loss": None}
 
 
