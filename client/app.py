@@ -123,7 +123,7 @@ def _config(message: Message) -> ConfigRecord:
 
 def _with_statement(content: RecordDict, site: Site, run: str) -> RecordDict:
     if (statement := site.account.statement(run)) is not None:
-        content[PRIVACY] = ConfigRecord({**statement})
+        content[PRIVACY] = ConfigRecord({**statement.to_wire()})
     return content
 
 

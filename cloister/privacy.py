@@ -15,6 +15,7 @@ import typer
 
 from cloister.verbs import app, verb
 from common.errors import RunFolderError
+from common.privacy.statement import Statement
 
 if TYPE_CHECKING:
     from common.privacy.second_opinion import Opinion
@@ -70,11 +71,12 @@ def _explained(statement: dict[str, Any]) -> list[str]:
     if row is not None:
         out += _unit("Each row", row)
         out += _wrapped(f"The whole model: {row['whole_model']}.")
-        for name, one in row["per_client"].items():
-            out += ["", f"  {name}: epsilon {_figure(one['epsilon'])} at delta {one['delta']:g}"]
-            if one["planned_epsilon"] is not None and one["planned_epsilon"] > one["epsilon"] + 0.005:
-                out.append(f"    - at most {one['planned_epsilon']:.2f}: with all that was planned, used or not")
-            out += [*_released(one), f"    - noise: {one['noise']}", *_arithmetic(one), *_second_opinion(one)]
+        for name, told in row["per_client"].items():
+            one = Statement.described(told)
+            out += ["", f"  {name}: epsilon {one.epsilon:.2f} at delta {one.delta:g}"]
+            if one.planned_epsilon > one.epsilon + 0.005:
+                out.append(f"    - at most {one.planned_epsilon:.2f}: with all that was planned, used or not")
+            out += [*_released(told), f"    - noise: {told['noise']}", *_arithmetic(told), *_second_opinion(one)]
         if "withheld" in row:
             out += _wrapped(f"Each client's figures are withheld: {row['withheld']}.")
         out.append("")
@@ -111,13 +113,12 @@ def _arithmetic(client: dict[str, Any]) -> list[str]:
     return textwrap.wrap(f"- arithmetic: {said}", WIDTH, initial_indent="    ", subsequent_indent="      ")
 
 
-def _second_opinion(client: dict[str, Any]) -> list[str]:
+def _second_opinion(client: Statement) -> list[str]:
     """What Opacus says of the plan, told by the client, and of what was released, computed here."""
     out = []
-    if (planned := client.get("opacus_planned_epsilon")) is not None:
-        out.append(
-            f"    - Opacus ({client['opacus_accountant']}), told by the client: {planned:.2f} for the whole plan"
-        )
+    if (planned := client.opacus_planned_epsilon) is not None:
+        accountant = "PRV" if client.opacus_prv else "RDP"
+        out.append(f"    - Opacus ({accountant}), told by the client: {planned:.2f} for the whole plan")
     if (recomputed := _by_opacus(client)) is None:
         return [*out, "    - Opacus is not installed here, so nothing was recomputed"]
     return [
@@ -126,23 +127,17 @@ def _second_opinion(client: dict[str, Any]) -> list[str]:
     ]
 
 
-def _by_opacus(client: dict[str, Any]) -> Opinion | None:
+def _by_opacus(client: Statement) -> Opinion | None:
     """What Opacus says the client's releases cost, as they compose; None where it is not installed."""
     from common.privacy.second_opinion import opinion, together
 
-    pure = 0.0
-    history: dict[str, list[tuple[float, float, int]]] = {"train": [], "validation": []}
-    for release in client["released"]:
-        if release["mechanism"] != "Gaussian":
-            pure += release["epsilon"]
-        elif release["steps"]:
-            one = release["noise_multiplier"], release["sampling_rate"], int(release["steps"])
-            history[release["part"]].append(one)
+    updates = (client.noise_multiplier, client.sampling_rate, int(client.steps))
+    counts = (client.evaluation_noise, 1.0, int(client.evaluations))
     try:
-        updates, counts = (opinion(tuple(each), client["delta"]) for each in history.values())
+        of_updates, of_counts = (opinion((each,) if each[2] else (), client.delta) for each in (updates, counts))
     except ImportError:
         return None
-    return together(pure, updates, counts)
+    return together(client.count_epsilon, of_updates, of_counts)
 
 
 def _released(unit: dict[str, Any]) -> list[str]:

@@ -11,9 +11,16 @@ from dp_accounting.pld import PLDAccountant
 from simulations import HEART
 from simulations.small import PRIVATE, WHOLE, document, federation, table
 
-__all__ = ["HEART", "PRIVATE", "ROOT", "WHOLE", "document", "federation", "recomputed", "table"]
+__all__ = ["HEART", "PRIVATE", "ROOT", "WHOLE", "document", "federation", "recomputed", "stated", "table"]
 
 ROOT = Path(__file__).parent.parent
+
+
+def stated(**changes: float) -> dict[str, float]:
+    """What a private client may say of its releases, as it travels."""
+    told = {"epsilon": 1.5, "planned_epsilon": 3.0, "delta": 1e-3, "noise_multiplier": 1.0, "sampling_rate": 0.1}
+    told |= {"steps": 6, "count_epsilon": 0.1, "rows": 150, "evaluation_noise": 3.0, "evaluations": 1}
+    return {**told, **changes}
 
 
 def recomputed(unit: dict[str, Any]) -> float:

@@ -11,6 +11,7 @@ from client.account.budget import Budget, open_budget
 from client.training.recipe import Arithmetic, Recipe, Scoring
 from common.errors import Refusal
 from common.privacy.noise import NoiseSource
+from common.privacy.statement import Statement
 
 
 class Account:
@@ -72,7 +73,7 @@ class Account:
         self.books.write(self.books.entry(run, task, "validation", "none"))
         return Scoring(federation=federation, noise_multiplier=None)
 
-    def statement(self, run: str) -> dict[str, int | float] | None:
+    def statement(self, run: str) -> Statement | None:
         """What a run has released so far, for the server; None without privacy."""
         budget = self.budget(run)
         return None if budget is None else budget.statement()

@@ -16,6 +16,7 @@ from common.privacy.noise import NoiseSource
 from common.privacy.plan import Plan, row_privacy
 from common.privacy.releases import GaussianRelease, epsilon
 from common.privacy.second_opinion import Opinion, check_plan
+from common.privacy.statement import Statement
 
 
 class Budget:
@@ -119,25 +120,25 @@ class Budget:
         self._charge(task, "validation", GaussianRelease(noise_multiplier=self.plan.evaluation_noise))
         return self.plan.evaluation_noise
 
-    def statement(self) -> dict[str, int | float]:
+    def statement(self) -> Statement:
         """What was released so far, enough to recompute epsilon from."""
         plan, opacus = self.plan, self._planned_opinion()
-        return {
-            "epsilon": self.epsilon,
-            "planned_epsilon": plan.total if self._one_deal else row_privacy(self._books.federation).epsilon,
-            "delta": plan.delta,
-            "noise_multiplier": plan.noise_multiplier,
-            "sampling_rate": plan.sampling_rate,
-            "steps": plan.steps * self.rounds_charged,
-            "count_epsilon": plan.count_epsilon,
-            "rows": plan.rows,
-            "evaluation_noise": plan.evaluation_noise,
-            "evaluations": self.evaluations_charged,
-            "secure_noise": int(self._secure),
-            "exact_arithmetic": int(self._arithmetic == "exact"),
-            "opacus_planned_epsilon": opacus.figure,
-            "opacus_prv": int(opacus.accountant == "PRV"),  # else it is RDP's, an upper bound
-        }
+        return Statement(
+            epsilon=self.epsilon,
+            planned_epsilon=plan.total if self._one_deal else row_privacy(self._books.federation).epsilon,
+            delta=plan.delta,
+            noise_multiplier=plan.noise_multiplier,
+            sampling_rate=plan.sampling_rate,
+            steps=plan.steps * self.rounds_charged,
+            count_epsilon=plan.count_epsilon,
+            rows=plan.rows,
+            evaluation_noise=plan.evaluation_noise,
+            evaluations=self.evaluations_charged,
+            secure_noise=self._secure,
+            exact_arithmetic=self._arithmetic == "exact",
+            opacus_planned_epsilon=opacus.figure,
+            opacus_prv=opacus.accountant == "PRV",
+        )
 
     def _planned_opinion(self) -> Opinion:
         return second_opinion.of_plan(self.plan, rounds=self.plan.most_updates, evaluations=self.plan.most_evaluations)

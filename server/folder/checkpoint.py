@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from common.errors import RunFolderError
+from common.privacy.statement import Statement
 from server.rounds.client_privacy import Charged, Spent
 from server.rounds.run import Progress, Run
 
@@ -29,7 +30,7 @@ KEPT = 2
 FOLDER = "checkpoint"
 
 # Fields of `Progress`, by how JSON holds them.
-_KEPT = ("round", "tried", "event", "pending", "evaluation", "held_out_score", "best", "stale", "advised", "statements")
+_KEPT = ("round", "tried", "event", "pending", "evaluation", "held_out_score", "best", "stale", "advised")
 _BY_NODE = ("gone", "strikes", "resting")
 _SETS = ("clients", "present")
 _ADDED = ("held_out_score", "advised")  # checkpoints of before lack these
@@ -64,6 +65,7 @@ def save(folder: Path, run: Run, *, number: int, seconds: float) -> None:
     memory = progress.memory
     about: dict[str, Any] = {name: getattr(progress, name) for name in (*_KEPT, *_BY_NODE)}
     about |= {name: sorted(getattr(progress, name)) for name in _SETS}
+    about["statements"] = {name: statement.to_wire() for name, statement in progress.statements.items()}
     if progress.spent is not None:
         about |= asdict(progress.spent)
     header = {
@@ -165,6 +167,7 @@ def _progress(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Progre
         name: {int(node): value for node, value in about[name].items()} for name in _BY_NODE
     }  # JSON's keys are text
     kept |= {name: set(about[name]) for name in _SETS}
+    kept["statements"] = {name: Statement.from_wire(told) for name, told in about["statements"].items()}
     if "charged" in about:
         kept["spent"] = Spent(Charged(**about["charged"]), about["clip"])
     return Progress(

@@ -10,14 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from common.document.federation import RowPrivacy
-from server.rounds.admission import Statement
-from server.rounds.client_privacy import FROM_SEED, FROM_SYSTEM
 from server.rounds.run import Run
-
-EXACT = "exact: sums and their noise are whole numbers, so no rounding tells more than is accounted for"
-FLOATING = (
-    "floating point (Opacus): the figures hold for real numbers, and how floats are rounded can tell more about a row"
-)
 
 PACKAGES = ("cloister", "opacus", "torch", "flwr", "numpy")
 
@@ -40,9 +33,7 @@ def row_epsilon(run: Run) -> float | None:
     for a number fixed beforehand."""
     if run.disclosure.hides_cohorts:
         return run.epsilon
-    return max(
-        (s.get("planned_epsilon", s.get("epsilon", 0.0)) for s in run.progress.statements.values()), default=None
-    )
+    return max((s.planned_epsilon for s in run.progress.statements.values()), default=None)
 
 
 def _row(run: Run, row: RowPrivacy) -> dict[str, Any]:
@@ -84,47 +75,4 @@ def _per_client(run: Run, row: RowPrivacy) -> dict[str, Any]:
                 "that of a whole plan, and each client's own ledger has its figures"
             ),
         }
-    return {"per_client": {name: _client(s, row) for name, s in sorted(run.progress.statements.items())}}
-
-
-def _client(stated: Statement, row: RowPrivacy) -> dict[str, Any]:
-    updates = {
-        "what": "model updates: noisy sums of clipped row gradients",
-        "mechanism": "Gaussian",
-        "part": "train",
-        "noise_multiplier": stated.get("noise_multiplier"),
-        "clip": row.clip,
-        "sampler": "Poisson",
-        "sampling_rate": stated.get("sampling_rate"),
-        "steps": stated.get("steps"),
-    }
-    counts = {
-        "what": "noisy counts of right and wrong predictions",
-        "mechanism": "Gaussian",
-        "part": "validation",
-        "noise_multiplier": stated.get("evaluation_noise"),
-        "sampler": "no",
-        "sampling_rate": 1.0,
-        "steps": stated.get("evaluations"),
-    }
-    size = {
-        "what": "how many training rows there are, about",
-        "mechanism": "two-sided geometric",
-        "part": "train",
-        "epsilon": stated.get("count_epsilon"),
-        "told": stated.get("rows"),
-    }
-    return {
-        "epsilon": stated.get("epsilon"),
-        "planned_epsilon": stated.get("planned_epsilon"),
-        "opacus_planned_epsilon": stated.get("opacus_planned_epsilon"),  # None from a client of before it was told
-        "opacus_accountant": None if "opacus_prv" not in stated else "PRV" if stated["opacus_prv"] else "RDP",
-        "delta": stated.get("delta"),
-        "arithmetic": EXACT if stated.get("exact_arithmetic") else FLOATING,  # clients of before did not say
-        "noise": (FROM_SYSTEM if stated.get("secure_noise") else FROM_SEED) + ", drawn by the client",
-        "released": [
-            *([size] if stated.get("count_epsilon") else []),
-            updates,
-            *([counts] if stated.get("evaluation_noise") else []),
-        ],
-    }
+    return {"per_client": {name: s.describe(clip=row.clip) for name, s in sorted(run.progress.statements.items())}}

@@ -43,29 +43,11 @@ from numpy.typing import NDArray
 from common.document.federation import Dtype
 from common.errors import ProtocolError
 from common.model.weights import State
+from common.privacy.statement import Statement
 from common.wire import compression, records
 from common.wire.records import ARRAYS, COUNTS, FAILED, LOSS, METRICS, PRIVACY, WEIGHT
 from common.wire.text import shown
 from server.rounds.aggregation import Aggregator
-
-Statement = dict[str, float]
-# What a private client states (client/account), and what each number can be. Older clients lack the last ones.
-STATED = {
-    "epsilon": (0.0, math.inf),
-    "planned_epsilon": (0.0, math.inf),
-    "delta": (0.0, 1.0),
-    "noise_multiplier": (0.0, math.inf),
-    "sampling_rate": (0.0, 1.0),
-    "steps": (0.0, 1e15),
-    "count_epsilon": (0.0, math.inf),
-    "rows": (0.0, 1e12),
-    "evaluation_noise": (0.0, math.inf),
-    "evaluations": (0.0, 1e9),
-    "secure_noise": (0.0, 1.0),
-    "exact_arithmetic": (0.0, 1.0),
-    "opacus_planned_epsilon": (0.0, math.inf),
-    "opacus_prv": (0.0, 1.0),
-}
 
 MOST_OF_MEDIAN = 1e5  # of the cohort's weights
 LEAST_TO_COMPARE = 3  # of two, nobody can say which one is wrong
@@ -138,7 +120,7 @@ class Admission:
             if self.state is not None:
                 _check_arrays(reply, self.state, self.wire, self._reach)
             _check_metrics(reply, self.metrics, self.counts)
-            if self.private and (statement is None or "epsilon" not in statement):
+            if self.private and statement is None:
                 raise Fault("a private client must state what it has released, and this reply does not")
         except Fault as fault:
             self.rejected.append(fault.of(node_id))
@@ -156,7 +138,7 @@ class Admission:
             if len(set(told)) != len(told) or not set(told) <= set(self.asked) or set(told) & self._seen:
                 raise Fault(f"it has clients that round {self.server_round} did not ask, or one of them twice")
             statements = {node: checked_statement(given, self.limit) for node, given in partial.statements.items()}
-            if self.private and any("epsilon" not in statements.get(node, {}) for node in partial.nodes):
+            if self.private and not partial.nodes <= set(statements):
                 raise Fault("private clients must state what they have released, and one of them does not")
         except Fault as fault:
             self.rejected += [
@@ -298,19 +280,10 @@ def _statement(reply: Message, limit: float) -> Statement | None:
 
 def checked_statement(given: Mapping[str, object], limit: float) -> Statement:
     """What a client states. Raises `Fault` if it is nothing that a client can state under that limit of epsilon."""
-    statement: Statement = {}
-    for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
-            raise Fault(f"the privacy statement's {name} is not a finite number")
-        if name not in STATED:
-            raise Fault(f"the privacy statement has {shown(name, 40)!r}, which no client states")
-        low, high = STATED[name]
-        if name in ("epsilon", "planned_epsilon"):
-            high = limit * (1 + 1e-9)
-        if not low <= value <= high:
-            raise Fault(f"the privacy statement's {name} is {value:g}; it is from {low:g} to {high:g}")
-        statement[name] = value
-    return statement
+    try:
+        return Statement.from_wire(given, limit=limit)
+    except ValueError as error:
+        raise Fault(str(error)) from error
 
 
 def _is_finite(value: int | float) -> bool:

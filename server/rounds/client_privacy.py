@@ -45,10 +45,9 @@ from common.model.weights import State
 from common.privacy.noise import NoiseSource
 from common.privacy.releases import client_releases, epsilon
 from common.privacy.rounded_normal import Integers
+from common.privacy.statement import FROM_SEED, FROM_SYSTEM
 from server.rounds.aggregation import TOGETHER
 from server.rounds.lattice_vectors import clipped, longest
-
-FROM_SEED, FROM_SYSTEM = "a seeded stream: for simulations only", "AES-256 counter mode, keyed by the operating system"
 
 STEPS = 2**24  # units in a clip: rounding to them is far below the noise, which is at least 2^-7 of a clip
 HALF = 2**19  # of a client, in units of 2^-20

@@ -12,8 +12,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from common.document.federation import Federation
+from common.privacy.statement import Statement
 from common.wire.records import BUDGET_EXHAUSTED, LATE, LOST, REFUSED
-from server.rounds.admission import Rejection, Statement
+from server.rounds.admission import Rejection
 
 SAYS_NO = (REFUSED, BUDGET_EXHAUSTED)
 KINDS = {REFUSED: "refused", BUDGET_EXHAUSTED: "budget_exhausted", LOST: "lost", LATE: "late"}

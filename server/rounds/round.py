@@ -21,10 +21,11 @@ from common.document.federation import Federation
 from common.model.scores import Counts, Metrics, count_size, metrics_of
 from common.model.update import Update
 from common.model.weights import State, is_finite
+from common.privacy.statement import Statement
 from common.wire import records
 from common.wire.records import COUNTS, LATE, LOSS, METRICS, RUN, WEIGHT
 from server.rounds import strategies
-from server.rounds.admission import Admission, Partial, Rejection, Statement
+from server.rounds.admission import Admission, Partial, Rejection
 from server.rounds.aggregation import Aggregator
 from server.rounds.client_privacy import CentralDP
 from server.rounds.cohort import Cohort, CohortGrid

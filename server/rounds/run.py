@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from common.document.federation import Federation
 from common.model.scores import Metrics
 from common.model.weights import State
-from server.rounds.admission import Statement
+from common.privacy.statement import Statement
 from server.rounds.client_privacy import CentralDP, Spent
 from server.rounds.disclosure import Disclosure
 from server.rounds.strategies import Memory
@@ -92,12 +92,12 @@ class Run:
         row = self.federation.privacy.row
         if self.disclosure.hides_cohorts and row is not None:
             return row.epsilon
-        return max((s["epsilon"] for s in self.progress.statements.values() if "epsilon" in s), default=None)
+        return max((s.epsilon for s in self.progress.statements.values()), default=None)
 
     @property
     def epsilon_per_client(self) -> dict[str, float]:
         """What each client has stated, where that may be told."""
-        return {name: s["epsilon"] for name, s in sorted(self.progress.statements.items()) if "epsilon" in s}
+        return {name: s.epsilon for name, s in sorted(self.progress.statements.items())}
 
 
 @dataclass(frozen=True)

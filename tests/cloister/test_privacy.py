@@ -11,10 +11,10 @@ import torch
 from cloister.privacy import lines, read
 from common.errors import RunFolderError
 from common.privacy import second_opinion
-from server.folder import statement as privacy
+from common.privacy.statement import Statement
 from server.folder.folder import RunFolder
 from simulations.engine import simulate, sites_from_table
-from tests.support import PRIVATE, WHOLE, federation, table
+from tests.support import PRIVATE, WHOLE, federation, stated, table
 
 
 def statement(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -70,9 +70,7 @@ def test_opacus_figures_stand_beside_ours(tmp_path):
 def test_the_arithmetic_of_each_client_is_said(tmp_path):
     told = statement(tmp_path, **PRIVATE)
     first, _ = told["row"]["per_client"].values()
-    row = federation(**PRIVATE).privacy.row
-    assert row is not None
-    first["arithmetic"] = privacy._client({"exact_arithmetic": 0}, row)["arithmetic"]
+    first["arithmetic"] = Statement.from_wire(stated(exact_arithmetic=0)).describe(clip=1.0)["arithmetic"]
     (tmp_path / "run" / "privacy.json").write_text(json.dumps(told))
     text = " ".join("\n".join(lines(tmp_path / "run")).split())
     assert text.count("arithmetic: exact: sums and their noise are whole numbers") == 1
@@ -119,12 +117,9 @@ def test_without_opacus_the_statement_is_shown_and_says_so(tmp_path, monkeypatch
 
 
 def test_an_older_clients_statement_has_no_opacus_figure():
-    row = federation(**PRIVATE).privacy.row
-    assert row is not None
-    older = {"epsilon": 1.0, "planned_epsilon": 4.0, "delta": 1e-3, "noise_multiplier": 1.0, "steps": 4}
-    said = privacy._client(older, row)
+    said = Statement.from_wire(stated()).describe(clip=1.0)
     assert (said["opacus_planned_epsilon"], said["opacus_accountant"]) == (None, None)
-    fallen = privacy._client({**older, "opacus_planned_epsilon": 5.0, "opacus_prv": 0}, row)
+    fallen = Statement.from_wire(stated(opacus_planned_epsilon=5.0, opacus_prv=0)).describe(clip=1.0)
     assert (fallen["opacus_planned_epsilon"], fallen["opacus_accountant"]) == (5.0, "RDP")
 
 

@@ -56,7 +56,7 @@ def test_a_private_recipe_is_the_plans():
     assert (recipe.steps, recipe.weight) == (plan.steps, plan.rows)
     assert recipe.private.noise_multiplier == plan.noise_multiplier
     statement = door.statement("run")
-    assert statement is not None and statement["epsilon"] == budget.epsilon > 0
+    assert statement is not None and statement.epsilon == budget.epsilon > 0
 
 
 @pytest.mark.parametrize("changes", [{}, PRIVATE], ids=["exact", "private"])

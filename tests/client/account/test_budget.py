@@ -172,11 +172,11 @@ def test_the_statement_is_enough_to_recompute_epsilon_from():
     spend(budget, rounds=2, evaluations=0)
     said = budget.statement()
     accountant = pld_privacy_accountant.PLDAccountant(value_discretization_interval=1e-3)
-    one_step = dp_event.PoissonSampledDpEvent(said["sampling_rate"], dp_event.GaussianDpEvent(said["noise_multiplier"]))
-    accountant.compose(one_step, said["steps"])
-    expected = said["count_epsilon"] + accountant.get_epsilon(said["delta"])
-    assert said["epsilon"] == pytest.approx(expected, abs=0.011)
-    assert (said["steps"], said["evaluations"]) == (4, 0)
+    one_step = dp_event.PoissonSampledDpEvent(said.sampling_rate, dp_event.GaussianDpEvent(said.noise_multiplier))
+    accountant.compose(one_step, int(said.steps))
+    expected = said.count_epsilon + accountant.get_epsilon(said.delta)
+    assert said.epsilon == pytest.approx(expected, abs=0.011)
+    assert (said.steps, said.evaluations) == (4, 0)
     ledger.close()
 
 
@@ -486,7 +486,7 @@ def test_the_told_number_has_two_digits_and_is_never_less_than_a_batch(told, row
     ledger = Ledger.in_memory()
     strict = {"epsilon": 4.0, "delta": 1e-6, "clip": 1.0}
     budget = opened(ledger, federation=private(privacy__row=strict), source=telling(told))
-    assert budget.plan.rows == budget.statement()["rows"] == rows
+    assert budget.plan.rows == budget.statement().rows == rows
     assert budget.plan.sampling_rate == min(1.0, 8 / rows)
     ledger.close()
 
@@ -634,10 +634,10 @@ def test_a_run_whose_table_changes_pays_for_both_parts_and_says_so():
     before, changed = same.statement(), opened(ledger, dataset=replace(DATASET, content="another"))
     after = changed.statement()
     parts = [changed.plan.epsilon(rounds=2, evaluations=0), changed.plan.epsilon(rounds=0, evaluations=1)]
-    assert before["epsilon"] == max(parts)
-    assert after["epsilon"] == pytest.approx(sum(parts))
-    assert after["planned_epsilon"] == 4.0 >= before["planned_epsilon"]
-    assert after["epsilon"] >= spent(ledger.entries(), DELTA) - 1e-9
+    assert before.epsilon == max(parts)
+    assert after.epsilon == pytest.approx(sum(parts))
+    assert after.planned_epsilon == 4.0 >= before.planned_epsilon
+    assert after.epsilon >= spent(ledger.entries(), DELTA) - 1e-9
     with pytest.raises(
         BudgetExhausted, match=r"the table has changed since run run began here, .* federation allows 4"
     ):
@@ -657,11 +657,11 @@ def test_a_table_that_changes_between_the_row_count_and_the_first_round_is_anoth
         ledger._db.execute("UPDATE plans SET body = ?", (json.dumps(without),))
     assert len(counts_of(ledger)) == 1
     changed = opened(ledger, dataset=replace(DATASET, content="another"))
-    assert changed.statement()["planned_epsilon"] == 4.0
+    assert changed.statement().planned_epsilon == 4.0
     changed.charge_evaluation("evaluate/1")
     both = changed.plan.count_epsilon + changed.plan.epsilon(rounds=0, evaluations=1)
-    assert changed.statement()["epsilon"] == pytest.approx(both)
-    assert changed.statement()["epsilon"] >= spent(ledger.entries(), 2 * DELTA) - 1e-9
+    assert changed.statement().epsilon == pytest.approx(both)
+    assert changed.statement().epsilon >= spent(ledger.entries(), 2 * DELTA) - 1e-9
     ledger.close()
 
 

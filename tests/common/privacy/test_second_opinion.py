@@ -212,8 +212,8 @@ def test_the_statement_and_the_owners_line_have_opacus_figure():
     ledger = Ledger.in_memory()
     budget = opened(ledger)
     said = budget.statement()
-    assert said["opacus_planned_epsilon"] == pytest.approx(said["planned_epsilon"], rel=1e-3)
-    assert said["opacus_prv"] == 1
+    assert said.opacus_planned_epsilon == pytest.approx(said.planned_epsilon, rel=1e-3)
+    assert said.opacus_prv == 1
     assert budget.confirm().startswith("a second accountant confirms the plan; Opacus (PRV): 3.99, between 3.9")
     ledger.close()
 

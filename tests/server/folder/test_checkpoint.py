@@ -17,6 +17,7 @@ from common.document.federation import Federation
 from common.errors import ConfigError, RunFolderError
 from common.model.weights import State
 from common.privacy.noise import seeded
+from common.privacy.statement import Statement
 from common.wire import records
 from common.wire.records import ARRAYS, COUNTS, FAILED, LOSS, METRICS, REFUSED, WEIGHT
 from server import serve
@@ -29,7 +30,7 @@ from server.rounds.run import Progress, Run
 from server.serve import resumed_run
 from simulations.inline import InlineGrid
 from tests.server.rounds.test_strategies import CLIENTS, NAMES, document
-from tests.support import WHOLE, federation
+from tests.support import WHOLE, federation, stated
 
 
 class Killed(BaseException):
@@ -147,7 +148,7 @@ def test_all_of_a_runs_progress_comes_back(tmp_path):
         best=0.5,
         stale=2,
         advised=True,
-        statements={"ada": {"epsilon": 1.0}},
+        statements={"ada": Statement.from_wire(stated())},
         clients={"ada", "ben"},
         present={"ben"},
         gone={3: 1001},

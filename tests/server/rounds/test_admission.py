@@ -16,9 +16,10 @@ from client.account.ledger import Ledger
 from common.wire import records
 from common.wire.identity import identify_process
 from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, COUNTS, FAILED, LOSS, METRICS, PRIVACY, REFUSED, WEIGHT
-from server.rounds.admission import STATED, Admission
+from server.rounds.admission import Admission
 from simulations.inline import InlineGrid
 from tests.client.account.test_budget import opened
+from tests.support import stated
 
 STATE = {"w": np.zeros((2, 3), np.float32), "b": np.zeros(3, np.float32)}
 ROUND = 4
@@ -251,56 +252,67 @@ def test_counts_of_another_size_or_not_finite_are_rejected(counts, reason):
 
 
 def test_a_private_clients_statement_is_kept():
-    statement = {"epsilon": 1.5, "steps": 6, "opacus_planned_epsilon": 4.0, "opacus_prv": 1}
-    older = {"epsilon": 1.5, "steps": 6}  # of a client that tells no figure of Opacus
-    admission = admit_training([reply(1, content(statement=statement)), reply(2, content(statement=older))])
-    assert admission.statements == {1: statement, 2: older}
+    known = stated(opacus_planned_epsilon=4.0, opacus_prv=1, secure_noise=1, exact_arithmetic=1)
+    older = stated()  # of a client that tells no figure of Opacus
+    admission = admit_training([reply(1, content(statement=known)), reply(2, content(statement=older))])
+    assert {node: s.to_wire() for node, s in admission.statements.items()} == {
+        1: known,
+        2: {**older, "secure_noise": 0, "exact_arithmetic": 0},
+    }
 
 
 @pytest.mark.parametrize(
     "statement, reason",
     [
-        ({"epsilon": -0.1}, "the privacy statement's epsilon is -0.1; it is from 0 to 4"),
-        ({"epsilon": 4.1}, "the privacy statement's epsilon is 4.1; it is from 0 to 4"),
-        ({"epsilon": 1.0, "planned_epsilon": 9.0}, "the privacy statement's planned_epsilon is 9; it is from 0 to 4"),
-        ({"epsilon": 1.0, "delta": 2.0}, "the privacy statement's delta is 2; it is from 0 to 1"),
-        ({"epsilon": 1.0, "steps": -1}, "the privacy statement's steps is -1; it is from 0 to 1e+15"),
-        ({"epsilon": 1.0, "secure_noise": 7}, "the privacy statement's secure_noise is 7; it is from 0 to 1"),
-        ({"epsilon": 1.0, "\x1b[2J": 0.0}, "the privacy statement has ' [2J', which no client states"),
-        ({}, "a private client must state what it has released, and this reply does not"),
+        (stated(epsilon=-0.1), "the privacy statement's epsilon is -0.1; it is from 0 to 4"),
+        (stated(epsilon=4.1), "the privacy statement's epsilon is 4.1; it is from 0 to 4"),
+        (stated(planned_epsilon=9.0), "the privacy statement's planned_epsilon is 9; it is from 0 to 4"),
+        (stated(delta=2.0), "the privacy statement's delta is 2; it is from 0 to 1"),
+        (stated(steps=-1), "the privacy statement's steps is -1; it is from 0 to 1e+15"),
+        (stated(secure_noise=7), "the privacy statement's secure_noise is 7; it is from 0 to 1"),
+        ({**stated(), "\x1b[2J": 0.0}, "the privacy statement has ' [2J', which no client states"),
+        ({k: v for k, v in stated().items() if k != "steps"}, "the privacy statement lacks steps"),
+        (
+            {},
+            "the privacy statement lacks epsilon, planned_epsilon, delta, noise_multiplier, sampling_rate, steps, "
+            "count_epsilon, rows, evaluation_noise, evaluations",
+        ),
+        (None, "a private client must state what it has released, and this reply does not"),
     ],
 )
-def test_a_statement_that_cannot_be_true_is_rejected(statement, reason):
+def test_a_statement_that_is_missing_or_cannot_be_true_is_rejected_and_not_kept(statement, reason):
     answer = reply(1, content(statement=statement))
     rules = {"asked": {1}, "server_round": ROUND, "metrics": {WEIGHT, LOSS}, "private": True, "limit": 4.0}
-    assert only_rejection(Sorted([answer], **rules, state=STATE)) == (0, reason)
+    admission = Sorted([answer], **rules, state=STATE)
+    assert only_rejection(admission) == (0, reason)
+    assert admission.statements == {}
 
 
 def test_every_number_that_a_client_states_is_known():
     ledger = Ledger.in_memory()
     said = opened(ledger).statement()
     ledger.close()
-    assert set(said) == set(STATED)
-    answer = reply(1, content(statement=said))
+    answer = reply(1, content(statement=said.to_wire()))
     rules = {"asked": {1}, "server_round": ROUND, "metrics": {WEIGHT, LOSS}, "private": True, "limit": 4.0}
-    assert Sorted([answer], **rules, state=STATE).admitted == [answer]
+    admission = Sorted([answer], **rules, state=STATE)
+    assert admission.admitted == [answer] and admission.statements == {1: said}
 
 
 @pytest.mark.parametrize("value", ["much", math.nan, math.inf, True, [1.0], b"1", 10**400])
 def test_a_statement_that_is_not_all_finite_numbers_is_rejected(value):
-    admission = admit_training([reply(1, content(statement={"epsilon": value}))])
+    admission = admit_training([reply(1, content(statement={**stated(), "epsilon": value}))])
     assert only_rejection(admission) == (0, "the privacy statement's epsilon is not a finite number")
     assert admission.statements == {}
 
 
 def test_what_a_rejected_reply_says_was_released_still_counts_as_released():
-    admission = admit_training([reply(1, content(update(math.nan), statement={"epsilon": 1.5}))])
+    admission = admit_training([reply(1, content(update(math.nan), statement=stated()))])
     assert admission.admitted == []
-    assert admission.statements == {1: {"epsilon": 1.5}}
+    assert admission.statements[1].epsilon == 1.5
 
 
 def test_a_statement_from_a_client_that_was_not_asked_is_ignored():
-    assert admit_training([reply(1, content(statement={"epsilon": 1.5}))], asked=[2]).statements == {}
+    assert admit_training([reply(1, content(statement=stated()))], asked=[2]).statements == {}
 
 
 NAN_AMONG_GOOD = [update(1.0), update(math.nan), update(4.0)]
@@ -335,7 +347,7 @@ def test_flowers_own_loop_ends_a_run_without_one_valid_reply_as_a_success_with_a
 
 
 def test_a_private_client_that_does_not_say_what_it_released_is_rejected():
-    silent, open_ = reply(1), reply(2, content(statement={"epsilon": 1.5}))
+    silent, open_ = reply(1), reply(2, content(statement=stated()))
     metrics = {WEIGHT, LOSS}
     admission = Sorted([silent, open_], asked={1, 2}, server_round=ROUND, metrics=metrics, private=True, state=STATE)
     assert admission.admitted == [open_]

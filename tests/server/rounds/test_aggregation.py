@@ -23,7 +23,7 @@ from server.rounds.aggregation import Aggregator, EachReply, Mean
 from server.rounds.client_privacy import CentralDP
 from simulations.inline import InlineGrid
 from tests.server.fakes import Clients, outcome, says, train, train_to_nan
-from tests.support import PRIVATE, WHOLE, federation
+from tests.support import PRIVATE, WHOLE, federation, stated
 
 DOCUMENT = federation(**WHOLE)
 START: State = mlp.state_of(mlp.build(DOCUMENT))
@@ -125,7 +125,7 @@ class FoldingGrid(InlineGrid):
 def stating(message: Message) -> Any:
     """A private client: it states what it has released, and no loss."""
     answer = train(message, metrics={WEIGHT: 10.0})
-    answer[PRIVACY] = ConfigRecord({"epsilon": 0.5, "planned_epsilon": 1.0, "delta": 1e-3})
+    answer[PRIVACY] = ConfigRecord(dict(stated()))
     return answer
 
 
@@ -163,7 +163,11 @@ def test_a_grid_that_folds_gives_the_same_run(document: Federation, odd):
 def partial(**changes: Any) -> Partial:
     part = Mean(START)
     part.add(1, UPDATES[1])
-    given: dict[str, Any] = {"aggregate": part, "nodes": frozenset({1}), "statements": {1: {"epsilon": 0.5}}}
+    given: dict[str, Any] = {
+        "aggregate": part,
+        "nodes": frozenset({1}),
+        "statements": {1: stated(epsilon=0.5, planned_epsilon=0.5)},
+    }
     return Partial(**{**given, **changes})
 
 
@@ -173,7 +177,7 @@ def partial(**changes: Any) -> Partial:
         ({"nodes": frozenset({1, 9})}, "it has clients that round 5 did not ask, or one"),
         ({"rejected": (Rejection(1, 0, "x"),)}, "it has clients that round 5 did not ask, or one"),
         ({"statements": {}}, "private clients must state what they have released"),
-        ({"statements": {1: {"epsilon": -1.0}}}, "the privacy statement's epsilon is -1"),
+        ({"statements": {1: stated(epsilon=-1.0)}}, "the privacy statement's epsilon is -1"),
     ],
 )
 def test_a_partial_result_that_is_not_in_order_counts_for_nobody(changes, reason):

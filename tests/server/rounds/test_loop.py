@@ -32,7 +32,7 @@ from server.rounds.loop import run_rounds
 from server.rounds.run import Event, Progress, Run
 from simulations.inline import InlineGrid
 from tests.server.fakes import Answer, Clients, interrupted, outcome, says, train, train_to_nan
-from tests.support import PRIVATE, federation
+from tests.support import PRIVATE, federation, stated
 
 
 def test_each_round_moves_the_model_once_and_saves_it():
@@ -258,7 +258,7 @@ def test_a_private_run_admits_no_loss():
 
     def quiet(message: Message) -> RecordDict:
         answer = train(message, metrics={WEIGHT: 10.0})
-        answer[PRIVACY] = ConfigRecord({"epsilon": 1.0})
+        answer[PRIVACY] = ConfigRecord(dict(stated(epsilon=1.0)))
         return answer
 
     result = outcome(document, Clients(dict.fromkeys((1, 2, 3), quiet)))
