@@ -13,9 +13,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-Event = dict[str, Any]
+from server.rounds.events import Event, Refused, RoundEnded, Standing, Waiting, after
 
 NO_ROWS = "no validation rows"
+_SAYS = {"refused": "refuses to take part", "budget_exhausted": "cannot take part", "failed": "could not join"}
 LINES = 10  # of progress that stay on the screen
 
 
@@ -25,7 +26,7 @@ class ProgressDisplay:
     def __init__(self, console: Console, *, limits: Mapping[str, float]) -> None:
         """`limits` is the epsilon that the federation allows for each unit it protects: row, client."""
         self._console, self._limits = console, limits
-        self._accuracy: str | None = None
+        self._standing = Standing()
         self._first: tuple[int, float] | None = None  # the first round that was seen, and when it ended
         self._bar: Progress | None = None
         if console.is_terminal:
@@ -47,11 +48,17 @@ class ProgressDisplay:
             self._bar.stop()
 
     def __call__(self, event: Event) -> None:
-        kind = event["event"]
-        if kind == "waiting":
-            self._say(f"waiting for clients: {event['clients']} of {event['min_clients']}")
-        elif kind == "round":
+        self._standing = after(self._standing, event)
+        if isinstance(event, Waiting):
+            self._say(f"waiting for clients: {event.clients} of {event.min_clients}")
+        elif isinstance(event, Refused):
+            self._warn(f"{event.client} {_SAYS[event.kind]}: {event.reason}")
+        elif isinstance(event, RoundEnded):
             self._round(event)
+
+    def _warn(self, text: str, style: str = "yellow") -> None:
+        """A line that stays, above the live one."""
+        self._console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def _say(self, text: str) -> None:
         if self._bar is not None:
@@ -59,22 +66,15 @@ class ProgressDisplay:
         else:
             self._console.print(text, highlight=False, soft_wrap=True)
 
-    def _round(self, event: Event) -> None:
-        done, rounds = event["round"], event["rounds"]
+    def _round(self, event: RoundEnded) -> None:
+        done, rounds = event.round, event.rounds
         self._first = self._first or (done, time.monotonic())
-        for rejection in event["rejected"]:
-            self._console.print(
-                f"round {done}: {rejection['client']} {rejection['kind']}: {rejection['reason']}",
-                style="yellow",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
-        if "advice" in event:
-            self._console.print(event["advice"], style="yellow", highlight=False, markup=False, soft_wrap=True)
-        if "failed" in event:
-            text = f"round {done}: failed: {event['failed']}"
-            self._console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+        for rejection in event.rejected:
+            self._warn(f"round {done}: {rejection.client} {rejection.kind}: {rejection.reason}")
+        if event.advice:
+            self._warn(event.advice)
+        if event.failed:
+            self._warn(f"round {done}: failed: {event.failed}", "red")
         line = self._line(event)
         if done % max(1, rounds // LINES) == 0 or done == rounds:
             self._console.print(line, highlight=False, soft_wrap=True)
@@ -90,20 +90,15 @@ class ProgressDisplay:
             return ""
         return f"{duration((time.monotonic() - ended) / (done - first) * (rounds - done))} left"
 
-    def _line(self, event: Event) -> str:
-        parts = [
-            f"round {event['round']:>{len(str(event['rounds']))}}/{event['rounds']}",
-            f"clients {event['clients']}",
-        ]
-        if event["train"]["loss"] is not None:
-            parts.append(f"loss {event['train']['loss']:.4f}")
-        if (evaluation := event.get("evaluation")) is not None:
-            self._accuracy = headline(evaluation)
-        if self._accuracy:
-            parts.append(self._accuracy)
-        if held_out := event.get("held_out"):
-            parts.append(f"held out: {headline(held_out)}")
-        for unit, spent in event.get("privacy", {}).items():
+    def _line(self, event: RoundEnded) -> str:
+        parts = [f"round {event.round:>{len(str(event.rounds))}}/{event.rounds}", f"clients {event.clients}"]
+        if event.loss is not None:
+            parts.append(f"loss {event.loss:.4f}")
+        if (evaluation := self._standing.evaluation) is not None:
+            parts.append(headline(evaluation))
+        if event.held_out:
+            parts.append(f"held out: {headline(event.held_out)}")
+        for unit, spent in event.privacy.items():
             parts.append(f"epsilon of a {unit} {spent['epsilon']:.2f} of {self._limits[unit]:g}")
         return "  ".join(parts)
 
@@ -154,6 +149,8 @@ def _summary(result: dict[str, Any]) -> Table:
         table.add_row("epsilon of a whole client", f"{unit['epsilon']:.2f}")
         table.add_row("delta of a client", f"{unit['delta']:g}")
     table.add_row("clients", str(len(result["clients"])))
+    for client, kind in result["refused"].items():
+        table.add_row(f"refused by {escape(client)}", kind.replace("_", " "))
     table.add_row("time", duration(result["seconds"]))
     if result["reason"]:
         table.add_row("reason", escape(result["reason"]))

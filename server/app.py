@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from common.model.weights import State, initial_state
 from common.privacy.noise import NoiseSource, secure
 from common.privacy.releases import evaluation_release
 from server.folder.checkpoint import Checkpoint
-from server.folder.folder import RunFolder
+from server.folder.folder import RunFolder, read_run
 from server.folder.journal import FolderJournal
 from server.folder.statement import row_epsilon, statement
 from server.rounds import strategies
 from server.rounds.client_privacy import CentralDP
+from server.rounds.events import Ended, Event, Resumed, Standing, Started, after
 from server.rounds.loop import run_rounds
-from server.rounds.run import Ending, Event, Progress, Run
+from server.rounds.run import Ending, Progress, Run
 
 
 def execute(
@@ -69,9 +71,13 @@ def execute(
     central = CentralDP(federation, noise or secure()) if federation.privacy.client else None
     strategy = strategies.build(federation)
 
+    standing = Standing()
+
     def record(event: Event) -> None:
-        event = {**event, "time": time.time()}
+        nonlocal standing
+        event = replace(event, time=time.time())
         folder.record(event)
+        standing = after(standing, event)
         observe(event)
 
     journal = FolderJournal(folder, settle=settle, checkpoint=checkpoint)
@@ -85,28 +91,29 @@ def execute(
         held_out=held_out,
         central=central,
     )
-    about: Event = {"run": name, "federation": federation.fingerprint, "rounds": federation.training.rounds}
+    progress, rounds = run.progress, federation.training.rounds
     if checkpoint is None:
-        record({"event": "start", **about})
+        record(Started(run=name, federation=federation.fingerprint, rounds=rounds))
     else:
-        progress = run.progress
-        if progress.event is not None and not progress.pending and folder.last_round() < progress.round:
-            record(progress.event)  # it ended between the checkpoint and the event
-        record({"event": "resumed", "round": progress.round, **about})
+        standing = replace(read_run(folder.path), evaluation=progress.evaluation, held_out=progress.held_out_score)
+        _catch_up(run, standing, record)
+        record(Resumed(round=progress.round, run=name, federation=federation.fingerprint, rounds=rounds))
     try:
         journal.save(run)
         with room_for(federation):
             ending = run_rounds(run, grid, strategy, wait_s=wait_s)
     except KeyboardInterrupt as interrupt:
-        journal.undo_what_is_not_saved(run)
         ending = Ending("stopped", str(interrupt) or "interrupted")
+        journal.undo_what_is_not_saved(run)
     except Exception as error:
         reason = str(error) if isinstance(error, CloisterError) else f"{type(error).__name__}: {error}"
         journal.undo_what_is_not_saved(run)
         with suppress(RunFolderError):  # what ended the run is what is told
-            _end(run, Ending("failed", reason), folder, journal, record)
+            _catch_up(run, standing, record)
+            _end(run, Ending("failed", reason), standing, folder, journal, record)
         raise
-    return _end(run, ending, folder, journal, record)
+    _catch_up(run, standing, record)
+    return _end(run, ending, standing, folder, journal, record)
 
 
 def _first(federation: Federation, central: CentralDP | None) -> Progress:
@@ -115,20 +122,32 @@ def _first(federation: Federation, central: CentralDP | None) -> Progress:
         return Progress(state=initial_state(federation), spent=central.spent if central else None)
 
 
+def _catch_up(run: Run, standing: Standing, record: Callable[[Event], None]) -> None:
+    """Tells of the last round if the process ended between its checkpoint and its event."""
+    event = run.progress.event
+    if event is not None and not run.progress.pending and standing.round < run.progress.round:
+        record(event)
+
+
 def _end(
-    run: Run, ending: Ending, folder: RunFolder, journal: FolderJournal, record: Callable[[Event], None]
+    run: Run,
+    ending: Ending,
+    standing: Standing,
+    folder: RunFolder,
+    journal: FolderJournal,
+    record: Callable[[Event], None],
 ) -> dict[str, Any]:
     journal.save_model(run, durably=True)
-    result = _result(run, ending, seconds=journal.seconds)
+    result = _result(run, ending, standing, seconds=journal.seconds)
     folder.write_json("privacy.json", statement(run))
     folder.write_json("result.json", result)
-    record({"event": "end", "status": ending.status, "reason": ending.reason})
+    record(Ended(status=ending.status, reason=ending.reason))
     return result
 
 
-def _result(run: Run, ending: Ending, *, seconds: float) -> dict[str, Any]:
+def _result(run: Run, ending: Ending, standing: Standing, *, seconds: float) -> dict[str, Any]:
     """What result.json holds."""
-    row, progress = run.federation.privacy.row, run.progress
+    row = run.federation.privacy.row
     private = None
     if row is not None:
         private = {"epsilon": row_epsilon(run), "delta": row.delta, "per_client": run.epsilon_per_client}
@@ -138,11 +157,12 @@ def _result(run: Run, ending: Ending, *, seconds: float) -> dict[str, Any]:
     return {
         "status": ending.status,
         "reason": ending.reason,
-        "rounds": progress.round,
-        "clients": sorted(progress.clients),
+        "rounds": standing.round,
+        "clients": sorted(run.progress.clients),
+        "refused": dict(standing.refused),
         "seconds": seconds,
-        "evaluation": progress.evaluation,
-        "held_out": progress.held_out_score,
+        "evaluation": standing.evaluation,
+        "held_out": standing.held_out,
         "privacy": {"row": private, "client": client},
     }
 

@@ -22,7 +22,7 @@ from server.folder import checkpoint as checkpoints
 from server.folder.checkpoint import Checkpoint
 from server.folder.folder import RunFolder
 from server.observers.status import Watch
-from server.rounds.run import Event
+from server.rounds.events import Event, Serving
 from server.sessions.gate import Limits
 from server.sessions.grid import GrpcGrid
 
@@ -137,7 +137,7 @@ def serve(
         served = f"{host}:{grid.port}"
         with folder.lock():
             begun.prepare(folder)
-            folder.record({"event": "serving", "address": served, "time": time.time()})
+            folder.record(Serving(address=served, time=time.time()))
             log.info("serving %s on %s, fingerprint %s", federation.name, served, federation.fingerprint)
             for warning in identity.warnings() if identity else ():
                 log.warning(warning)
@@ -176,7 +176,8 @@ def _all_of(*listeners: Callable[[Event], None]) -> Callable[[Event], None]:
 
 def log_event(event: Event) -> None:
     """An observer for a log in JSON."""
-    log.info(event["event"], extra={"event": event})
+    told = event.to_json()
+    log.info(told["event"], extra={"event": told})
 
 
 def _metrics(port: int, grid: GrpcGrid) -> Callable[[Event], None]:

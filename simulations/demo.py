@@ -30,7 +30,7 @@ from common.errors import RunFailed
 from common.model import mlp, objective
 from common.model.scores import metrics_of
 from server.folder.folder import RunFolder, load_model
-from server.rounds.run import Event
+from server.rounds.events import Ended, Event, Serving, from_json
 from simulations import HEART
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
@@ -60,7 +60,7 @@ def run_demo(folder: Path, *, observe: Callable[[Event], None]) -> tuple[dict[st
         serving = ["serve", "federation.yaml", "--address", "127.0.0.1:0", "--certificates", "certs", "--out", "run"]
         server = processes.enter_context(_process(serving, folder / "server"))
         events = _events(run / "events.jsonl", server, folder / "server" / "log.txt")
-        address = next(event["address"] for event in events if event["event"] == "serving")
+        address = next(event.address for event in events if isinstance(event, Serving))
         hospitals = []
         for name in HOSPITALS:
             home = folder / name
@@ -68,7 +68,7 @@ def run_demo(folder: Path, *, observe: Callable[[Event], None]) -> tuple[dict[st
             hospitals.append(processes.enter_context(_process(["join", "client.yaml"], home)))
         for event in events:
             observe(event)
-            if event["event"] == "end":
+            if isinstance(event, Ended):
                 break
         for process, where in zip([server, *hospitals], ["server", *HOSPITALS], strict=True):
             if (code := process.wait(END_TIMEOUT_S)) != 0:
@@ -151,7 +151,7 @@ def _process(arguments: list[str], home: Path) -> Iterator[subprocess.Popen[byte
                     process.wait()
 
 
-def _events(path: Path, server: subprocess.Popen[bytes], log: Path) -> Iterator[dict[str, Any]]:
+def _events(path: Path, server: subprocess.Popen[bytes], log: Path) -> Iterator[Event]:
     """The run's events as they are written, until the server has ended."""
     started, position = time.monotonic(), 0
     while True:
@@ -159,7 +159,7 @@ def _events(path: Path, server: subprocess.Popen[bytes], log: Path) -> Iterator[
         text = path.read_text() if path.exists() else ""
         whole = text[position : text.rfind("\n") + 1]
         position += len(whole)
-        yield from map(json.loads, whole.splitlines())
+        yield from (from_json(json.loads(line)) for line in whole.splitlines())
         if ended:
             raise RunFailed(f"the server ended early, with code {server.returncode}; see {log}")
         if not text and time.monotonic() - started > START_TIMEOUT_S:

@@ -36,7 +36,7 @@ from common.privacy import noise
 from common.wire.identity import number
 from server.app import execute
 from server.folder.folder import RunFolder
-from server.rounds.run import Event
+from server.rounds.events import Event
 from simulations import partition
 from simulations.inline import InlineGrid
 from simulations.synthetic import generate

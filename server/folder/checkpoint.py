@@ -23,6 +23,7 @@ from safetensors import numpy as safetensors
 from common.errors import RunFolderError
 from common.privacy.statement import Statement
 from server.rounds.client_privacy import Charged, Spent
+from server.rounds.events import from_json
 from server.rounds.run import Progress, Run
 
 FORMAT = 1
@@ -30,7 +31,7 @@ KEPT = 2
 FOLDER = "checkpoint"
 
 # Fields of `Progress`, by how JSON holds them.
-_KEPT = ("round", "tried", "event", "pending", "evaluation", "held_out_score", "best", "stale", "advised")
+_KEPT = ("round", "tried", "pending", "evaluation", "held_out_score", "best", "stale", "advised")
 _BY_NODE = ("gone", "strikes", "resting")
 _SETS = ("clients", "present")
 _ADDED = ("held_out_score", "advised")  # checkpoints of before lack these
@@ -66,6 +67,7 @@ def save(folder: Path, run: Run, *, number: int, seconds: float) -> None:
     about: dict[str, Any] = {name: getattr(progress, name) for name in (*_KEPT, *_BY_NODE)}
     about |= {name: sorted(getattr(progress, name)) for name in _SETS}
     about["statements"] = {name: statement.to_wire() for name, statement in progress.statements.items()}
+    about["event"] = progress.event and progress.event.to_json()
     if progress.spent is not None:
         about |= asdict(progress.spent)
     header = {
@@ -168,6 +170,8 @@ def _progress(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Progre
     }  # JSON's keys are text
     kept |= {name: set(about[name]) for name in _SETS}
     kept["statements"] = {name: Statement.from_wire(told) for name, told in about["statements"].items()}
+    if about["event"] is not None:
+        kept["event"] = from_json(about["event"])
     if "charged" in about:
         kept["spent"] = Spent(Charged(**about["charged"]), about["clip"])
     return Progress(

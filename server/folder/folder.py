@@ -29,8 +29,7 @@ from safetensors import numpy as safetensors
 
 from common.document.federation import Federation
 from common.errors import RunFolderError
-
-Event = dict[str, Any]
+from server.rounds.events import Event, Standing, after, from_json
 
 
 class RunFolder:
@@ -99,20 +98,16 @@ class RunFolder:
         """Appends one event."""
         try:
             with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(event) + "\n")
+                file.write(json.dumps(event.to_json()) + "\n")
         except OSError as error:
             raise RunFolderError(f"{self.path / 'events.jsonl'}: cannot be written: {error.strerror}") from error
 
-    def last_round(self) -> int:
-        """The last complete round that an event tells of; 0 if none does."""
+    def events(self) -> Iterator[Event]:
+        """What is written of the run, but for lines that a full disk tore."""
         path = self.path / "events.jsonl"
-        last = 0
-        for line in path.read_text().splitlines() if path.exists() else ():
-            with suppress(ValueError):  # a line that a full disk tore
-                event = json.loads(line)
-                if event["event"] == "round" and "failed" not in event:
-                    last = max(last, event["round"])
-        return last
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            with suppress(ValueError, LookupError, TypeError):
+                yield from_json(json.loads(line))
 
     def save_model(
         self,
@@ -146,6 +141,14 @@ class RunFolder:
             fresh.rename(self.path / name)
         except OSError as error:
             raise RunFolderError(f"{self.path / name}: cannot be written: {error.strerror}") from error
+
+
+def read_run(folder: Path) -> Standing:
+    """How the run of a folder stands, by its events."""
+    standing = Standing()
+    for event in RunFolder.open(folder).events():
+        standing = after(standing, event)
+    return standing
 
 
 def load_model(folder: Path) -> dict[str, NDArray[np.float32]]:

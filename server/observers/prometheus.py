@@ -7,7 +7,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, start_http_server
 
 from common.errors import ConnectionFailed
-from server.rounds.run import Event
+from server.rounds.events import Event, RoundEnded, Standing, after
 
 ADDRESS = "127.0.0.1"
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
@@ -18,6 +18,7 @@ class Metrics:
 
     def __init__(self, *, connected: Callable[[], int]) -> None:
         """`connected` counts the clients that can be asked now."""
+        self._standing = Standing()
         disable_created_metrics()  # type: ignore[no-untyped-call]  # when each counter was made is nobody's question
         self._registry = registry = CollectorRegistry()
         Gauge("cloister_clients_connected", "Clients that can be asked.", registry=registry).set_function(connected)
@@ -46,24 +47,23 @@ class Metrics:
         return int(server.server_port)
 
     def __call__(self, event: Event) -> None:
-        if event["event"] in ("start", "resumed"):
-            self._round.set(event.get("round", 0))
-            self._rounds.set(event["rounds"])
-        elif event["event"] == "round":
-            self._note_round(event)
+        self._standing = after(self._standing, event)
+        if isinstance(event, RoundEnded):
+            self._seconds.observe(event.seconds)
+            self._waiting.inc(event.waiting)
+            for rejection in event.rejected:
+                self._rejected.labels(rejection.kind).inc()
+            if event.failed:
+                self._failed.inc()
+        self._show()
 
-    def _note_round(self, event: Event) -> None:
-        self._seconds.observe(event["seconds"])
-        self._waiting.inc(event["waiting"])
-        for rejection in event["rejected"]:
-            self._rejected.labels(rejection["kind"]).inc()
-        for unit, spent in event.get("privacy", {}).items():
+    def _show(self) -> None:
+        standing = self._standing
+        self._round.set(standing.round)
+        self._rounds.set(standing.rounds)
+        self._clients.set(standing.clients)
+        for unit, spent in standing.privacy.items():
             self._epsilon.labels(unit).set(spent["epsilon"])
-        if "failed" in event:
-            self._failed.inc()
-            return
-        self._round.set(event["round"])
-        self._clients.set(event["clients"])
-        for name, value in event.get("evaluation", {}).items():
+        for name, value in (standing.evaluation or {}).items():
             if isinstance(value, float):
                 self._metric.labels(name).set(value)

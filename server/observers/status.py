@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
 
 from common.certificates.identity import Peer
 from common.document.federation import Federation
 from common.wire import session_pb2 as pb
 from server.rounds.disclosure import Disclosure
-from server.rounds.run import Event
+from server.rounds.events import Event, Standing, after
 
 VERSION = version("cloister")
 
@@ -24,60 +22,43 @@ class Watch:
         self._federation, self._run = federation, run
         self._disclosure = Disclosure.of(federation)
         self._started = time.monotonic()
-        self._lock = threading.Lock()
-        self._state, self._round, self._rounds, self._problem = "starting", 0, federation.training.rounds, ""
-        self._strikes: dict[str, int] = {}
-        self._reasons: dict[str, str] = {}
+        self._standing = Standing(rounds=federation.training.rounds)
         # `Sessions.describe`, once there are sessions.
         self.clients: Callable[[], dict[str, tuple[str, float, str]]] = dict
 
     def __call__(self, event: Event) -> None:
-        with self._lock:
-            kind = event["event"]
-            if kind in ("start", "resumed"):
-                self._state, self._round = "running", event.get("round", 0)
-            elif kind == "waiting":
-                self._state = f"waiting for clients: {event['clients']} of {event['min_clients']}"
-            elif kind == "end":
-                self._state = str(event["status"]).replace("_", " ")
-            elif kind == "round":
-                self._note_round(event)
-
-    def _note_round(self, event: dict[str, Any]) -> None:
-        self._state, self._problem = "running", event.get("failed", "")
-        if not self._problem:
-            self._round = event["round"]
-        struck = {r["client"]: r["reason"] for r in event["rejected"] if r["kind"] in ("rejected", "late")}
-        for client, reason in struck.items():
-            self._strikes[client] = self._strikes.get(client, 0) + 1
-            self._reasons[client] = reason
-        self._reasons |= {r["client"]: r["reason"] for r in event["rejected"] if r["client"] not in struck}
+        self._standing = after(self._standing, event)
 
     def status(self, peer: Peer) -> pb.StatusReply:
         """How the run goes. An operator sees all clients, a client itself: who else takes part is not its to know."""
-        with self._lock:
-            reply = pb.StatusReply(
-                federation=self._federation.name,
-                fingerprint=self._federation.fingerprint,
-                run=self._run,
-                round=self._round,
-                rounds=self._rounds,
-                state=self._state,
-                seconds=time.monotonic() - self._started,
-                version=VERSION,
-                problem=self._problem,
+        standing = self._standing  # one value, replaced whole by the run's thread
+        reply = pb.StatusReply(
+            federation=self._federation.name,
+            fingerprint=self._federation.fingerprint,
+            run=self._run,
+            round=standing.round,
+            rounds=standing.rounds,
+            state=_shown(standing),
+            seconds=time.monotonic() - self._started,
+            version=VERSION,
+            problem=standing.problem,
+        )
+        if not peer.operator and standing.problem:
+            reply.problem = "the last round failed"  # why, may be another client's reason
+        clients = self.clients()
+        for name in sorted(clients) if peer.operator else clients.keys() & {peer.name}:
+            state, seen, reason = clients[name]
+            state, seen = self._disclosure.activity(state, seen)
+            reply.clients.add(
+                name=name,
+                state=state,
+                last_seen=seen,
+                strikes=standing.strikes.get(name, 0),
+                reason=reason or standing.reasons.get(name, ""),
             )
-            if not peer.operator and self._problem:
-                reply.problem = "the last round failed"  # why, may be another client's reason
-            clients = self.clients()
-            for name in sorted(clients) if peer.operator else clients.keys() & {peer.name}:
-                state, seen, reason = clients[name]
-                state, seen = self._disclosure.activity(state, seen)
-                reply.clients.add(
-                    name=name,
-                    state=state,
-                    last_seen=seen,
-                    strikes=self._strikes.get(name, 0),
-                    reason=reason or self._reasons.get(name, ""),
-                )
         return reply
+
+
+def _shown(standing: Standing) -> str:
+    waiting = standing.waiting
+    return standing.state if waiting is None else f"{standing.state}: {waiting.clients} of {waiting.min_clients}"

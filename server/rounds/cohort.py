@@ -14,7 +14,10 @@ from flwr.serverapp import Grid
 
 from common.errors import RunFailed
 from common.wire.records import BUDGET_EXHAUSTED
+from server.rounds.disclosure import KINDS
+from server.rounds.events import Refused, Waiting
 from server.rounds.run import Run
+from server.rounds.run_grid import RunGrid
 
 POLL = 0.02  # seconds between looks at who is connected
 LONGEST_GRACE_S = 60.0  # how long a resumed run waits for the clients that it had
@@ -32,17 +35,41 @@ def wait_for_quorum(run: Run, grid: Grid, wait_s: float | None) -> list[int] | N
     started, told = time.monotonic(), -1
     while True:
         nodes = present(run, grid)
+        note_refusals(run, grid)
         if len(nodes) >= quorum:
             return nodes
         if budgets_are_spent(run, grid):
             return None
         if len(nodes) != told:
             told = len(nodes)
-            run.observe({"event": "waiting", "clients": told, "min_clients": quorum})
+            run.observe(Waiting(clients=told, min_clients=quorum))
         if wait_s is not None and time.monotonic() - started > wait_s:
-            refused = f"; {len(run.progress.gone)} refused to take part" if run.progress.gone else ""
-            raise RunFailed(f"after {wait_s:g} s, {told} of the {quorum} clients that a round needs are there{refused}")
+            if budgets_are_spent(run, grid, nobody_comes=True):
+                return None
+            said = _who_said_no(run)
+            raise RunFailed(f"after {wait_s:g} s, {told} of the {quorum} clients that a round needs are there{said}")
         time.sleep(POLL)
+
+
+def note_refusals(run: Run, grid: Grid) -> None:
+    """Tells of each client that refuses to join. Who joins after all has thought better of it."""
+    for node in run.refused.keys() & set(grid.get_node_ids()):
+        del run.refused[node]
+    for refusal in grid.refusals() if isinstance(grid, RunGrid) else ():
+        if refusal.node_id not in run.refused:
+            run.refused[refusal.node_id] = refusal.code
+            named = run.disclosure.named(refusal, run.name_of)
+            run.observe(Refused(client=named.client, kind=_kind(refusal.code), reason=named.reason))
+
+
+def _who_said_no(run: Run) -> str:
+    """Their names, with the public kind of what they said."""
+    said = {run.name_of(node): _kind(code) for node, code in {**run.refused, **run.progress.gone}.items()}
+    return "; " + ", ".join(f"{name}: {kind}" for name, kind in sorted(said.items())) if said else ""
+
+
+def _kind(code: int) -> str:
+    return KINDS.get(code, "failed")
 
 
 def wait_for_those_who_were_here(run: Run, grid: Grid) -> None:
@@ -59,11 +86,26 @@ def present(run: Run, grid: Grid) -> list[int]:
     return [node for node in sorted(grid.get_node_ids()) if node not in run.progress.gone]
 
 
-def budgets_are_spent(run: Run, grid: Grid) -> bool:
-    """Are too few clients left, who would be enough had none of them spent its budget?"""
+def budgets_are_spent(run: Run, grid: Grid, *, nobody_comes: bool = False) -> bool:
+    """Are too few clients left, who would be enough had none of them spent its budget?
+
+    Of those who refused to join, only such count as have taken part before: in place of the others somebody may come
+    yet, unless `nobody_comes`.
+    """
     left, quorum = len(present(run, grid)), run.federation.strategy.min_clients
-    spent = sum(code == BUDGET_EXHAUSTED for code in run.progress.gone.values())
-    return left < quorum <= left + spent
+    return left < quorum <= left + len(_spent(run, nobody_comes=nobody_comes))
+
+
+def _spent(run: Run, *, nobody_comes: bool) -> set[int]:
+    """The nodes whose budgets are spent."""
+    known = {n for n in run.refused if nobody_comes or run.name_of(n) in run.progress.clients}
+    said = {**{node: run.refused[node] for node in known}, **run.progress.gone}
+    return {node for node, code in said.items() if code == BUDGET_EXHAUSTED}
+
+
+def whose_budgets_are_spent(run: Run) -> list[str]:
+    """Their names."""
+    return sorted(run.name_of(node) for node in _spent(run, nobody_comes=True))
 
 
 @dataclass(frozen=True)

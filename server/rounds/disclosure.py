@@ -15,6 +15,7 @@ from common.document.federation import Federation
 from common.privacy.statement import Statement
 from common.wire.records import BUDGET_EXHAUSTED, LATE, LOST, REFUSED
 from server.rounds.admission import Rejection
+from server.rounds.events import Rejected
 
 SAYS_NO = (REFUSED, BUDGET_EXHAUSTED)
 KINDS = {REFUSED: "refused", BUDGET_EXHAUSTED: "budget_exhausted", LOST: "lost", LATE: "late"}
@@ -37,14 +38,11 @@ class Disclosure:
         """Those that may be told."""
         return [r for r in found if not self.hides_replies or r.code in SAYS_NO]
 
-    def named(self, rejection: Rejection, name_of: Callable[[int], str]) -> dict[str, str]:
+    def named(self, rejection: Rejection, name_of: Callable[[int], str]) -> Rejected:
         """A rejection as an event tells it. A reason may tell what was spent, or when the last round was, and so when
         the client was asked."""
-        return {
-            "client": name_of(rejection.node_id),
-            "kind": KINDS.get(rejection.code, "rejected"),
-            "reason": NOT_TOLD if self.hides_cohorts else rejection.reason,
-        }
+        reason = NOT_TOLD if self.hides_cohorts else rejection.reason
+        return Rejected(name_of(rejection.node_id), KINDS.get(rejection.code, "rejected"), reason)
 
     def took_part(self, present: Collection[int], counted: Collection[int]) -> Collection[int]:
         """Of the nodes that were there, those that may be said to have taken part in a round, or to have been asked."""

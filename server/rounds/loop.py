@@ -8,6 +8,8 @@ whatever arrives.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from typing import Any
 
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -20,12 +22,9 @@ from server.rounds.advice import on_divergence
 from server.rounds.aggregation import Aggregator, EachReply, Mean
 from server.rounds.cohort import Cohort
 from server.rounds.disclosure import SAYS_NO
+from server.rounds.events import RoundEnded
 from server.rounds.round import Answers, Round, RoundFailed, TrainedRound, evaluate_round, train_round
-from server.rounds.run import Ending, Event, Run
-
-BUDGETS_SPENT = Ending(
-    "budget_exhausted", "the clients that are left are fewer than min_clients, because budgets are spent"
-)
+from server.rounds.run import Ending, Run
 
 
 def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None = None) -> Ending:
@@ -56,25 +55,24 @@ def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None
         started = time.monotonic()
         nodes = cohort.wait_for_quorum(run, grid, wait_s)
         if nodes is None:
-            return BUDGETS_SPENT
+            return _spent(run)
         progress.present = {run.name_of(node) for node in nodes}
-        event: Event = {"event": "round", "round": number, "rounds": rounds, "waiting": time.monotonic() - started}
+        waited = time.monotonic() - started
         this = Round(federation=federation, run=run.name, number=number, cohort=cohort.choose(run, nodes, number))
         try:
             trained = _train(run, grid, strategy, this)
         except RoundFailed as failure:
             failed += 1
-            event |= _told(run, this, failure.answers, loss=None)
-            event["failed"] = failure.reason
+            event = _told(run, this, failure.answers, waited)
             why = failure.reason + _advice(run, failure.answers)
-            _write_down_a_failed_round(run, event)
+            _write_down_a_failed_round(run, replace(event, failed=failure.reason))
             if cohort.budgets_are_spent(run, grid):
-                return BUDGETS_SPENT
+                return _spent(run)
             if failed >= federation.strategy.max_failed_rounds:
                 raise RunFailed(f"{failed} rounds in a row failed; the last: {why}") from None
             continue
         failed = 0
-        event |= _told(run, this, trained.answers, loss=trained.loss)
+        event = replace(_told(run, this, trained.answers, waited), loss=trained.loss)
         progress.state = trained.weights
         progress.round, progress.tried, progress.event = number, number, event
         _complete(run, grid, strategy, event)
@@ -82,6 +80,12 @@ def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None
     if failed:
         raise RunFailed(f"the last of {rounds} rounds failed: {why}")
     return Ending("completed", stopping.verdict(run))
+
+
+def _spent(run: Run) -> Ending:
+    names = ", ".join(cohort.whose_budgets_are_spent(run))
+    reason = f"the clients that are left are fewer than min_clients, because budgets are spent: {names}"
+    return Ending("budget_exhausted", reason)
 
 
 def _train(run: Run, grid: Grid, strategy: Strategy, this: Round) -> TrainedRound:
@@ -106,24 +110,27 @@ def _aggregator(run: Run) -> Aggregator:
     return Mean(run.progress.state) if run.federation.strategy.name in OF_A_MEAN else EachReply()
 
 
-def _told(run: Run, this: Round, answers: Answers, *, loss: float | None) -> Event:
-    """Draws the conclusions from how a round was answered: who took part, who said no, who is to rest. Returns what an
-    event tells of it."""
+def _told(run: Run, this: Round, answers: Answers, waited: float) -> RoundEnded:
+    """Draws the conclusions from how a round was answered: who took part, who said no, who is to rest. Returns what may
+    be told of it."""
     _remember(run, this, answers)
     _note_strikes(run, this, answers)
-    disclosure = run.disclosure
+    progress, disclosure = run.progress, run.disclosure
     rejected = disclosure.rejections(answers.rejected)
-    event: Event = {
-        "clients": len(disclosure.took_part(this.cohort.nodes, answers.counted)),
-        "asked": len(disclosure.took_part(this.cohort.nodes, this.cohort.asked)),
-        "train": {"loss": loss},
-        "rejected": [disclosure.named(r, run.name_of) for r in rejected],
-        "seconds": answers.seconds,
-    }
-    if not run.progress.advised and any(r.diverged for r in rejected):
-        run.progress.advised = True
-        event["advice"] = on_divergence(run.federation)
-    return event
+    advice = ""
+    if not progress.advised and any(r.diverged for r in rejected):
+        progress.advised, advice = True, on_divergence(run.federation)
+    return RoundEnded(
+        round=this.number,
+        rounds=run.federation.training.rounds,
+        waiting=waited,
+        clients=len(disclosure.took_part(this.cohort.nodes, answers.counted)),
+        asked=len(disclosure.took_part(this.cohort.nodes, this.cohort.asked)),
+        rejected=tuple(disclosure.named(r, run.name_of) for r in rejected),
+        strikes={run.name_of(node): strikes for node, strikes in progress.strikes.items()},
+        seconds=answers.seconds,
+        advice=advice,
+    )
 
 
 def _note_strikes(run: Run, this: Round, answers: Answers) -> None:
@@ -146,16 +153,15 @@ def _remember(run: Run, this: Round, answers: Answers) -> None:
         run.progress.statements[run.name_of(node)] = statement
 
 
-def _write_down_a_failed_round(run: Run, event: Event) -> None:
-    run.progress.tried = event["round"]
+def _write_down_a_failed_round(run: Run, event: RoundEnded) -> None:
+    run.progress.tried = event.round
     run.journal.save(run)
-    if event["round"] < event["rounds"]:
+    if event.round < event.rounds:
         run.journal.settle()  # what came in counts for nothing, and nobody will ask for it again
-    _note_privacy(run, event)
-    run.observe(event)
+    run.observe(replace(event, privacy=_privacy(run)))
 
 
-def _complete(run: Run, grid: Grid, strategy: Strategy, event: Event) -> None:
+def _complete(run: Run, grid: Grid, strategy: Strategy, event: RoundEnded) -> None:
     """Evaluates a round that has trained, if it is one that evaluates, and tells of it.
 
     Nothing of a round leaves the server before it is saved: a restart would make it again, with other noise. And no
@@ -166,40 +172,47 @@ def _complete(run: Run, grid: Grid, strategy: Strategy, event: Event) -> None:
         progress.pending = True
         run.journal.save(run)
         run.journal.settle()
-        _evaluate(run, grid, strategy, event)
+        event = _evaluate(run, grid, strategy, event)
     progress.pending = False
     if run.held_out is not None:
-        event["held_out"] = progress.held_out_score = run.held_out(progress.state)
-    _note_privacy(run, event)
+        progress.held_out_score = run.held_out(progress.state)
+        event = replace(event, held_out=progress.held_out_score)
+    progress.event = event = replace(event, privacy=_privacy(run))
     run.journal.save(run)
     run.journal.settle()
     run.observe(event)
 
 
-def _evaluate(run: Run, grid: Grid, strategy: Strategy, event: Event) -> None:
-    """Lets every client that can be asked score the model."""
+def _evaluate(run: Run, grid: Grid, strategy: Strategy, event: RoundEnded) -> RoundEnded:
+    """Lets every client that can be asked score the model. Returns the event with what came of it."""
     progress, nodes = run.progress, cohort.present(run, grid)
     if not nodes:
-        return
+        return event
     everyone = Cohort(nodes, nodes, needed=len(nodes))
     this = Round(federation=run.federation, run=run.name, number=progress.round, cohort=everyone)
     evaluated = evaluate_round(this, progress.state, grid=grid, strategy=strategy, central=run.central)
     _charge(run)
     _remember(run, this, evaluated.answers)
     if (evaluation := evaluated.metrics) is not None:
-        event["evaluation"] = evaluation
         progress.evaluation = evaluation or progress.evaluation or {}
         stopping.note(run, evaluation)
     told = run.disclosure.rejections(evaluated.answers.rejected)
-    event["rejected"] += [run.disclosure.named(r, run.name_of) for r in told]
-    event["seconds"] += evaluated.answers.seconds
+    return replace(
+        event,
+        evaluation=evaluation,
+        rejected=(*event.rejected, *(run.disclosure.named(r, run.name_of) for r in told)),
+        seconds=event.seconds + evaluated.answers.seconds,
+    )
 
 
-def _note_privacy(run: Run, event: Event) -> None:
+def _privacy(run: Run) -> dict[str, dict[str, Any]]:
+    """Epsilon so far, for each unit that is protected."""
+    spent: dict[str, dict[str, Any]] = {}
     if (epsilon := run.epsilon) is not None:
-        event["privacy"] = {"row": {"epsilon": epsilon, "per_client": run.epsilon_per_client}}
+        spent["row"] = {"epsilon": epsilon, "per_client": run.epsilon_per_client}
     if run.central is not None:
-        event.setdefault("privacy", {})["client"] = {"epsilon": run.central.epsilon}
+        spent["client"] = {"epsilon": run.central.epsilon}
+    return spent
 
 
 def _advice(run: Run, answers: Answers) -> str:

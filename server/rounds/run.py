@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 from common.document.federation import Federation
 from common.model.scores import Metrics
@@ -12,10 +12,8 @@ from common.model.weights import State
 from common.privacy.statement import Statement
 from server.rounds.client_privacy import CentralDP, Spent
 from server.rounds.disclosure import Disclosure
+from server.rounds.events import Event, RoundEnded, Status
 from server.rounds.strategies import Memory
-
-Event = dict[str, Any]
-Status = Literal["completed", "budget_exhausted", "stopped", "failed"]
 
 
 @dataclass(kw_only=True)
@@ -25,7 +23,7 @@ class Progress:
     state: State
     round: int = 0  # the last complete one
     tried: int = 0  # the last one that was made, complete or failed
-    event: Event | None = None  # what is told of it
+    event: RoundEnded | None = None  # what is told of it
     pending: bool = False  # is it trained, but not yet evaluated?
     evaluation: Metrics | None = None
     held_out_score: Metrics | None = None  # the last one that `held_out` gave
@@ -35,7 +33,7 @@ class Progress:
     statements: dict[str, Statement] = field(default_factory=dict)
     clients: set[str] = field(default_factory=set)
     present: set[str] = field(default_factory=set)  # who was connected when the round began
-    gone: dict[int, int] = field(default_factory=dict)  # node -> the code with which it said no
+    gone: dict[int, int] = field(default_factory=dict)  # node -> the code with which it said no to a task
     strikes: dict[int, int] = field(default_factory=dict)  # node -> rounds in a row without a reply that counts
     resting: dict[int, int] = field(default_factory=dict)  # node -> the round that asks it again
     memory: Memory = field(default_factory=dict)  # what the strategy remembers of earlier rounds
@@ -70,7 +68,7 @@ class Unwritten:
 
 @dataclass(kw_only=True)
 class Run:
-    """What the round loop works on. Only `progress` changes."""
+    """What the round loop works on."""
 
     federation: Federation
     name: str
@@ -80,6 +78,7 @@ class Run:
     name_of: Callable[[int], str] = str
     held_out: Callable[[State], Metrics] | None = None  # scores the model on a table of the server's own
     central: CentralDP | None = None  # samples and adds noise, if the federation protects whole clients
+    refused: dict[int, int] = field(default_factory=dict)  # node -> the code with which it refused to join
 
     @property
     def disclosure(self) -> Disclosure:

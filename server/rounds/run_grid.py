@@ -9,7 +9,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from common.wire.identity import identify_process
-from server.rounds.admission import Partial
+from server.rounds.admission import Partial, Rejection
 from server.rounds.aggregation import Aggregator
 
 
@@ -30,6 +30,10 @@ class RunGrid(Grid):
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def refusals(self) -> list[Rejection]:
+        """Clients that refused the federation as a whole when they were to join it, and have not come back since."""
+        return []
 
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Generator[Message]:
         """The replies as they come, none of which is kept here; a caller that has enough leaves the rest."""

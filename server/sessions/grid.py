@@ -25,6 +25,7 @@ from common.wire import codec
 from common.wire import session_pb2 as pb
 from common.wire.address import parse
 from common.wire.records import FAILED
+from server.rounds.admission import Rejection
 from server.rounds.run_grid import RunGrid
 from server.sessions.gate import USUAL, Gate, Limits
 from server.sessions.service import Answer, Sessions, Task, handlers, node_id
@@ -186,10 +187,8 @@ class GrpcGrid(RunGrid):
         """The client's name, also after it has gone."""
         return self._names.get(node, str(node))
 
-    @property
-    def refusals(self) -> dict[str, str]:
-        """Clients that refused the federation as a whole, and why."""
-        return dict(self.sessions.refusals)
+    def refusals(self) -> list[Rejection]:
+        return [Rejection(node_id(name), f.code, f.reason) for name, f in list(self.sessions.refusals.items())]
 
     def settle(self) -> None:
         """Lets clients forget the replies that were taken so far: the rounds they belong to are on disk."""

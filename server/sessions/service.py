@@ -115,7 +115,7 @@ class Sessions(service.SessionServicer):
         self._done: dict[str, deque[str]] = {}  # client -> the last tasks that were answered or forgotten
         self._goodbye: pb.ServerFrame | None = None
         self.room = Room(limits.replies)
-        self.refusals: dict[str, str] = {}  # clients that refused the federation, and why
+        self.refusals: dict[str, pb.Failure] = {}  # clients that refused the federation, and how
         self.seen: dict[str, float] = {}  # when each client was last heard, by the monotonic clock
 
     @property
@@ -135,7 +135,8 @@ class Sessions(service.SessionServicer):
     def describe(self) -> dict[str, tuple[str, float, str]]:
         """For each client that has been here: what it is doing, seconds since it was heard, and why it refused."""
         now = time.monotonic()
-        return {name: (self.state_of(name), now - at, self.refusals.get(name, "")) for name, at in self.seen.items()}
+        why = {name: refusal.reason for name, refusal in self.refusals.items()}
+        return {name: (self.state_of(name), now - at, why.get(name, "")) for name, at in self.seen.items()}
 
     def give(self, clients: list[str], task: Task) -> None:
         """Sends a task to clients now, or to each when it comes back."""
@@ -347,8 +348,7 @@ class Sessions(service.SessionServicer):
             log.warning("%s: %s", session.name, failure.reason, extra={"client": session.name})
             self._take(session, failure.id, failure)
         else:
-            log.warning("%s refuses the federation: %s", session.name, failure.reason, extra={"client": session.name})
-            self.refusals[session.name] = failure.reason
+            self.refusals[session.name] = failure
 
     def _leave(self, session: Session, reason: str) -> None:
         reason = shown(reason)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from cloister import progress
 from cloister.progress import ProgressDisplay, print_result
+from server.rounds.events import from_json
 
 HOSTILE = ["[/red]", "[bold]x", "[link=http://x]y[/link]", "[red", "\\[x]", "[]", "[[a]]"]
 
@@ -34,6 +35,7 @@ def result(**changes: Any) -> dict[str, Any]:
         "reason": "",
         "rounds": 20,
         "clients": ["a", "b"],
+        "refused": {},
         "seconds": 12.34,
         "evaluation": metrics,
         "held_out": None,
@@ -47,7 +49,7 @@ def shown(*events: dict[str, Any], terminal: bool = False, limits: dict[str, flo
     console = Console(file=file, force_terminal=terminal, width=100)
     with ProgressDisplay(console, limits=limits or {}) as display:
         for each in events:
-            display(each)
+            display(from_json(each))
     return file.getvalue()
 
 
@@ -107,7 +109,7 @@ def test_advice_is_shown_with_its_round():
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_events_that_are_not_shown_are_harmless(terminal):
-    assert "start" not in shown({"event": "start", "run": "x"}, {"event": "end"}).lower()
+    assert "start" not in shown({"event": "start", "rounds": 2}, {"event": "end", "status": "stopped"}).lower()
     shown({"event": "end", "status": "completed", "reason": ""}, terminal=terminal)
 
 

@@ -79,6 +79,30 @@ def test_a_private_federation_from_first_hello_to_last_goodbye(federation):
         assert not re.search(rf"(?<![\d.]){number}(?![\d.])", seen), f"the exact count {number} was told"
 
 
+def test_a_federation_that_no_budget_covers_any_more_says_so_also_when_it_is_quiet(federation):
+    fed = federation(**PRIVATE, training__rounds=2)
+    policy = {"epsilon": 5.0, "delta": 2e-3}  # enough for one federation of epsilon 4
+    outputs = []
+    for run in ("first", "second"):
+        fed.run = fed.folder / run
+        server = fed.serve("--quiet", "--wait", "8")
+        clients = [fed.start("join", fed.client_file(name, policy=policy)) for name in NAMES[:2]]
+        outputs.append([server.output(), *(client.output(0 if run == "first" else 2) for client in clients)])
+    assert "completed after 2 rounds" in outputs[0][0]
+    served, *told = outputs[1]
+    reason = "the clients that are left are fewer than min_clients, because budgets are spent: ada, ben"
+    result = fed.result()
+    assert (result["status"], result["reason"]) == ("budget_exhausted", reason)
+    assert result["refused"] == {"ada": "budget_exhausted", "ben": "budget_exhausted"}
+    refused = [(e["client"], e["kind"], e["reason"]) for e in fed.events() if e["event"] == "refused"]
+    covers = "the data owner's privacy budget does not cover this run"
+    assert sorted(refused) == [(name, "budget_exhausted", covers) for name in ("ada", "ben")]
+    assert "budget exhausted after 0 rounds" in served and "budgets are spent: ada, ben" in " ".join(served.split())
+    # The numbers are the owner's alone.
+    assert all(re.search(r"policy\.epsilon: 5 at delta 0\.002, of which \d\.\d+ is", text) for text in told)
+    assert not re.search(r"epsilon: 5|is left|is spent", served + json.dumps(fed.events()))
+
+
 def _health(fed: Federation) -> int:
     material = identity.load(fed.certs / "ca.pem", fed.certs / "ada.pem", fed.certs / "ada.key")
     credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.certificate)
@@ -167,8 +191,8 @@ def test_a_client_that_will_not_or_cannot_take_part_says_why(federation):
     assert "error: ben.csv: 1 cell does not fit the schema:\n  line 2: b: expected a number" in output(ben, 2)
     server.send_signal(signal.SIGINT)  # nobody else will come
     served = output(server, 130)
-    assert "ada refuses the federation: policy.without_privacy is false" in served
-    assert "ben refuses the federation: the client could not open its data" in served
+    assert "ada refuses to take part: policy.without_privacy is false" in served
+    assert "ben could not join: the client could not open its data" in served
     assert "secret-cell" not in served
     assert (fed.result()["status"], fed.result()["rounds"]) == ("stopped", 0)
 

@@ -3,6 +3,7 @@ told otherwise, so that after n complete rounds the model has moved by exactly n
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from common.wire.records import ARRAYS, COUNTS, LOSS, LOST, METRICS, WEIGHT
 from server.rounds import strategies
 from server.rounds.client_privacy import CentralDP
 from server.rounds.loop import run_rounds
-from server.rounds.run import Ending, Event, Progress, Run, Unwritten
+from server.rounds.run import Ending, Progress, Run, Unwritten
 from simulations.inline import InlineGrid
 
 Answer = RecordDict | Error | None  # None: no answer in time
@@ -89,11 +90,11 @@ class Kept(Unwritten):
 class Outcome:
     run: Run
     ending: Ending
-    events: list[Event]
+    events: list[dict[str, Any]]
     saved: list[tuple[int, State]]
     start: State
 
-    def rounds(self) -> list[Event]:
+    def rounds(self) -> list[dict[str, Any]]:
         return [event for event in self.events if event["event"] == "round"]
 
     def moved(self) -> float:
@@ -116,13 +117,13 @@ def outcome(
     noise: NoiseSource | None = None,
 ) -> Outcome:
     """Runs the rounds and returns how they went; `RunFailed` is the ending's reason."""
-    events: list[Event] = []
+    events: list[dict[str, Any]] = []
     kept = Kept()
     run = Run(
         federation=document,
         name="test",
         progress=Progress(state=mlp.state_of(mlp.build(document))),
-        observe=events.append,
+        observe=lambda event: events.append(json.loads(json.dumps(event.to_json()))),
         journal=kept,
         central=CentralDP(document, noise or seeded(0)) if document.privacy.client else None,
     )

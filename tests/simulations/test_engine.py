@@ -14,6 +14,7 @@ from common.document.federation import Federation
 from common.errors import ConfigError, DataError, RunFailed
 from common.privacy.plan import plan_for
 from server.folder.folder import RunFolder, load_model
+from server.rounds.events import RoundEnded
 from simulations.engine import simulate, sites_from_files, sites_from_table, willing
 from tests.support import PRIVATE, federation, table
 
@@ -216,7 +217,7 @@ def test_a_simulation_runs_the_sites_and_tells_its_events(source, tmp_path):
     seen: list[dict[str, Any]] = []
     result = run(federation(), dealt(source, how="by:c", clients=None), tmp_path / "run", observe=seen.append)
     assert (result["status"], result["clients"]) == ("completed", ["green", "red"])
-    assert [event["event"] for event in seen] == ["start", "round", "round", "round", "end"]
+    assert [event.KIND for event in seen] == ["start", "round", "round", "round", "end"]
 
 
 def test_a_simulation_of_a_numeric_target_runs(tmp_path):
@@ -227,7 +228,9 @@ def test_a_simulation_of_a_numeric_target_runs(tmp_path):
 @pytest.mark.timeout(30)
 def test_a_simulation_whose_clients_all_refuse_ends_instead_of_waiting_for_others(tmp_path):
     document = federation(schema__validation_fraction=0.9999)
-    with pytest.raises(RunFailed, match="0 of the 2 clients that a round needs are there; 4 refused to take part"):
+    with pytest.raises(
+        RunFailed, match="0 of the 2 clients that a round needs are there; client-0: refused, client-1: refused"
+    ):
         run(document, dealt(40, document=document), tmp_path / "run")
     assert load_model(tmp_path / "run")
 
@@ -261,4 +264,4 @@ def test_a_run_without_validation_rows_has_no_score(tmp_path, how):
     told = []
     result = simulate(document, sites, folder, run="empty", observe=told.append)
     assert result["evaluation"] == {}
-    assert [event["evaluation"] for event in told if event["event"] == "round"] == [{}] * result["rounds"]
+    assert [event.evaluation for event in told if isinstance(event, RoundEnded)] == [{}] * result["rounds"]

@@ -14,6 +14,7 @@ from common.model import weights as states
 from common.model.memory import room_for
 from common.model.weights import initial_state
 from server.folder.folder import RunFolder
+from server.rounds.events import RoundEnded
 from simulations.engine import simulate, sites_from_table
 from tests.support import PRIVATE, document, federation
 
@@ -66,9 +67,9 @@ def test_a_client_without_the_memory_answers_that_its_task_failed_and_goes_on(tm
     fed, told = federation(training__rounds=2), []
     sites = sites_from_table(fed, 200, clients=3, how="iid", seed=0, device=torch.device("cpu"))
     result = simulate(fed, sites, RunFolder.create(fed, path=tmp_path / "run"), run="test", observe=told.append)
-    first, second = [event for event in told if event["event"] == "round"]
-    assert "too little memory for a model of 66 parameters" in first["rejected"][0]["reason"]
-    assert (result["status"], second["clients"]) == ("completed", 3)
+    first, second = [event for event in told if isinstance(event, RoundEnded)]
+    assert "too little memory for a model of 66 parameters" in first.rejected[0].reason
+    assert (result["status"], second.clients) == ("completed", 3)
 
 
 def test_where_rows_are_private_nobody_else_hears_that_memory_ran_out():

@@ -23,9 +23,10 @@ from common.wire.records import ARRAYS, COUNTS, FAILED, LOSS, METRICS, REFUSED, 
 from server import serve
 from server.app import execute
 from server.folder import checkpoint as checkpoints
-from server.folder.folder import RunFolder, load_model
+from server.folder.folder import RunFolder, load_model, read_run
 from server.rounds import strategies
 from server.rounds.client_privacy import Charged, Spent
+from server.rounds.events import Event, Rejected, RoundEnded
 from server.rounds.run import Progress, Run
 from server.serve import resumed_run
 from simulations.inline import InlineGrid
@@ -141,7 +142,7 @@ def test_all_of_a_runs_progress_comes_back(tmp_path):
         state={"b": np.ones(2, np.float32), "a": np.zeros((), np.float32)},
         round=7,
         tried=8,
-        event={"event": "round", "round": 7},
+        event=RoundEnded(round=7, rounds=9, rejected=(Rejected("ben", "late", "slow"),), evaluation={"accuracy": 0.5}),
         pending=True,
         evaluation={"accuracy": 0.5},
         held_out_score={"accuracy": 0.25},
@@ -211,8 +212,8 @@ def test_a_resumed_run_samples_whom_it_would_have_sampled(tmp_path):
 def test_an_event_that_was_lost_between_checkpoint_and_file_is_told_on_resuming(tmp_path):
     begin(tmp_path / "whole", long("fedavg"), Fleet())
 
-    def die(event: dict[str, Any]) -> None:
-        if event.get("round") == 3:
+    def die(event: Event) -> None:
+        if getattr(event, "round", 0) == 3:
             raise Killed
 
     with pytest.raises(Killed):
@@ -320,8 +321,8 @@ def test_a_resumed_server_goes_on_with_its_account_and_its_clip(tmp_path, kind, 
     assert spent.clip != 1.0
     clips: list[float] = []
 
-    def note(event: dict[str, Any]) -> None:
-        if event.get("round") == 5:  # whose charge tells the clip that round 4 left
+    def note(event: Event) -> None:
+        if getattr(event, "round", 0) == 5:  # whose charge tells the clip that round 4 left
             updates = json.loads((tmp_path / "run/privacy.json").read_text())["client"]["released"][0]
             clips.append(updates["adaptive_clip"]["clip_now"])
 
@@ -427,8 +428,8 @@ def test_with_privacy_for_clients_a_damaged_checkpoint_ends_the_run(tmp_path):
 def test_a_run_that_was_killed_at_its_very_end_can_be_finished(tmp_path):
     begin(tmp_path / "whole", long("fedavg"), Fleet())
 
-    def die(event: dict[str, Any]) -> None:
-        if event.get("round") == 6:
+    def die(event: Event) -> None:
+        if getattr(event, "round", 0) == 6:
             raise Killed
 
     with pytest.raises(Killed):
@@ -441,8 +442,8 @@ def test_a_run_that_was_killed_at_its_very_end_can_be_finished(tmp_path):
 
 
 def test_a_run_that_goes_on_does_not_say_how_it_ended_before(tmp_path):
-    def stop(event: dict[str, Any]) -> None:
-        if event.get("round") == 2:
+    def stop(event: Event) -> None:
+        if getattr(event, "round", 0) == 2:
             raise KeyboardInterrupt
 
     begin(tmp_path / "run", long("fedavg"), Fleet(), observe=stop)
@@ -497,5 +498,5 @@ def test_a_line_that_a_full_disk_tore_does_not_end_a_resumed_run(tmp_path):
         begin(tmp_path / "run", long("fedavg"), Fleet(die=lambda *at: at == ("train", 4, 3)))
     with (tmp_path / "run/events.jsonl").open("a") as file:
         file.write('{"event": "rou\n')
-    assert RunFolder(tmp_path / "run").last_round() == 3
+    assert read_run(tmp_path / "run").round == 3
     assert resume(tmp_path / "run", Fleet())["status"] == "completed"

@@ -11,6 +11,7 @@ from safetensors import numpy as safetensors
 from common.document import federation as federations
 from common.errors import RunFolderError
 from server.folder.folder import RunFolder, load_model
+from server.rounds.events import RoundEnded
 from tests.support import PRIVATE, federation
 
 STATE = {
@@ -61,10 +62,10 @@ def test_folders_made_within_one_second_have_different_names(tmp_path):
 
 def test_events_are_lines_in_the_order_they_came(folder):
     for number in range(3):
-        folder.record({"event": "round", "round": number, "reason": "two\nlines, é"})
+        folder.record(RoundEnded(round=number, rounds=3, failed="two\nlines, é"))
     lines = (folder.path / "events.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["round"] for line in lines] == [0, 1, 2]
-    assert json.loads(lines[0])["reason"] == "two\nlines, é"
+    assert json.loads(lines[0])["failed"] == "two\nlines, é"
 
 
 def test_a_model_is_loaded_as_it_was_saved_in_its_order(folder):

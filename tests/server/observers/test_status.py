@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import socket
 import urllib.request
 from datetime import UTC, datetime
@@ -21,9 +22,10 @@ from common.certificates.identity import Peer
 from common.errors import CertificateError, ConnectionFailed
 from server.observers.prometheus import Metrics
 from server.observers.status import Watch
+from server.rounds.events import State, from_json
 from server.sessions.grid import GrpcGrid
 from tests.server.sessions.test_grid import serving
-from tests.support import WHOLE, federation
+from tests.support import ROOT, WHOLE, federation
 
 FEDERATION = federation(training__rounds=9)
 OPERATOR = Peer(name="operator", operator=True, serial=1, key=b"", expires=datetime.max.replace(tzinfo=UTC))
@@ -52,7 +54,7 @@ def watching(*events: dict[str, Any]) -> Watch:
     watch = Watch(FEDERATION, "run-1")
     watch.clients = lambda: {"ada": ("idle", 0.5, ""), "ben": ("away", 61.0, ""), "cyd": ("refused", 3.0, "policy")}
     for event in events:
-        watch(event)
+        watch(from_json(event))
     return watch
 
 
@@ -76,18 +78,31 @@ def test_a_client_sees_nothing_of_the_others():
 
 def test_strikes_and_their_reasons_are_told():
     told = watching(
-        round_event(1, rejected=[rejection("ben"), rejection("ada", "refused")]),
-        round_event(2, rejected=[rejection("ben", "rejected")]),
+        round_event(1, rejected=[rejection("ben"), rejection("ada", "refused")], strikes={"ben": 1}),
+        round_event(2, rejected=[rejection("ben", "rejected")], strikes={"ben": 2}),
     ).status(OPERATOR)
     assert [(c.strikes, c.reason) for c in told.clients][:2] == [(0, "ada was refused"), (2, "ben was rejected")]
+
+
+def test_strikes_are_those_in_a_row():
+    told = watching(round_event(1, rejected=[rejection("ben")], strikes={"ben": 1}), round_event(2)).status(OPERATOR)
+    assert [c.strikes for c in told.clients] == [0, 0, 0]
+
+
+def test_the_protocol_names_the_states_that_are_sent():
+    text = (ROOT / "common/wire/session.proto").read_text()
+    (named,) = re.findall(r"string state = 6; // (.*)", text)
+    assert [name.removesuffix(": N of M") for name in named.split(" | ")] == list(State)
+    (clients,) = re.findall(r"string state = 2; +// (.*)", text)
+    assert {"idle", "working", "joining", "away", "refused", "connected"} == set(clients.split(" | "))
 
 
 def test_a_failed_round_a_wait_and_the_end_are_told():
     watch = watching(round_event(1), round_event(2, failed="no quorum"))
     assert (watch.status(OPERATOR).round, watch.status(OPERATOR).problem) == (1, "no quorum")
-    watch({"event": "waiting", "clients": 1, "min_clients": 2})
+    watch(from_json({"event": "waiting", "clients": 1, "min_clients": 2}))
     assert watch.status(OPERATOR).state == "waiting for clients: 1 of 2"
-    watch({"event": "end", "status": "budget_exhausted"})
+    watch(from_json({"event": "end", "status": "budget_exhausted"}))
     assert watch.status(OPERATOR).state == "budget exhausted"
     assert watching({"event": "resumed", "round": 5, "rounds": 9}).status(OPERATOR).round == 5
 
@@ -177,17 +192,18 @@ def scraped(port: int) -> dict[str, float]:
 
 def test_metrics_follow_the_events():
     metrics = Metrics(connected=lambda: 3)
-    metrics({"event": "resumed", "round": 4, "rounds": 9})
-    metrics(
+    for event in (
+        {"event": "resumed", "round": 4, "rounds": 9},
         round_event(
             5,
             rejected=[rejection("ben")],
             evaluation={"accuracy": 0.75, "per_class": {}},
             privacy={"row": {"epsilon": 1.25}},
-        )
-    )
-    metrics(round_event(6, failed="no quorum", rejected=[rejection("ben"), rejection("ada", "rejected")]))
-    metrics({"event": "end", "status": "completed"})
+        ),
+        round_event(6, failed="no quorum", rejected=[rejection("ben"), rejection("ada", "rejected")]),
+        {"event": "end", "status": "completed"},
+    ):
+        metrics(from_json(event))
     found = scraped(metrics.serve(0))
     assert found["cloister_clients_connected"] == 3
     assert (found["cloister_round"], found["cloister_rounds"]) == (5, 9)

@@ -26,6 +26,7 @@ from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, COUNTS, LOSS, METRICS,
 from server.app import execute
 from server.folder.folder import RunFolder
 from server.rounds.client_privacy import CentralDP, NoisyMean
+from server.rounds.events import Event
 from server.rounds.run import Run
 from simulations.engine import simulate, sites_from_table
 from simulations.inline import InlineGrid
@@ -385,8 +386,8 @@ def test_the_charge_is_written_before_the_model_and_the_metrics(tmp_path):
             order.append(name)
             super().write(name, data, **how)
 
-        def record(self, event: dict[str, Any]) -> None:
-            order.append("metrics" if "evaluation" in event else event["event"])
+        def record(self, event: Event) -> None:
+            order.append("metrics" if "evaluation" in event.to_json() else event.KIND)
             super().record(event)
 
     folder = Watched.create(document, path=tmp_path / "run")
@@ -476,8 +477,8 @@ def test_a_run_that_was_stopped_states_what_it_had_planned(tmp_path):
     table(400).write_csv(tmp_path / "table.csv")
     sites = sites_from_table(document, tmp_path / "table.csv", clients=3, how="iid", seed=0, device=torch.device("cpu"))
 
-    def stop(event: dict[str, Any]) -> None:
-        if event.get("round") == 2:
+    def stop(event: Event) -> None:
+        if getattr(event, "round", 0) == 2:
             raise KeyboardInterrupt
 
     folder = RunFolder.create(document, path=tmp_path / "run")

@@ -8,6 +8,7 @@ import pytest
 from common.wire.records import BUDGET_EXHAUSTED, FAILED, LATE, REFUSED
 from server.rounds.admission import Rejection
 from server.rounds.disclosure import NOT_TOLD, Disclosure
+from server.rounds.events import Rejected
 from tests.support import PRIVATE, ROOT, WHOLE, federation
 
 OPEN = Disclosure.of(federation(**PRIVATE))
@@ -24,7 +25,7 @@ def test_that_a_client_refuses_is_public_and_what_became_of_its_reply_is_not(wha
 @pytest.mark.parametrize("what, reason", [(OPEN, "why"), (EVERYONE, "why"), (SAMPLED, NOT_TOLD)])
 def test_a_reason_that_could_tell_when_a_client_was_asked_is_withheld(what, reason):
     named = what.named(FOUND[4], "client {}".format)
-    assert named == {"client": "client 4", "kind": "budget_exhausted", "reason": reason}
+    assert named == Rejected("client 4", "budget_exhausted", reason)
 
 
 @pytest.mark.parametrize("what, took_part", [(OPEN, [2]), (EVERYONE, [1, 2, 3]), (SAMPLED, [1, 2, 3])])

@@ -28,8 +28,9 @@ from common.wire.records import (
 from server.app import execute
 from server.folder.folder import RunFolder, load_model
 from server.rounds import strategies
+from server.rounds.events import Event
 from server.rounds.loop import run_rounds
-from server.rounds.run import Event, Progress, Run
+from server.rounds.run import Progress, Run
 from simulations.inline import InlineGrid
 from tests.server.fakes import Answer, Clients, interrupted, outcome, says, train, train_to_nan
 from tests.support import PRIVATE, federation, stated
@@ -159,7 +160,7 @@ def test_a_run_whose_last_round_failed_is_a_failed_run():
 def test_without_a_quorum_a_run_fails_once_the_wait_is_over():
     result = outcome(federation(strategy__min_clients=4), Clients())
     assert result.ending.reason == "after 0 s, 3 of the 4 clients that a round needs are there"
-    assert result.events == [{"event": "waiting", "clients": 3, "min_clients": 4}]
+    assert result.events == [{"event": "waiting", "clients": 3, "min_clients": 4, "time": 0.0}]
 
 
 def test_a_round_starts_when_the_last_missing_client_comes():
@@ -173,7 +174,8 @@ def test_a_round_starts_when_the_last_missing_client_comes():
     state = mlp.state_of(mlp.build(document))
     run = Run(federation=document, name="test", progress=Progress(state=state), observe=events.append)
     assert run_rounds(run, grid, strategies.build(document), wait_s=None).status == "completed"
-    assert [(e["event"], e["clients"]) for e in events] == [("waiting", 1), ("waiting", 2), ("round", 3)]
+    told = [e.to_json() for e in events]
+    assert [(e["event"], e["clients"]) for e in told] == [("waiting", 1), ("waiting", 2), ("round", 3)]
 
 
 def test_who_refuses_is_not_asked_again_and_who_was_lost_is():
@@ -188,7 +190,7 @@ def test_who_refuses_is_not_asked_again_and_who_was_lost_is():
 def test_when_too_many_refuse_the_run_fails_and_says_so():
     result = outcome(federation(), Clients({1: says(REFUSED), 2: says(REFUSED)}))
     assert result.ending.status == "failed"
-    assert result.ending.reason == "after 0 s, 1 of the 2 clients that a round needs are there; 2 refused to take part"
+    assert result.ending.reason == "after 0 s, 1 of the 2 clients that a round needs are there; 1: refused, 2: refused"
 
 
 @pytest.mark.parametrize("spent_in, max_failed", [(2, 3), (2, 1), (3, 3)], ids=["midway", "strict", "last round"])
@@ -197,7 +199,9 @@ def test_when_budgets_are_spent_the_run_ends_well_with_the_model_so_far(spent_in
     document = federation(training__rounds=3, strategy__max_failed_rounds=max_failed)
     result = outcome(document, Clients(broke))
     assert (result.ending.status, result.run.progress.round) == ("budget_exhausted", spent_in - 1)
-    assert result.ending.reason == "the clients that are left are fewer than min_clients, because budgets are spent"
+    assert (
+        result.ending.reason == "the clients that are left are fewer than min_clients, because budgets are spent: 1, 2"
+    )
     assert result.moved() == spent_in - 1
     assert {r["kind"] for r in result.rounds()[-1]["rejected"]} == {"budget_exhausted"}
 

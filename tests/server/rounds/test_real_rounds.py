@@ -15,7 +15,7 @@ from flwr.app import Message
 
 from common.document.federation import Federation
 from common.wire.records import COUNTS, LOSS, METRICS, WEIGHT
-from server.folder.folder import RunFolder, load_model
+from server.folder.folder import RunFolder, load_model, read_run
 from server.observers.scoring import HeldOut
 from simulations import engine
 from simulations.engine import simulate, sites_from_table
@@ -102,8 +102,12 @@ def test_a_run_begins_and_ends_with_an_event(private):
 
 def test_the_result_follows_the_contract(private):
     result, folder = private
-    assert set(result) == {"status", "reason", "rounds", "clients", "seconds", "evaluation", "held_out", "privacy"}
-    assert (result["status"], result["rounds"]) == ("completed", 3)
+    told = {"status", "reason", "rounds", "clients", "refused", "seconds", "evaluation", "held_out", "privacy"}
+    assert set(result) == told
+    assert (result["status"], result["rounds"], result["refused"]) == ("completed", 3, {})
+    standing = read_run(folder.path)
+    assert (standing.state, standing.round, standing.rounds) == ("completed", 3, 3)
+    assert (standing.evaluation, standing.held_out) == (result["evaluation"], result["held_out"])
     assert result["held_out"] == events(folder)[-1]["held_out"]
     assert result["clients"] == ["client-0", "client-1", "client-2"]
     assert set(result["evaluation"]) == {"accuracy", "precision", "recall", "f1", "per_class"}

@@ -21,6 +21,7 @@ from common.errors import CertificateError, ConnectionFailed
 from common.wire import codec, records
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
+from server.rounds.admission import Rejection
 from server.sessions.gate import USUAL, Limits
 from server.sessions.grid import GrpcGrid
 from server.sessions.service import node_id
@@ -314,7 +315,7 @@ def test_a_refusal_of_the_federation_is_kept_with_its_reason(grid, peer):
     ada.hello()
     ada.hear("welcome")
     ada.say(failure=pb.Failure(code=records.REFUSED, reason="policy says no"))
-    until(lambda: grid.refusals == {"ada": "policy says no"})
+    until(lambda: grid.refusals() == [Rejection(node_id("ada"), records.REFUSED, "policy says no")])
     assert grid.get_node_ids() == []
 
 
