@@ -39,10 +39,11 @@ from common.errors import (
     Refusal,
 )
 from common.model.memory import room_for
-from common.wire import codec
+from common.wire import codec, protocol
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
 from common.wire.identity import identify_process, number
+from common.wire.protocol import ClientSide, TaskGiven
 from common.wire.records import BUDGET_EXHAUSTED, CLIENT_FAILED, FAILED, REFUSED
 from common.wire.text import is_name, shown
 
@@ -53,7 +54,7 @@ OPTIONS = [
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_receive_message_length", 2 * codec.CHUNK),
+    ("grpc.max_receive_message_length", 2 * protocol.CHUNK),
 ]
 
 Say = Callable[[str], None]
@@ -85,7 +86,7 @@ class Node:
         self._run = ""
         self._name = ""
         self._welcome = False  # has the current stream got as far as a welcome?
-        self._ready = False  # ... and have we said that we are ready?
+        self._side = ClientSide()  # of the current stream
         self._call: Call | None = None
         self._left = False  # have we said goodbye?
         self._sending = asyncio.Lock()
@@ -105,7 +106,7 @@ class Node:
         away_since, pause = time.monotonic(), FIRST_PAUSE_S
         try:
             while not self._left:
-                self._welcome = self._ready = False
+                self._welcome = False
                 try:
                     async with self._channel() as channel:
                         self._call = service.SessionStub(channel).Connect()
@@ -158,12 +159,11 @@ class Node:
 
     async def _session(self, call: Call) -> str | None:
         """One stream, from hello to its end. Returns the server's last word if the run is over."""
-        hello = pb.Hello(protocol=codec.PROTOCOL, name=self._settings.name or "", version=version("cloister"))
-        await self._send(pb.ClientFrame(hello=hello))
-        incoming: tuple[pb.Task, codec.Assembly] | None = None
+        await self._send(protocol.hello(name=self._settings.name or "", version=version("cloister")))
+        self._side = ClientSide()
         async for frame in _frames(call):
             try:
-                incoming, end = await self._heard(frame, incoming)
+                end = await self._heard(frame)
             except ProtocolError as error:
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     await self._refuse(FAILED, f"protocol error: {error}")
@@ -172,43 +172,33 @@ class Node:
                 return end or None
         return None
 
-    async def _heard(
-        self, frame: pb.ServerFrame, incoming: tuple[pb.Task, codec.Assembly] | None
-    ) -> tuple[tuple[pb.Task, codec.Assembly] | None, str | None]:
-        """Does what a frame asks. Returns what of a task is still incomplete, and how the stream ends: None while it
-        goes on, the server's last word if the run is over, and "" if the server will come back."""
-        kind = frame.WhichOneof("frame")
-        if kind in ("task", "chunk", "ack") and not self._ready:
-            raise ProtocolError(f"a frame {kind} before the welcome")
-        if kind == "welcome":
-            await self._welcomed(frame.welcome)
-        elif kind == "rejected":
-            raise ProtocolError(f"the server turned us away: {shown(frame.rejected.reason)}")
-        elif kind == "task":
-            assembly = codec.Assembly(frame.task.size)
-            _check_task(frame.task)  # before its content is waited for
-            incoming = self._receive(frame.task, assembly, frame.task.data)
-        elif kind == "chunk" and incoming is not None:
-            incoming = self._receive(*incoming, frame.chunk.data)
-        elif kind == "ack" and self._outbox is not None:
-            self._outbox.drop(frame.ack.id)
-        elif kind == "goodbye":
-            if frame.goodbye.finished:
-                return None, shown(frame.goodbye.reason) or "finished"
-            if frame.goodbye.comes_back:
-                self._say(f"the server has ended and will come back: {shown(frame.goodbye.reason)}")
-                return None, ""
-            raise ConnectionFailed(f"the server ended the session: {shown(frame.goodbye.reason)}")
-        else:
-            raise ProtocolError(f"a frame {kind}, which is not expected here")
-        return incoming, None
-
-    def _receive(self, task: pb.Task, assembly: codec.Assembly, data: bytes) -> tuple[pb.Task, codec.Assembly] | None:
-        """Takes a piece of a task's content. Returns what is still incomplete; a whole task is begun."""
-        if (content := assembly.add(data)) is None:
-            return task, assembly
-        self._begin(task, content)
+    async def _heard(self, frame: pb.ServerFrame) -> str | None:
+        """Does what a frame asks. Returns how the stream ends: None while it goes on, the server's last word if the run
+        is over, and "" if the server will come back."""
+        said = self._side.heard(frame)
+        if frame.WhichOneof("frame") == "task":
+            _check_task(frame.task)  # before the rest of its content is waited for
+        match said:
+            case pb.Welcome() as welcome:
+                await self._welcomed(welcome)
+            case TaskGiven() as given:
+                self._begin(given.task, given.content)
+            case pb.Ack() as ack:
+                assert self._outbox is not None
+                self._outbox.drop(ack.id)
+            case pb.Rejected() as rejected:
+                raise ProtocolError(f"the server turned us away: {shown(rejected.reason)}")
+            case pb.Goodbye() as goodbye:
+                return self._ended(goodbye)
         return None
+
+    def _ended(self, goodbye: pb.Goodbye) -> str:
+        if goodbye.finished:
+            return shown(goodbye.reason) or "finished"
+        if goodbye.comes_back:
+            self._say(f"the server has ended and will come back: {shown(goodbye.reason)}")
+            return ""
+        raise ConnectionFailed(f"the server ended the session: {shown(goodbye.reason)}")
 
     async def _welcomed(self, welcome: pb.Welcome) -> None:
         """Checks the federation, opens the site and plans the budget, once; then says ready."""
@@ -237,7 +227,7 @@ class Node:
             raise
         self._say(f"connected to {self._settings.server} as {self._name}, ready")
         await self._send(pb.ClientFrame(ready=pb.Ready(fingerprint=self._fingerprint)))
-        self._ready = True
+        self._side.agreed()
         # Before the first task, which waits for the same thread.
         asyncio.get_running_loop().run_in_executor(self._worker, self._warm_up)
 
@@ -373,10 +363,8 @@ class Node:
             await self._send(pb.ClientFrame(failure=answer))
             return
         async with self._sending:
-            first, others = codec.parts(answer)
-            await call.write(pb.ClientFrame(reply=pb.Reply(id=task_id, size=len(answer), data=first)))
-            for part in others:
-                await call.write(pb.ClientFrame(chunk=pb.Chunk(data=part)))
+            for frame in protocol.reply_frames(task_id, answer):
+                await call.write(frame)
 
     async def _send(self, frame: pb.ClientFrame) -> None:
         if (call := self._call) is None:

@@ -20,10 +20,6 @@ from safetensors import numpy as safetensors
 from common.errors import ProtocolError
 from common.wire.records import from_state, look_at
 
-PROTOCOL = 2
-CHUNK = 256 << 10  # bytes of content in a frame: a thousand streams hold no more than a thousand of them
-LARGEST_CONTENT = 1 << 30  # bytes
-
 LARGEST_HEADER = 1 << 20  # bytes: reading JSON takes many times its size
 
 _HEADER = "cloister"
@@ -83,31 +79,3 @@ def _value(value: Any) -> Any:
     if isinstance(value, list):
         return [_value(v) for v in value]
     return value
-
-
-def parts(data: bytes) -> tuple[bytes, list[bytes]]:
-    """`data` in pieces of at most `CHUNK` bytes: the one that its head carries, and the others."""
-    if len(data) <= CHUNK:
-        return data, []
-    view = memoryview(data)
-    first, *others = (bytes(view[start : start + CHUNK]) for start in range(0, len(view), CHUNK))
-    return first, others
-
-
-class Assembly:
-    """Puts a payload of known size together again."""
-
-    def __init__(self, size: int, limit: int = LARGEST_CONTENT, *, keep: bool = True) -> None:
-        """Without `keep` pieces are counted and dropped, and the payload is given as empty."""
-        if not 0 < size <= limit:
-            raise ProtocolError(f"a payload of {size} bytes is not accepted; from 1 to {limit} are")
-        self.size, self._keep, self._have, self._data = size, keep, 0, bytearray()
-
-    def add(self, data: bytes) -> bytes | None:
-        """Adds a piece; returns the payload once it is whole. Raises `ProtocolError` if there is too much."""
-        self._have += len(data)
-        if self._have > self.size:
-            raise ProtocolError(f"a payload announced with {self.size} bytes has at least {self._have}")
-        if self._keep:
-            self._data += data
-        return bytes(self._data) if self._have == self.size else None

@@ -21,7 +21,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from common.certificates.identity import Peer, ServerIdentity, is_loopback
 from common.document.federation import Federation
 from common.errors import CertificateError, ConnectionFailed, ProtocolError
-from common.wire import codec
+from common.wire import codec, protocol
 from common.wire import session_pb2 as pb
 from common.wire.address import parse
 from common.wire.records import FAILED
@@ -37,7 +37,7 @@ OPTIONS = [
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
-    ("grpc.max_receive_message_length", 2 * codec.CHUNK),
+    ("grpc.max_receive_message_length", 2 * protocol.CHUNK),
     ("grpc.max_concurrent_streams", 4),  # of one connection, which needs one
     ("grpc.max_connection_idle_ms", 60_000),  # a connection without a session
     ("grpc.server_handshake_timeout_ms", 10_000),

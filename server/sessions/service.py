@@ -21,17 +21,18 @@ from google.protobuf.message import DecodeError
 from common.certificates.identity import Peer
 from common.document.federation import Federation
 from common.errors import ProtocolError
-from common.wire import codec
+from common.wire import protocol
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
 from common.wire.identity import number
+from common.wire.protocol import ReplyBegun, ReplyEnded, ServerSide, State
 from common.wire.records import BUDGET_EXHAUSTED, FAILED, LOST, REFUSED
 from common.wire.text import shown
 from server.sessions.gate import Gate, Limits, Stream, TurnedAway
 from server.sessions.memory import Room
 
 FAREWELL_S = 5.0  # for a last word to be heard
-LONGEST_ID, MOST_UNASKED = 300, 100
+MOST_UNASKED = 100
 REFRESH_S = 2.0  # between looks at certificates and the revocation list
 
 log = logging.getLogger("cloister.server")
@@ -48,9 +49,7 @@ class Task:
 
     @classmethod
     def of(cls, task_id: str, *, type: str, group: str, ttl: float, content: bytes) -> Task:
-        first, others = codec.parts(content)
-        head = pb.Task(id=task_id, type=type, group=group, ttl=ttl, size=len(content), data=first)
-        frames = [pb.ServerFrame(task=head), *(pb.ServerFrame(chunk=pb.Chunk(data=part)) for part in others)]
+        frames = protocol.task_frames(task_id, type=type, group=group, ttl=ttl, content=content)
         return cls(task_id, tuple(frame.SerializeToString() for frame in frames))
 
 
@@ -60,8 +59,8 @@ class Session:
     ends the stream."""
 
     peer: Peer
+    protocol: ServerSide
     outbox: asyncio.Queue[bytes | Task | None] = field(default_factory=asyncio.Queue)
-    ready: bool = False
     unasked: int = 0  # answers that nobody waited for
     stream: asyncio.Task[None] | None = None
     reader: asyncio.Task[None] | None = None
@@ -69,6 +68,11 @@ class Session:
     @property
     def name(self) -> str:
         return self.peer.name
+
+    @property
+    def ready(self) -> bool:
+        """Can it be given tasks?"""
+        return self.protocol.state == State.READY
 
     def send(self, frame: pb.ServerFrame) -> None:
         self.outbox.put_nowait(frame.SerializeToString())
@@ -246,14 +250,16 @@ class Sessions(service.SessionServicer):
             log.warning("%s was turned away: no hello in time", stream.peer())
             raise TurnedAway(grpc.StatusCode.UNAVAILABLE, "no hello in time") from None
         peer = self._gate.peer(stream, said=first.hello.name)
-        hello = _hello(first)
+        side = ServerSide(largest_reply=self._largest_reply)
+        hello = side.heard(first)
+        assert isinstance(hello, pb.Hello)
         older = self._sessions.get(peer.name)
         self._gate.check_session(peer, older.peer if older else None, len(self._sessions))
         if older is not None:
             log.warning("%s connected again; its older session ends", peer.name, extra={"client": peer.name})
             older.end(pb.ServerFrame(goodbye=pb.Goodbye(reason="a newer session replaces this one")))
             self._changed(peer.name, False)
-        session = self._sessions[peer.name] = Session(peer)
+        session = self._sessions[peer.name] = Session(peer, side)
         self.seen[peer.name] = time.monotonic()
         log.info("%s connected (Cloister %s)", peer.name, shown(hello.version, 20), extra={"client": peer.name})
         return session
@@ -263,18 +269,16 @@ class Sessions(service.SessionServicer):
         try:
             async for frame in requests:
                 self.seen[session.name] = time.monotonic()
-                kind = frame.WhichOneof("frame")
-                if kind == "reply":
-                    await self._receive(session, frame.reply, requests)
-                elif kind == "ready":
-                    self._agree(session, frame.ready)
-                elif kind == "failure":
-                    self._fail(session, frame.failure)
-                elif kind == "goodbye":
-                    self._leave(session, frame.goodbye.reason)
-                    return
-                else:
-                    raise ProtocolError(f"a frame {kind} is not expected here")
+                match session.protocol.heard(frame):
+                    case ReplyBegun() as begun:
+                        await self._receive(session, begun, requests)
+                    case pb.Ready() as ready:
+                        self._agree(session, ready)
+                    case pb.Failure() as failure:
+                        self._fail(session, failure)
+                    case pb.Goodbye() as goodbye:
+                        self._leave(session, goodbye.reason)
+                        return
         except (ProtocolError, DecodeError) as error:
             log.warning("%s: %s", session.name, error, extra={"client": session.name})
             session.end(pb.ServerFrame(rejected=pb.Rejected(reason=shown(str(error)))))
@@ -285,25 +289,19 @@ class Sessions(service.SessionServicer):
         except grpc.aio.AioRpcError as error:
             log.info("%s: the stream broke: %s", session.name, error.details())
 
-    async def _receive(self, session: Session, head: pb.Reply, requests: AsyncIterator[pb.ClientFrame]) -> None:
+    async def _receive(self, session: Session, begun: ReplyBegun, requests: AsyncIterator[pb.ClientFrame]) -> None:
         """Takes a reply and the chunks that belong to it, once there is room for them. What nobody waits for takes
         no room. Raises TimeoutError if it does not go on."""
-        if len(head.id) > LONGEST_ID:
-            raise ProtocolError("its task's name is too long")
-        wanted = head.id in self._tasks.get(session.name, {})
-        assembly = codec.Assembly(head.size, self._largest_reply, keep=wanted)
-        taken = await self.room.take(head.size) if wanted else 0
+        wanted = begun.id in self._tasks.get(session.name, {})
+        taken = await self.room.take(begun.size) if wanted else 0
         passed_on = False
         try:
-            content = assembly.add(head.data)
-            async with asyncio.timeout(self._limits.stall_s + head.size / 65_536):
-                while content is None:
+            ended = session.protocol.keep(wanted)
+            async with asyncio.timeout(self._limits.stall_s + begun.size / 65_536):
+                while not isinstance(ended, ReplyEnded):
                     async with asyncio.timeout(self._limits.stall_s):
-                        frame = await anext(requests)
-                    if frame.WhichOneof("frame") != "chunk" or not frame.chunk.data:
-                        raise ProtocolError(f"a frame {frame.WhichOneof('frame')} is not expected in a reply")
-                    content = assembly.add(frame.chunk.data)
-            passed_on = self._take(session, head.id, content, taken)
+                        ended = session.protocol.heard(await anext(requests))  # type: ignore[assignment]  # or None
+            passed_on = self._take(session, ended.id, ended.content, taken)
         except StopAsyncIteration:
             raise ProtocolError("the stream ended within a reply") from None
         finally:
@@ -313,9 +311,6 @@ class Sessions(service.SessionServicer):
     def _agree(self, session: Session, ready: pb.Ready) -> None:
         if ready.fingerprint != self._federation.fingerprint:
             raise ProtocolError("the client agreed to another federation than this one")
-        if session.ready:
-            raise ProtocolError("is ready already")
-        session.ready = True
         self.refusals.pop(session.name, None)
         for task in self._tasks.get(session.name, {}).values():
             self._send(session, task)
@@ -358,14 +353,6 @@ class Sessions(service.SessionServicer):
         for task_id in self._tasks.pop(session.name, {}):
             failure = pb.Failure(id=task_id, code=LOST, reason=f"the client left: {reason}")
             self._answer(session.name, task_id, failure, 0)
-
-
-def _hello(first: pb.ClientFrame) -> pb.Hello:
-    if first.WhichOneof("frame") != "hello":
-        raise ProtocolError("the first frame must be a hello")
-    if first.hello.protocol != codec.PROTOCOL:
-        raise ProtocolError(f"speaks protocol {first.hello.protocol}; this server speaks {codec.PROTOCOL}")
-    return first.hello
 
 
 def node_id(client: str) -> int:

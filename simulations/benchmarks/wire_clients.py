@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 from flwr.app import MetricRecord, RecordDict
 
-from common.wire import codec, records
+from common.wire import codec, protocol, records
 from common.wire import session_pb2 as pb
 from common.wire.identity import identify_process
 from simulations.benchmarks.wire_processes import material, say
@@ -24,8 +24,8 @@ from simulations.benchmarks.wire_processes import material, say
 METHOD = "/cloister.session.v1.Session/Connect"
 OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.max_receive_message_length", 2 * codec.CHUNK),
-    ("grpc.max_send_message_length", 2 * codec.CHUNK),
+    ("grpc.max_receive_message_length", 2 * protocol.CHUNK),
+    ("grpc.max_send_message_length", 2 * protocol.CHUNK),
 ]
 AT_ONCE = 50  # handshakes under way
 # The first byte of a frame tells its kind: the number of its field in the oneof, and wire type 2.
@@ -59,8 +59,7 @@ class Crowd:
         try:
             async with grpc.aio.secure_channel(self._address, credentials, options=OPTIONS) as channel:
                 call = channel.stream_stream(METHOD)()
-                hello = pb.Hello(protocol=codec.PROTOCOL, version="light")
-                await call.write(pb.ClientFrame(hello=hello).SerializeToString())
+                await call.write(protocol.hello(version="light").SerializeToString())
                 await self._session(call, welcomed)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             if not welcomed.done():
@@ -99,9 +98,9 @@ class Crowd:
             arrays = codec.decode(b"".join(parts))[records.ARRAYS]
             metrics = MetricRecord({records.WEIGHT: 160.0, records.LOSS: 0.5})
             data = codec.encode(RecordDict({records.ARRAYS: arrays, records.METRICS: metrics}))
-            first, others = codec.parts(data)
-            chunks = [pb.ClientFrame(chunk=pb.Chunk(data=part)).SerializeToString() for part in others]
-            self._answers[task.size] = len(data), first, chunks
+            head, *more = protocol.reply_frames(task.id, data)
+            first = head.reply.data
+            self._answers[task.size] = len(data), first, [chunk.SerializeToString() for chunk in more]
         size, first, chunks = self._answers[task.size]
         await call.write(pb.ClientFrame(reply=pb.Reply(id=task.id, size=size, data=first)).SerializeToString())
         for chunk in chunks:

@@ -31,7 +31,7 @@ from client.training import plain
 from common.document.federation import Federation
 from common.errors import BudgetExhausted, CertificateError, ConnectionFailed, DataError, ProtocolError, Refusal
 from common.model import mlp
-from common.wire import codec, records
+from common.wire import codec, protocol, records
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
 from common.wire.text import shown_lines
@@ -56,7 +56,7 @@ class Link:
 
     async def welcome(self, fed: Federation, *, run: str = "run") -> None:
         hello = await self.hear("hello")
-        assert hello.protocol == codec.PROTOCOL
+        assert hello.protocol == protocol.PROTOCOL
         await self.say(welcome=pb.Welcome(federation=fed.canonical, run=run, name="ada"))
 
     async def ask(
@@ -73,17 +73,16 @@ class Link:
         config = ConfigRecord({"run": run, "server-round": server_round, **config_too})
         content = codec.encode(RecordDict({"arrays": arrays, "config": config}))
         task_id = f"{run}/{task_type}/{server_round}/ada"
-        first, others = codec.parts(content)
-        head = pb.Task(id=task_id, type=task_type, group=str(server_round), size=len(content), ttl=ttl, data=first)
-        await self.say(task=head)
-        for part in others:
-            await self.say(chunk=pb.Chunk(data=part))
+        group = str(server_round)
+        for frame in protocol.task_frames(task_id, type=task_type, group=group, ttl=ttl, content=content):
+            await self._context.write(frame)
 
     async def answer(self) -> tuple[str, bytes]:
         reply = await self.hear("reply")
-        content = reply.data
-        while len(content) < reply.size:
-            content += (await self.hear("chunk")).data
+        assembly = protocol.Assembly(reply.size)
+        content = assembly.add(reply.data)
+        while content is None:
+            content = assembly.add((await self.hear("chunk")).data)
         return reply.id, content
 
     async def finish(self) -> None:

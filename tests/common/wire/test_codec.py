@@ -15,8 +15,9 @@ from hypothesis.extra import numpy as arrays
 from safetensors import numpy as safetensors
 
 from common.errors import ProtocolError
-from common.wire import codec, records
-from common.wire.codec import CHUNK, Assembly, decode, encode, parts
+from common.wire import codec, protocol, records
+from common.wire.codec import decode, encode
+from common.wire.protocol import CHUNK, Assembly, parts
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 WHOLE = st.integers(-(2**70), 2**70)
@@ -229,7 +230,7 @@ def test_a_payload_above_the_limit_is_refused_before_any_byte_of_it():
     with pytest.raises(ProtocolError, match="a payload of 11 bytes is not accepted; from 1 to 10 are"):
         Assembly(11, limit=10)
     with pytest.raises(ProtocolError, match="is not accepted"):
-        Assembly(codec.LARGEST_CONTENT + 1)
+        Assembly(protocol.LARGEST_CONTENT + 1)
 
 
 def test_pieces_that_nobody_wants_are_counted_and_not_kept():

@@ -26,7 +26,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.certificates import authority, identity
 from common.certificates.identity import ServerIdentity
-from common.wire import codec
+from common.wire import protocol
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
 from server.sessions.gate import Gate, Limits, TurnedAway
@@ -462,7 +462,7 @@ class Raw:
 
 def raw_and_ready(grid: GrpcGrid, certs: Path, name: str = "ada") -> Raw:
     raw = Raw(grid, certs, name)
-    raw.say(hello=pb.Hello(protocol=codec.PROTOCOL))
+    raw.say(hello=pb.Hello(protocol=protocol.PROTOCOL))
     next(raw.call)
     raw.say(ready=pb.Ready(fingerprint=FEDERATION.fingerprint))
     until(lambda: grid.get_node_ids() == [node_id(name)])

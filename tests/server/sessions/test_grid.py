@@ -18,9 +18,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from common.certificates import identity
 from common.certificates.identity import ServerIdentity, TLSMaterial
 from common.errors import CertificateError, ConnectionFailed
-from common.wire import codec, records
+from common.wire import codec, protocol, records
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
+from common.wire.protocol import ClientSide, TaskGiven
 from server.rounds.admission import Rejection
 from server.sessions.gate import USUAL, Limits
 from server.sessions.grid import GrpcGrid
@@ -73,6 +74,8 @@ class Peer:
             self._channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(m.ca, m.key, m.certificate))
         self._outbox: queue.Queue[pb.ClientFrame | None] = queue.Queue()
         self.call = service.SessionStub(self._channel).Connect(iter(self._outbox.get, None))
+        self._side = ClientSide()
+        self._side.agreed()  # it is up to a test what is said, and when
 
     def say(self, **frame: Any) -> None:
         self._outbox.put(pb.ClientFrame(**frame))
@@ -83,7 +86,7 @@ class Peer:
         assert frame.WhichOneof("frame") == kind, frame
         return getattr(frame, kind)
 
-    def hello(self, name: str = "", protocol: int = codec.PROTOCOL) -> None:
+    def hello(self, name: str = "", protocol: int = protocol.PROTOCOL) -> None:
         self.say(hello=pb.Hello(protocol=protocol, name=name, version="test"))
 
     def join(self) -> pb.Welcome:
@@ -93,17 +96,15 @@ class Peer:
         return welcome
 
     def take(self) -> tuple[pb.Task, bytes]:
-        task = self.hear("task")
-        content = task.data
-        while len(content) < task.size:
-            content += self.hear("chunk").data
-        return task, content
+        given = None
+        while given is None:
+            given = self._side.heard(next(self.call))
+        assert isinstance(given, TaskGiven), given
+        return given.task, given.content
 
     def answer(self, task_id: str, content: bytes) -> None:
-        first, others = codec.parts(content)
-        self.say(reply=pb.Reply(id=task_id, size=len(content), data=first))
-        for part in others:
-            self.say(chunk=pb.Chunk(data=part))
+        for frame in protocol.reply_frames(task_id, content):
+            self._outbox.put(frame)
 
     def close(self) -> None:
         self._outbox.put(None)
@@ -184,7 +185,7 @@ def test_a_task_and_its_reply_travel_in_chunks(grid, peer):
     with asking(grid, large) as replies:
         task, content = ada.take()
         assert (task.type, task.group, task.id) == ("train", "1", "run/train/1")
-        assert task.size > 2 * codec.CHUNK
+        assert task.size > 2 * protocol.CHUNK
         ada.answer(task.id, content)
     (reply,) = replies
     assert np.array_equal(reply.content["arrays"]["w"].numpy(), np.arange(240_000, dtype=np.float32))
