@@ -19,13 +19,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from client import data
-from client.account.account import Account
-from client.account.books import Books
 from client.account.ledger import Ledger
-from client.account.policy import for_one_run
 from client.device import resolve_device
 from client.settings import load_client_file
-from client.site import Site, open_site
+from client.site import Site, open_site, simulated_site
 from client.training.train import evaluate, train
 from common.document import federation as federations
 from common.document.federation import Federation
@@ -34,6 +31,7 @@ from common.model.memory import room_for
 from common.model.weights import State, check_fit, is_finite
 from common.privacy import noise
 from common.wire import compression, records
+from common.wire.identity import task_name
 from common.wire.records import ARRAYS, CONFIG, COUNTS, METRICS, PRIVACY, RUN, WEIGHT
 
 SiteOf = Callable[[Context], AbstractContextManager[Site]]
@@ -113,7 +111,7 @@ def _weights(site: Site, message: Message) -> State:
 
 def _task(message: Message, run: str) -> str:
     """A task's name in the ledger: the same when the server asks again."""
-    return f"{run}/{message.metadata.message_type}/{message.metadata.group_id}"
+    return task_name(run, message.metadata.message_type, message.metadata.group_id)
 
 
 def _config(message: Message) -> ConfigRecord:
@@ -159,13 +157,15 @@ def _simulated_site(context: Context, federation: Federation) -> Site:
     device = resolve_device("auto", exact=federation.privacy.row is not None)
     rows = data.read(files[number], federation.data_schema, key=key)
     state = Path(tempfile.gettempdir()) / f"cloister-{os.getuid()}" / f"run-{context.run_id}"
-    books = Books(
-        policy=for_one_run(federation),
+    return simulated_site(
+        federation,
+        rows,
+        name=files[number].stem,
+        key=key,
         ledger=Ledger(state / f"{number}.ledger"),
-        federation=federation,
-        dataset=data.split(rows, federation.data_schema, key=key, device=device, use_up=True),
+        noise=noise.secure(),
+        device=device,
     )
-    return Site(name=files[number].stem, account=Account(books, noise=noise.secure()), device=device)
 
 
 def table_files(folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from common.certificates import identity
 from common.certificates.identity import TLSMaterial
 from common.errors import CertificateError, ConfigError
 from common.wire.address import parse
+from common.wire.channel import is_loopback
 
 INTERRUPTED = 130
 LONGEST_FAREWELL_S = 4.0  # for the task in hand, so that all is over within 10
@@ -34,7 +35,7 @@ def join(settings: ClientFile, document: Path, *, wait_s: float, say: Say, ask: 
     """
     if (files := settings.tls) is None:
         host = parse(settings.server).host
-        if not identity.is_loopback(host):
+        if not is_loopback(host):
             raise CertificateError(f"{document}: tls is null, and plain text is for loopback only, not {host}")
         if settings.name is None:
             raise ConfigError([f"{document}: name is missing; without TLS no certificate says who you are"])

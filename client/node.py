@@ -42,20 +42,14 @@ from common.model.memory import room_for
 from common.wire import codec, protocol
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
-from common.wire.identity import identify_process, number
+from common.wire.channel import CLIENT_OPTIONS
+from common.wire.identity import identify_process, node_id
 from common.wire.protocol import ClientSide, TaskGiven
 from common.wire.records import BUDGET_EXHAUSTED, CLIENT_FAILED, FAILED, REFUSED
 from common.wire.text import is_name, shown
 
 TASKS = ("train", "evaluate")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 15.0
-OPTIONS = [
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_receive_message_length", 2 * protocol.CHUNK),
-]
 
 Say = Callable[[str], None]
 Ask = Callable[[str], Awaitable[bool]]
@@ -152,10 +146,10 @@ class Node:
 
     def _channel(self) -> grpc.aio.Channel:
         if self._tls is None:
-            return grpc.aio.insecure_channel(self._settings.server, options=OPTIONS)
+            return grpc.aio.insecure_channel(self._settings.server, options=CLIENT_OPTIONS)
         material = self._tls()
         credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.certificate)
-        return grpc.aio.secure_channel(self._settings.server, credentials, options=OPTIONS)
+        return grpc.aio.secure_channel(self._settings.server, credentials, options=CLIENT_OPTIONS)
 
     async def _session(self, call: Call) -> str | None:
         """One stream, from hello to its end. Returns the server's last word if the run is over."""
@@ -351,7 +345,7 @@ class Node:
             self._say(f"run {self._run} is over: {budget.in_the_end()}")
 
     def _message(self, task: pb.Task, content: RecordDict) -> tuple[Message, Context]:
-        node = number(f"client/{self._name}")
+        node = node_id(self._name)
         run = identify_process(self._run)
         message = Message(content, node, task.type, ttl=task.ttl, group_id=task.group)
         return message, Context(run_id=run, node_id=node, node_config={}, state=RecordDict(), run_config={})

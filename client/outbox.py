@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
+from common import files
 from common.errors import LedgerError
 
 _DIGEST = 32  # bytes: of the question and of the payload, before it
@@ -35,13 +35,9 @@ class Outbox:
     def keep(self, task: str, question: bytes, payload: bytes) -> None:
         """Stores a reply to what was asked. Raises `LedgerError` if there is no room."""
         path = self._place / _name(task)
-        fresh = path.with_suffix(".new")
         try:
-            fresh.write_bytes(_digest(question) + _digest(payload) + payload)
-            fresh.rename(path)
+            files.replace(path, _digest(question) + _digest(payload) + payload, durable=False)
         except OSError as error:
-            with suppress(OSError):
-                fresh.unlink(missing_ok=True)  # a part of it would take up what room there is
             raise LedgerError(f"{path}: a reply cannot be kept, so it is not sent: {error.strerror}") from error
 
     def find(self, task: str, question: bytes) -> bytes | None:

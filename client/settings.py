@@ -17,6 +17,7 @@ from common.document.documents import Document
 from common.document.mistakes import Problem
 from common.document.schema import Name
 from common.wire import address
+from common.wire.text import PLAIN_NAME
 
 
 class DataFile(Document):
@@ -27,7 +28,7 @@ class DataFile(Document):
     id: Name | None = None
     encoding: Annotated[Name | None, AfterValidator(known_encoding)] = None
     decimal: Literal[".", ","] | None = None
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Annotated[str, Field(pattern=rf"^{PLAIN_NAME}$")]
 
     @property
     def form(self) -> FileFormat:
@@ -45,7 +46,7 @@ class ClientFile(Document):
 
     server: Annotated[str, AfterValidator(address.checked)]
     tls: TLSFiles | None  # null is plain text, for loopback only
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None  # without TLS only
+    name: Annotated[str, Field(pattern=rf"^{PLAIN_NAME}$")] | None = None  # without TLS only
     data: DataFile
     federation: Name | None = None  # the owner's copy of the document, for `join --strict`
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"

@@ -15,13 +15,15 @@ from client.account.account import Account
 from client.account.approval import check_approval
 from client.account.books import Books, write_refusal
 from client.account.ledger import Ledger
+from client.account.policy import for_one_run
 from client.data import Dataset, Rows
 from client.device import describe_device, resolve_device
 from client.settings import ClientFile
 from common.certificates import identity
 from common.document.federation import Federation
 from common.errors import DataError
-from common.privacy import noise
+from common.privacy import noise as noises
+from common.privacy.noise import NoiseSource
 
 
 @dataclass
@@ -104,11 +106,31 @@ def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Sit
         rows = _read(settings, federation, key, ledger)
         dataset = data.split(rows, federation.data_schema, key=key, device=device, use_up=True)
         books = Books(policy=settings.policy, ledger=ledger, federation=federation, dataset=dataset)
-        account = Account(books, noise=noise.secure(), arithmetic=settings.arithmetic)
+        account = Account(books, noise=noises.secure(), arithmetic=settings.arithmetic)
         return Site(name=name, account=account, device=device)
     except BaseException:
         ledger.close()
         raise
+
+
+def simulated_site(
+    federation: Federation,
+    rows: Rows,
+    *,
+    name: str,
+    key: bytes,
+    ledger: Ledger,
+    noise: NoiseSource,
+    device: torch.device,
+) -> Site:
+    """A participant whose owner allows this federation once, as it is planned, and nothing after it.
+
+    Args:
+        key: by which rows are dealt to training and validation.
+    """
+    dataset = data.split(rows, federation.data_schema, key=key, device=device, use_up=True)
+    books = Books(policy=for_one_run(federation), ledger=ledger, federation=federation, dataset=dataset)
+    return Site(name=name, account=Account(books, noise=noise), device=device)
 
 
 def _read(settings: ClientFile, federation: Federation, key: bytes, ledger: Ledger) -> Rows:

@@ -55,10 +55,11 @@ def ask(address: str, *, certificates: Path | None, name: str) -> dict[str, Any]
     from common.wire import session_pb2 as pb
     from common.wire import session_pb2_grpc as service
     from common.wire.address import parse_option
+    from common.wire.channel import is_loopback
 
     host = parse_option("HOST:PORT", address).host
     if certificates is None:
-        if not identity.is_loopback(host):
+        if not is_loopback(host):
             raise CertificateError(f"{address}: give --certificates FOLDER; plain text is for loopback only")
         channel = grpc.insecure_channel(address)
     else:

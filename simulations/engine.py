@@ -17,13 +17,10 @@ import polars as pl
 import torch
 
 from client import data
-from client.account.account import Account
-from client.account.books import Books
 from client.account.ledger import Ledger
-from client.account.policy import for_one_run
 from client.app import client_app, table_files
 from client.data import Rows
-from client.site import Site
+from client.site import Site, simulated_site
 from common.data import tables
 from common.data.cells import Cells, holds_cells
 from common.data.tables import AS_IT_SEEMS, FileFormat, Table
@@ -33,7 +30,7 @@ from common.errors import ConfigError, DataError, Refusal
 from common.model.scores import Metrics
 from common.model.weights import State
 from common.privacy import noise
-from common.wire.identity import number
+from common.wire.identity import node_id, number
 from server.app import execute
 from server.folder.folder import RunFolder
 from server.rounds.events import Event
@@ -122,7 +119,7 @@ def simulate(
     held_out: Callable[[State], Metrics] | None = None,
 ) -> dict[str, Any]:
     """Runs the federation over the sites, one after another. Returns what result.json holds."""
-    by_node = {number(f"client/{site.name}"): site for site in sites}
+    by_node = {node_id(site.name): site for site in sites}
     app = client_app(lambda context: nullcontext(by_node[context.node_id]))
     return execute(
         federation,
@@ -183,17 +180,18 @@ def _sites(federation: Federation, named: dict[str, Rows], *, seed: int, device:
     least = federation.strategy.min_clients
     if len(named) < least:
         raise ConfigError([f"strategy.min_clients is {least}, but there are only {len(named)} clients"])
-    return [_site(name, federation, rows, key=key, seed=seed, device=device) for name, rows in named.items()]
-
-
-def _site(name: str, federation: Federation, rows: Rows, *, key: bytes, seed: int, device: torch.device) -> Site:
-    books = Books(
-        policy=for_one_run(federation),
-        ledger=Ledger.in_memory(),
-        federation=federation,
-        dataset=data.split(rows, federation.data_schema, key=key, device=device, use_up=True),
-    )
-    return Site(name=name, account=Account(books, noise=noise.seeded(seed, number(name))), device=device)
+    return [
+        simulated_site(
+            federation,
+            rows,
+            name=name,
+            key=key,
+            ledger=Ledger.in_memory(),
+            noise=noise.seeded(seed, number(name)),
+            device=device,
+        )
+        for name, rows in named.items()
+    ]
 
 
 def _split_key(seed: int) -> bytes:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from client.account.entries import Entry
+from common import files
 from common.errors import LedgerError
 
 _TABLES = """
@@ -233,13 +233,8 @@ class Ledger:
         if self._head_path is None:
             return
         self._head_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fresh = self._head_path.with_name(self._head_path.name + ".new")
         with self._head_turn:
-            with fresh.open("w") as file:
-                file.write(f"{self.head()}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.rename(self._head_path)
+            files.replace(self._head_path, f"{self.head()}\n".encode())
 
     def plan(self, run: str) -> dict[str, Any] | None:
         """The plan that was stored for a run."""

@@ -24,6 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from common.certificates import files
 from common.certificates.files import CLIENT, CLIENT_RULE, OPERATOR, REVOKED
 from common.errors import CertificateError
+from common.files import replacing
 
 AUTHORITY_DAYS = 3650
 CERTIFICATE_DAYS = 397
@@ -173,39 +174,17 @@ def _number(revoked: x509.CertificateRevocationList) -> int:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file in place of an old one, at once and whole, or not at all. One writer at a time: a second one would
-    lose what the first one adds."""
-    draft = path.with_name(f"{path.name}.new")
+    """A new file in place of an old one, by one writer at a time: a second one would lose what the first one adds."""
     try:
-        opened = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    except FileExistsError:
+        with replacing(path, exclusive=True, mode=0o644) as file:
+            yield file
+    except FileExistsError as error:
         raise CertificateError(
-            f"{draft}: exists: another `cloister certs revoke` is at work, or was interrupted; "
+            f"{error.filename}: exists: another `cloister certs revoke` is at work, or was interrupted; "
             "if none is, remove the file and try again"
         ) from None
     except OSError as error:
-        raise CertificateError(f"{draft}: cannot be written ({error.strerror})") from error
-    try:
-        with os.fdopen(opened, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException as error:
-        draft.unlink()
-        if isinstance(error, OSError):
-            raise CertificateError(f"{path}: cannot be written ({error.strerror})") from error
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        opened = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
+        raise CertificateError(f"{error.filename or path}: cannot be written ({error.strerror})") from error
 
 
 def _check_name(whose: str, name: str) -> None:

@@ -15,13 +15,14 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import CertificateError
+from common.wire.text import PLAIN_NAME
 
 EXPIRES_SOON_DAYS = 30
 
 REVOKED = "revoked.pem"  # the revocation list, beside ca.pem
 OPERATOR = "operator"  # the organizational unit of those who run the federation; clients have none
 
-CLIENT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+CLIENT = PLAIN_NAME
 CLIENT_RULE = "a name is 1 to 64 letters, digits, dots, dashes and underscores, and begins with a letter or digit"
 
 log = logging.getLogger("cloister.certificates")

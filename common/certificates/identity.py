@@ -6,7 +6,6 @@ Mutual TLS. A client's name is its certificate's common name. `common/certificat
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import logging
 import re
 import threading
@@ -19,25 +18,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.certificates import files
-from common.certificates.authority import create_authority, create_client, create_operator, create_server
 from common.certificates.files import CLIENT, CLIENT_RULE, EXPIRES_SOON_DAYS, REVOKED
 from common.errors import CertificateError
-
-__all__ = [
-    "EXPIRES_SOON_DAYS",
-    "Peer",
-    "ServerIdentity",
-    "TLSMaterial",
-    "create_authority",
-    "create_client",
-    "create_operator",
-    "create_server",
-    "expiry_warning",
-    "fault_in",
-    "is_loopback",
-    "load",
-    "peer",
-]
 
 log = logging.getLogger("cloister.server")
 
@@ -255,16 +237,6 @@ def fault_in(details: str) -> str | None:
         if mark in details:
             return fault
     return None
-
-
-def is_loopback(host: str) -> bool:
-    """Does this host name mean the machine itself?"""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -22,6 +22,7 @@ from common.document.mistakes import Problem
 from common.document.schema import Classes, Schema
 from common.errors import ConfigError
 from common.model.scores import LOWER_IS_BETTER, OF_CLASSES
+from common.wire.text import PLAIN_NAME
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -297,7 +298,7 @@ class Wire(Document):
 class Federation(Document):
     """The agreed document, checked."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Annotated[str, Field(pattern=rf"^{PLAIN_NAME}$")]
     data_schema: Annotated[Schema, Field(alias="schema")]
     model: Model
     training: Training

@@ -22,6 +22,17 @@ def identify_process(run: str) -> int:
     return run_id
 
 
+def node_id(client: str) -> int:
+    """Flower's number for a client of this name; the same after a restart."""
+    return number(f"client/{client}")
+
+
+def task_name(run: str, kind: str, group: str) -> str:
+    """What a task is called, on the wire and in ledgers: the same when it is asked again. `kind` is train or evaluate,
+    `group` the round."""
+    return f"{run}/{kind}/{group}"
+
+
 def number(name: str) -> int:
     """A name as the positive 63-bit number that Flower uses for runs and nodes; the same in every process."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 LONGEST = 300  # characters
+# Of a client, a dataset or a federation: it names files and accounts.
+PLAIN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 # Names that the other side gives: of a run, a client, a task. They are shown, logged and kept.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,255}")
 

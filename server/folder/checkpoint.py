@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
+from common import files
 from common.errors import RunFolderError
 from common.privacy.statement import Statement
 from server.rounds.client_privacy import Charged, Spent
@@ -88,17 +88,7 @@ def save(folder: Path, run: Run, *, number: int, seconds: float) -> None:
     path = place / f"{number:09d}-{_digest(data)}.safetensors"
     try:
         place.mkdir(exist_ok=True, mode=0o700)
-        fresh = place / ".new"
-        with fresh.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.rename(path)
-        directory = os.open(place, os.O_RDONLY)
-        try:
-            os.fsync(directory)  # the rename as well, before anyone acts on it
-        finally:
-            os.close(directory)
+        files.replace(path, data)  # durably: before anyone acts on it
         for old in _all(folder)[KEPT:]:
             old.unlink(missing_ok=True)
     except OSError as error:

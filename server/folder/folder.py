@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
+from common import files
 from common.document.federation import Federation
 from common.errors import RunFolderError
 from server.rounds.events import Event, Standing, after, from_json
@@ -131,14 +131,8 @@ class RunFolder:
 
     def write(self, name: str, data: bytes, *, durably: bool = True) -> None:
         """Replaces one file: the old one or the new one is there, never a part; `durably`, also after a power cut."""
-        fresh = self.path / f".{name}.new"
         try:
-            with fresh.open("wb") as file:
-                file.write(data)
-                if durably:
-                    file.flush()
-                    os.fsync(file.fileno())
-            fresh.rename(self.path / name)
+            files.replace(self.path / name, data, durable=durably)
         except OSError as error:
             raise RunFolderError(f"{self.path / name}: cannot be written: {error.strerror}") from error
 

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from common.certificates import identity
-from common.certificates.files import CLIENT
+from common.certificates.files import CLIENT, EXPIRES_SOON_DAYS
 from common.certificates.identity import Peer, ServerIdentity
 from common.errors import CertificateError
 
@@ -124,6 +124,6 @@ class Gate:
 
     def _warn_of_expiry(self, peer: Peer) -> None:
         days = (peer.expires - datetime.now(UTC)).days
-        if days < identity.EXPIRES_SOON_DAYS and peer.name not in self._warned:
+        if days < EXPIRES_SOON_DAYS and peer.name not in self._warned:
             self._warned.add(peer.name)
             log.warning("the certificate of %s expires in %d days", peer.name, days)

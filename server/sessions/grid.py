@@ -18,31 +18,20 @@ import grpc
 from flwr.app import Error, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from common.certificates.identity import Peer, ServerIdentity, is_loopback
+from common.certificates.identity import Peer, ServerIdentity
 from common.document.federation import Federation
 from common.errors import CertificateError, ConnectionFailed, ProtocolError
-from common.wire import codec, protocol
+from common.wire import codec
 from common.wire import session_pb2 as pb
 from common.wire.address import parse
+from common.wire.channel import SERVER_OPTIONS, is_loopback
+from common.wire.identity import node_id, task_name
 from common.wire.records import FAILED
 from server.rounds.admission import Rejection
 from server.rounds.run_grid import RunGrid
 from server.sessions.gate import USUAL, Gate, Limits
-from server.sessions.service import Answer, Sessions, Task, handlers, node_id
+from server.sessions.service import Answer, Sessions, Task, handlers
 
-# A dead peer is noticed within KEEPALIVE + KEEPALIVE_TIMEOUT, also by routers that forget idle connections.
-KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 20_000, 20_000
-OPTIONS = [
-    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
-    ("grpc.max_receive_message_length", 2 * protocol.CHUNK),
-    ("grpc.max_concurrent_streams", 4),  # of one connection, which needs one
-    ("grpc.max_connection_idle_ms", 60_000),  # a connection without a session
-    ("grpc.server_handshake_timeout_ms", 10_000),
-    ("grpc.so_reuseport", 0),  # a port that is in use is an error
-]
 LONGEST_CALL_S = 8.0
 BESIDE_THE_MODEL = 1 << 20  # bytes that a reply may have beside its model: names, metrics, statements
 
@@ -121,7 +110,7 @@ class GrpcGrid(RunGrid):
         return port
 
     async def _open(self, address: str) -> tuple[Any, int]:
-        server = grpc.aio.server(options=OPTIONS)
+        server = grpc.aio.server(options=SERVER_OPTIONS)
         server.add_generic_rpc_handlers((handlers(self.sessions),))
         status = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
@@ -206,7 +195,7 @@ class GrpcGrid(RunGrid):
             key = (id(message.content), metadata.message_type, metadata.group_id)
             if key not in shared:
                 # The same task after a restart of the server, so that a reply that was finished can be used.
-                task_id = f"{self._name}/{metadata.message_type}/{metadata.group_id}"
+                task_id = task_name(self._name, metadata.message_type, metadata.group_id)
                 task = Task.of(
                     task_id,
                     type=metadata.message_type,

@@ -24,7 +24,6 @@ from common.errors import ProtocolError
 from common.wire import protocol
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
-from common.wire.identity import number
 from common.wire.protocol import ReplyBegun, ReplyEnded, ServerSide, State
 from common.wire.records import BUDGET_EXHAUSTED, FAILED, LOST, REFUSED
 from common.wire.text import shown
@@ -353,11 +352,6 @@ class Sessions(service.SessionServicer):
         for task_id in self._tasks.pop(session.name, {}):
             failure = pb.Failure(id=task_id, code=LOST, reason=f"the client left: {reason}")
             self._answer(session.name, task_id, failure, 0)
-
-
-def node_id(client: str) -> int:
-    """Flower's number for a client; the same after a restart."""
-    return number(f"client/{client}")
 
 
 def handlers(sessions: Sessions) -> grpc.GenericRpcHandler:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import yaml
 
-from common.certificates import identity
+from common.certificates import authority
 from common.certificates.identity import TLSMaterial
 from common.model.weights import State
 
@@ -204,10 +204,10 @@ def certificates(folder: Path, names: tuple[str, ...] | list[str]) -> Path:
     """A folder with an authority, the server's certificate for loopback, and one for each name."""
     certs = folder / "certs"
     if not certs.exists():
-        identity.create_authority(certs)
-        identity.create_server(certs, ["127.0.0.1"])
+        authority.create_authority(certs)
+        authority.create_server(certs, ["127.0.0.1"])
     for name in names:
-        identity.create_client(certs, name)
+        authority.create_client(certs, name)
     return certs
 
 

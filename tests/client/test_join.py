@@ -6,13 +6,13 @@ import pytest
 
 from client.join import _reread
 from client.settings import TLSFiles
-from common.certificates import identity
+from common.certificates import authority
 from common.errors import CertificateError
 
 
 def test_a_renewed_certificate_is_taken_and_a_half_replaced_one_is_not(tmp_path: Path):
-    identity.create_authority(tmp_path)
-    identity.create_client(tmp_path, "ada")
+    authority.create_authority(tmp_path)
+    authority.create_client(tmp_path, "ada")
     said: list[str] = []
     paths = {"ca": "ca.pem", "certificate": "ada.pem", "key": "ada.key"}
     read = _reread(TLSFiles(**{k: str(tmp_path / v) for k, v in paths.items()}), said.append)
@@ -21,7 +21,7 @@ def test_a_renewed_certificate_is_taken_and_a_half_replaced_one_is_not(tmp_path:
     (tmp_path / "ada.key").rename(tmp_path / "kept.key")
     assert read() == first
     assert "ada.pem: cannot be read" in said[0] and "the certificate of before stays in use" in said[0]
-    identity.create_client(tmp_path, "ada")
+    authority.create_client(tmp_path, "ada")
     assert read() != first
 
 

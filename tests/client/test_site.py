@@ -9,7 +9,7 @@ import pytest
 from client.account.policy import Policy
 from client.settings import ClientFile, DataFile, TLSFiles, load_client_file
 from client.site import Site, open_site, split_key
-from common.certificates import identity
+from common.certificates import authority
 from common.document.federation import Federation
 from common.errors import ConfigError, DataError, Refusal
 from tests.support import PRIVATE, federation, table
@@ -73,11 +73,11 @@ def test_floating_point_that_the_policy_does_not_allow_is_a_mistake_of_the_clien
 def test_charges_name_the_authority_by_its_key_and_another_ones_do_not_count(tmp_path):
     table().write_csv(tmp_path / "ada.csv")
     charged = []
-    for authority in ("one", "two", "one"):
-        certs = tmp_path / authority
+    for whose in ("one", "two", "one"):
+        certs = tmp_path / whose
         if not certs.exists():
-            identity.create_authority(certs)
-            identity.create_client(certs, "ada")
+            authority.create_authority(certs)
+            authority.create_client(certs, "ada")
         files = TLSFiles(ca=f"{certs}/ca.pem", certificate=f"{certs}/ada.pem", key=f"{certs}/ada.key")
         settings = ClientFile(
             server="localhost:1",

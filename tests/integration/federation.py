@@ -20,7 +20,7 @@ import yaml
 from client.account.entries import Entry
 from client.account.ledger import Ledger
 from cloister import status
-from common.certificates import identity
+from common.certificates import authority
 from tests.support import document, table
 
 NAMES = ("ada", "ben", "cyd")
@@ -109,12 +109,12 @@ class Federation:
     ) -> None:
         self.folder, self._processes = folder, processes
         self.certs = folder / "certs"
-        identity.create_authority(self.certs)
-        identity.create_server(self.certs, ["127.0.0.1"])
+        authority.create_authority(self.certs)
+        authority.create_server(self.certs, ["127.0.0.1"])
         self.document = folder / "federation.yaml"
         self.document.write_text(yaml.safe_dump(document(**changes)))
         for i, name in enumerate(names):
-            identity.create_client(self.certs, name)
+            authority.create_client(self.certs, name)
             table(rows, seed=i).write_csv(folder / f"{name}.csv")
         self.run = folder / "run"
         self.address = ""

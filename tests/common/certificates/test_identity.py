@@ -13,18 +13,19 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from common.certificates import identity
+from common.certificates import authority, identity
 from common.errors import CertificateError
+from common.wire import channel
 
 
 @pytest.fixture(scope="module")
 def certs(tmp_path_factory) -> Path:
     """An authority, a server and two clients. Tests only read it."""
     folder = tmp_path_factory.mktemp("certs")
-    identity.create_authority(folder)
-    identity.create_server(folder, ["localhost", "127.0.0.1"])
-    identity.create_client(folder, "cleveland")
-    identity.create_client(folder, "hungary")
+    authority.create_authority(folder)
+    authority.create_server(folder, ["localhost", "127.0.0.1"])
+    authority.create_client(folder, "cleveland")
+    authority.create_client(folder, "hungary")
     return folder
 
 
@@ -32,8 +33,8 @@ def certs(tmp_path_factory) -> Path:
 def foreign(tmp_path_factory) -> Path:
     """Another federation's, with the same names in it."""
     folder = tmp_path_factory.mktemp("foreign")
-    identity.create_authority(folder)
-    identity.create_client(folder, "cleveland")
+    authority.create_authority(folder)
+    authority.create_client(folder, "cleveland")
     return folder
 
 
@@ -96,11 +97,11 @@ def test_no_key_stands_in_a_certificate(certs):
 def test_a_file_that_exists_is_not_overwritten_and_nothing_is_written_beside_it(tmp_path, kept):
     (tmp_path / f"ca.{kept}").write_text("precious")
     with pytest.raises(CertificateError, match=rf"ca\.{kept}: exists; move it away first"):
-        identity.create_authority(tmp_path)
+        authority.create_authority(tmp_path)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(f"ca.{kept}", "precious")]
 
 
-@pytest.mark.parametrize("create", [identity.create_authority, lambda f: identity.create_client(f, "cleveland")])
+@pytest.mark.parametrize("create", [authority.create_authority, lambda f: authority.create_client(f, "cleveland")])
 def test_what_was_created_stays_as_it_is(certs, create):
     before = {path.name: path.read_bytes() for path in certs.iterdir()}
     with pytest.raises(CertificateError, match="exists; move it away first"):
@@ -111,10 +112,10 @@ def test_what_was_created_stays_as_it_is(certs, create):
 @pytest.mark.parametrize("name", ["", "../server", "a/b", "x" * 65, "-x", "naïve", "a b", "a\n"])
 def test_a_client_whose_name_would_be_no_file_or_no_common_name_is_refused(certs, name):
     with pytest.raises(CertificateError, match=r"cannot be called .* letters, digits"):
-        identity.create_client(certs, name)
+        authority.create_client(certs, name)
 
 
-@pytest.mark.parametrize("create", [identity.create_client, identity.create_operator])
+@pytest.mark.parametrize("create", [authority.create_client, authority.create_operator])
 @pytest.mark.parametrize(
     "name, role", [("ca", "ca"), ("server", "server"), ("revoked", "revocation list"), ("Server", "server")]
 )
@@ -126,14 +127,14 @@ def test_nobody_can_take_the_files_of_another_role(certs, create, name, role):
 @pytest.mark.parametrize("host", ["", "naïve.example", "a b", "https://x", "127.0.0.1:8080"])
 def test_a_server_for_what_is_no_host_is_refused(certs, host):
     with pytest.raises(CertificateError, match="is neither a host's name nor an address"):
-        identity.create_server(certs, [host])
+        authority.create_server(certs, [host])
 
 
 def test_a_server_may_have_a_name_longer_than_a_common_name(certs, tmp_path):
     for name in ("ca.pem", "ca.key"):
         (tmp_path / name).write_bytes((certs / name).read_bytes())
     host = f"{'a' * 60}.{'b' * 60}.example"
-    identity.create_server(tmp_path, [host, "::1"])
+    authority.create_server(tmp_path, [host, "::1"])
     names = certificate(tmp_path, "server").extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == [host]
     assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["::1"]
@@ -141,7 +142,7 @@ def test_a_server_may_have_a_name_longer_than_a_common_name(certs, tmp_path):
 
 def test_a_folder_without_authority_cannot_create_a_client(tmp_path):
     with pytest.raises(CertificateError, match=r"ca\.pem: cannot be read .*`cloister certs` makes certificates"):
-        identity.create_client(tmp_path, "cleveland")
+        authority.create_client(tmp_path, "cleveland")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_an_authority_whose_key_is_another_signs_nothing(certs, foreign, tmp_pat
     (tmp_path / "ca.pem").write_bytes((certs / "ca.pem").read_bytes())
     (tmp_path / "ca.key").write_bytes(key or (foreign / "ca.key").read_bytes())
     with pytest.raises(CertificateError, match=rf"ca\.key: {message}"):
-        identity.create_client(tmp_path, "cleveland")
+        authority.create_client(tmp_path, "cleveland")
     assert not (tmp_path / "cleveland.key").exists()
 
 
@@ -161,13 +162,13 @@ def test_a_full_disk_is_an_error_of_ours(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "open", full)
     with pytest.raises(CertificateError, match=r"ca\.key: cannot be written \(No space left on device\)"):
-        identity.create_authority(tmp_path)
+        authority.create_authority(tmp_path)
 
 
 def test_a_folder_that_is_a_file_is_an_error_of_ours(tmp_path):
     (tmp_path / "certs").write_text("")
     with pytest.raises(CertificateError, match="certs: cannot be made"):
-        identity.create_authority(tmp_path / "certs")
+        authority.create_authority(tmp_path / "certs")
 
 
 @pytest.mark.parametrize("missing", ["ca.pem", "cleveland.pem", "cleveland.key"])
@@ -253,7 +254,7 @@ def test_keys_that_other_tools_made_are_welcome(certs, tmp_path):
     ],
 )
 def test_only_the_machine_itself_is_loopback(host, loopback):
-    assert identity.is_loopback(host) is loopback
+    assert channel.is_loopback(host) is loopback
 
 
 def loopback() -> tuple[socket.socket, socket.socket]:
@@ -390,7 +391,7 @@ def test_a_certificate_that_expires_soon_is_warned_of_in_one_line(certs, tmp_pat
 def test_a_warning_names_the_command_that_makes_a_new_one(certs, tmp_path, name, command):
     for file in ("ca.pem", "ca.key", "server.pem", "hungary.pem"):
         (tmp_path / file).write_bytes((certs / file).read_bytes())
-    identity.create_operator(tmp_path, "boss")
+    authority.create_operator(tmp_path, "boss")
     late = datetime(2100, 1, 1, tzinfo=UTC)
     warning = identity.expiry_warning((tmp_path / f"{name}.pem").read_bytes(), f"x/{name}.pem", now=late)
     assert warning is not None and f"x/{name}.pem expired on" in warning and f"`{command}`" in warning

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from common.certificates import identity
+from common.certificates import authority, identity
 from common.errors import CertificateError
 
 CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
@@ -23,10 +23,10 @@ CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
 @pytest.fixture(scope="module")
 def certs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("certs")
-    identity.create_authority(folder)
-    identity.create_server(folder, ["localhost"])
-    identity.create_client(folder, "ada")
-    identity.create_operator(folder)
+    authority.create_authority(folder)
+    authority.create_server(folder, ["localhost"])
+    authority.create_client(folder, "ada")
+    authority.create_operator(folder)
     return folder
 
 
@@ -65,8 +65,8 @@ def test_an_operator_is_known_by_its_organizational_unit(certs):
 
 
 def test_being_called_operator_makes_nobody_one(tmp_path):
-    identity.create_authority(tmp_path)
-    identity.create_client(tmp_path, "operator")
+    authority.create_authority(tmp_path)
+    authority.create_client(tmp_path, "operator")
     assert not identity.peer(pem(tmp_path, "operator")).operator
 
 

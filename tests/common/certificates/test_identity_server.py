@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from common.certificates import authority, files, identity
+from common.certificates import authority, files
 from common.certificates.identity import ServerIdentity
 from common.errors import CertificateError
 from tests.common.certificates.test_identity import DAY, load, write_dated
@@ -26,10 +26,10 @@ FILES = ("ca.pem", "server.pem", "server.key")
 def federation(tmp_path_factory) -> Path:
     """An authority's folder, before anything is revoked. Tests work on copies."""
     folder = tmp_path_factory.mktemp("federation")
-    identity.create_authority(folder)
-    identity.create_server(folder, ["localhost"])
+    authority.create_authority(folder)
+    authority.create_server(folder, ["localhost"])
     for name in ("ada", "bob"):
-        identity.create_client(folder, name)
+        authority.create_client(folder, name)
     return folder
 
 
@@ -37,9 +37,9 @@ def federation(tmp_path_factory) -> Path:
 def other(tmp_path_factory) -> Path:
     """Another federation's, with a revocation list."""
     folder = tmp_path_factory.mktemp("other")
-    identity.create_authority(folder)
-    identity.create_server(folder, ["localhost"])
-    identity.create_client(folder, "eve")
+    authority.create_authority(folder)
+    authority.create_server(folder, ["localhost"])
+    authority.create_client(folder, "eve")
     authority.revoke(folder, "eve")
     return folder
 
@@ -64,7 +64,7 @@ def replace(target: Path, source: Path | bytes) -> None:
 def renew(folder: Path) -> None:
     (folder / "server.pem").unlink()
     (folder / "server.key").unlink()
-    identity.create_server(folder, ["localhost"])
+    authority.create_server(folder, ["localhost"])
 
 
 def test_a_server_holds_what_its_files_hold(certs):
@@ -157,7 +157,7 @@ def test_a_server_warns_of_a_key_that_others_can_read(certs, caplog):
 def test_a_server_warns_of_its_own_certificate_that_expires_soon(certs, days, soon):
     (certs / "server.pem").unlink()
     (certs / "server.key").unlink()
-    identity.create_server(certs, ["localhost"], days=days)
+    authority.create_server(certs, ["localhost"], days=days)
     found = ServerIdentity(certs).warnings()
     assert [warning.partition(" expires on ")[0] for warning in found] == ([str(certs / "server.pem")] if soon else [])
 

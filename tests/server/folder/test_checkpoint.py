@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -351,7 +352,7 @@ def test_nothing_of_a_private_round_leaves_before_it_is_on_disk(tmp_path):
 
 def test_a_disk_that_is_full_ends_the_run_with_one_line_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     begin(tmp_path / "whole", long("fedavg"), Fleet())
-    real, count = checkpoints.os.fsync, [0]
+    real, count = os.fsync, [0]
 
     def full(file: int) -> None:
         count[0] += 1
@@ -360,7 +361,7 @@ def test_a_disk_that_is_full_ends_the_run_with_one_line_and_leaves_the_last_chec
         real(file)
 
     with monkeypatch.context() as context:
-        context.setattr(checkpoints.os, "fsync", full)
+        context.setattr(os, "fsync", full)
         with pytest.raises(RunFolderError, match=r"cannot be written: No space left.* --resume .*run` goes on from"):
             begin(tmp_path / "run", long("fedavg"), Fleet())
     assert checkpoints.load(tmp_path / "run").round >= 2

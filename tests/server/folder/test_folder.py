@@ -96,7 +96,7 @@ def test_a_crash_while_writing_leaves_the_old_file_whole(folder, monkeypatch, cr
     def crash(*args: object) -> None:
         raise KeyboardInterrupt("power cut")
 
-    monkeypatch.setattr(*((os, "fsync") if crash_in == "fsync" else (Path, "rename")), crash)
+    monkeypatch.setattr(*((os, "fsync") if crash_in == "fsync" else (Path, "replace")), crash)
     for write in (
         lambda: folder.save_model({"w": np.ones(2, np.float32)}, server_round=2),
         lambda: folder.write_json("result.json", {"status": "failed"}),

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from cloister import status
 from common import logs
-from common.certificates import authority, identity
+from common.certificates import authority
 from common.certificates.identity import Peer
 from common.errors import CertificateError, ConnectionFailed
 from server.observers.prometheus import Metrics
@@ -113,10 +113,10 @@ def test_a_failed_round_a_wait_and_the_end_are_told():
 @pytest.fixture(scope="module")
 def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certs")
-    identity.create_authority(folder)
-    identity.create_server(folder, ["127.0.0.1"])
-    identity.create_client(folder, "ada")
-    identity.create_operator(folder)
+    authority.create_authority(folder)
+    authority.create_server(folder, ["127.0.0.1"])
+    authority.create_client(folder, "ada")
+    authority.create_operator(folder)
     return folder
 
 
@@ -166,12 +166,12 @@ def test_ipv6_is_served_and_asked_in_brackets():
 def test_a_server_that_is_not_there_or_not_ours_is_one_clear_error(certs, tmp_path):
     with pytest.raises(ConnectionFailed, match=r"127\.0\.0\.1:1: no answer"):
         status.ask("127.0.0.1:1", certificates=certs, name="operator")
-    identity.create_authority(tmp_path / "other")
-    identity.create_operator(tmp_path / "other")
+    authority.create_authority(tmp_path / "other")
+    authority.create_operator(tmp_path / "other")
     with serving(certs) as grid:
         with pytest.raises(CertificateError, match="the server is not accepted: its certificate is not from"):
             status.ask(f"127.0.0.1:{grid.port}", certificates=tmp_path / "other", name="operator")
-    identity.create_operator(certs, "late")
+    authority.create_operator(certs, "late")
     late = tmp_path / "late"
     late.mkdir()
     for name in ("ca.pem", "late.pem", "late.key"):

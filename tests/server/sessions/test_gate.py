@@ -29,9 +29,9 @@ from common.certificates.identity import ServerIdentity
 from common.wire import protocol
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
+from common.wire.identity import node_id
 from server.sessions.gate import Gate, Limits, TurnedAway
 from server.sessions.grid import GrpcGrid
-from server.sessions.service import node_id
 from tests.server.sessions.test_grid import FEDERATION, Peer, asking, content_of, material, message, serving, until
 from tests.support import ROOT
 
@@ -46,10 +46,10 @@ GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 @pytest.fixture
 def certs(tmp_path: Path) -> Path:
     folder = tmp_path / "certs"
-    identity.create_authority(folder)
-    identity.create_server(folder, ["127.0.0.1"])
+    authority.create_authority(folder)
+    authority.create_server(folder, ["127.0.0.1"])
     for name in ("ada", "ben"):
-        identity.create_client(folder, name)
+        authority.create_client(folder, name)
     return folder
 
 
@@ -79,7 +79,7 @@ def renewed(certs: Path, name: str) -> None:
     """Gives a name another certificate with another key."""
     for ending in ("pem", "key"):
         (certs / f"{name}.{ending}").unlink()
-    identity.create_client(certs, name)
+    authority.create_client(certs, name)
 
 
 def test_a_revoked_client_is_not_accepted_and_only_the_log_says_why(certs, caplog):
@@ -155,7 +155,7 @@ def renew_server(certs: Path) -> None:
     fresh.mkdir()
     for name in ("ca.pem", "ca.key"):
         (fresh / name).write_bytes((certs / name).read_bytes())
-    identity.create_server(fresh, ["127.0.0.1"])
+    authority.create_server(fresh, ["127.0.0.1"])
     for name in ("server.key", "server.pem"):
         os.replace(fresh / name, certs / name)
 
@@ -275,7 +275,7 @@ def test_plain_text_needs_a_name(caplog):
 def test_a_client_whose_certificate_ends_soon_is_noted_once(certs, caplog):
     for ending in ("pem", "key"):
         (certs / f"ada.{ending}").unlink()
-    identity.create_client(certs, "ada", days=10)
+    authority.create_client(certs, "ada", days=10)
     with serving(certs) as grid:
         for _ in range(2):
             with connected(grid, certs, "ada") as ada:
@@ -348,7 +348,7 @@ def test_status_is_not_for_the_revoked(certs):
 
 
 def test_who_asks_for_the_status_is_known_by_its_certificate(certs):
-    identity.create_operator(certs)
+    authority.create_operator(certs)
     asked = []
     with serving(
         certs, status=lambda peer: asked.append((peer.name, peer.operator)) or pb.StatusReply(round=7)
@@ -427,7 +427,7 @@ def test_a_certificate_that_does_not_hold_does_not_get_as_far_as_hello(certs, ho
 def test_a_server_for_another_host_is_not_spoken_to(certs):
     for ending in ("pem", "key"):
         (certs / f"server.{ending}").unlink()
-    identity.create_server(certs, ["fed.example.org"])
+    authority.create_server(certs, ["fed.example.org"])
     with serving(certs) as grid:
         peer = Peer(grid.port, material(certs, "ada"))
         peer.hello()

@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from common.certificates import identity
+from common.certificates import authority, identity
 from common.certificates.identity import ServerIdentity, TLSMaterial
 from common.errors import CertificateError, ConnectionFailed
 from common.wire import codec, protocol, records
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
+from common.wire.identity import node_id
 from common.wire.protocol import ClientSide, TaskGiven
 from server.rounds.admission import Rejection
 from server.sessions.gate import USUAL, Limits
 from server.sessions.grid import GrpcGrid
-from server.sessions.service import node_id
 from tests.support import federation
 
 FEDERATION = federation()
@@ -34,10 +34,10 @@ FEDERATION = federation()
 @pytest.fixture(scope="module")
 def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certs")
-    identity.create_authority(folder)
-    identity.create_server(folder, ["127.0.0.1"])
+    authority.create_authority(folder)
+    authority.create_server(folder, ["127.0.0.1"])
     for name in ("ada", "ben"):
-        identity.create_client(folder, name)
+        authority.create_client(folder, name)
     return folder
 
 
@@ -378,8 +378,8 @@ def test_a_silent_connection_is_turned_away(certs):
 
 
 def test_a_foreign_or_missing_certificate_does_not_get_as_far_as_hello(grid, certs, tmp_path):
-    identity.create_authority(tmp_path)
-    identity.create_client(tmp_path, "ada")
+    authority.create_authority(tmp_path)
+    authority.create_client(tmp_path, "ada")
     foreign = material(tmp_path, "ada")
     ours = material(certs, "ada")
     for tried in (TLSMaterial(ca=ours.ca, certificate=foreign.certificate, key=foreign.key), None):

@@ -1,0 +1,58 @@
+"""A file in place of another, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+MODE = 0o666  # less what the process' umask takes away
+
+
+def replace(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Replaces a file by one that holds `data`. As `replacing`."""
+    with replacing(path, durable=durable) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = True, exclusive: bool = False, mode: int = MODE) -> Iterator[BinaryIO]:
+    """A new file, to be written, that takes the place of the one at `path` when the context ends well: whoever reads
+    finds the old one or the new one, never a part. After an error the old one stays, and nothing is left over.
+
+    Args:
+        durable: once the context has ended, also after a power cut: file and folder are synced.
+        exclusive: one writer at a time; the draft, `path` with .new behind, is what tells the others.
+
+    Raises:
+        FileExistsError: it is `exclusive`, and the draft is there.
+        OSError: it cannot be written.
+    """
+    draft = path.with_name(f"{path.name}.new")
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_EXCL if exclusive else os.O_TRUNC)
+    opened = os.open(draft, flags, mode)
+    try:
+        with os.fdopen(opened, "wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)  # a part of it would take up what room there is
+        raise
+    if durable:
+        _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Makes a rename outlast a power cut."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
