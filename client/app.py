@@ -28,7 +28,7 @@ from common.document import federation as federations
 from common.document.federation import Federation
 from common.errors import BudgetExhausted, CloisterError, ConfigError, DataError, OutOfMemory, Refusal
 from common.model.memory import room_for
-from common.model.weights import State, check_fit, is_finite
+from common.model.weights import Weights, check_fit, is_finite
 from common.privacy import noise
 from common.wire import compression, records
 from common.wire.identity import task_name
@@ -95,12 +95,12 @@ def _evaluate(site: Site, message: Message, run: str) -> RecordDict:
     return _with_statement(content, site, run)
 
 
-def _weights(site: Site, message: Message) -> State:
+def _weights(site: Site, message: Message) -> Weights:
     """The message's weights. Raises `Refusal` if they do not fit the federation's model, or are not finite."""
     arrays = message.content[ARRAYS]
     assert isinstance(arrays, ArrayRecord)
     try:
-        weights = records.to_state(arrays)
+        weights = records.to_weights(arrays)
         check_fit(weights, site.federation)
     except (AttributeError, TypeError, ValueError) as error:  # what numpy reads may be no array
         raise Refusal("the arrays that were sent do not fit the federation's model") from error

@@ -59,7 +59,7 @@ def _reread(files: TLSFiles, say: Say) -> Callable[[], TLSMaterial]:
         except CertificateError as error:
             if not held:
                 raise
-            say(f"warning: {error}; the certificate of before stays in use")
+            say(f"warning: {error}; the earlier certificate stays in use")
         return held[0]
 
     return read

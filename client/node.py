@@ -244,7 +244,7 @@ class Node:
         """With `policy.approved: ask`, shows a federation that the policy allows, and remembers a yes."""
         policy, record = self._settings.policy, self._settings.approvals
         federation = federations.from_canonical(welcome.federation)
-        policy.check(federation)  # nobody need be asked about what the policy rules out
+        policy.check(federation)  # the owner is not asked about what the policy rules out
         if policy.approved == "ask" and self._ask is not None and not approval.is_remembered(federation, record):
             if not await self._ask(approval.question(federation)):
                 raise Refusal("the owner said no")

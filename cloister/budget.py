@@ -22,9 +22,9 @@ def budget(
 
     Example: `cloister budget simulations/heart/cleveland.yaml --verify`
     """
-    from client.account.reading import read_account
+    from client.account.balance import read_balance
 
-    told = read_account(client, verify=verify, head=head).describe()
+    told = read_balance(client, verify=verify, head=head).describe()
     print_told(told, lines(told), as_json=as_json)
 
 

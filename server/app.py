@@ -20,8 +20,8 @@ from common.document import federation as federations
 from common.document.federation import Federation
 from common.errors import CloisterError, ConfigError, RunFolderError
 from common.model.memory import room_for
-from common.model.scores import Metrics
-from common.model.weights import State, initial_state
+from common.model.scores import Scores
+from common.model.weights import Weights, initial_weights
 from common.privacy.noise import NoiseSource, secure
 from common.privacy.releases import evaluation_release
 from server.folder.checkpoint import Checkpoint
@@ -29,7 +29,7 @@ from server.folder.folder import RunFolder, read_run
 from server.folder.journal import FolderJournal
 from server.folder.statement import row_epsilon, statement
 from server.rounds import strategies
-from server.rounds.client_privacy import CentralDP
+from server.rounds.client_privacy import ClientLevelDP
 from server.rounds.events import Ended, Event, Resumed, Standing, Started, after
 from server.rounds.loop import run_rounds
 from server.rounds.run import Ending, Progress, Run
@@ -43,7 +43,7 @@ def execute(
     name: str,
     observe: Callable[[Event], None] = lambda event: None,
     name_of: Callable[[int], str] = str,
-    held_out: Callable[[State], Metrics] | None = None,
+    held_out: Callable[[Weights], Scores] | None = None,
     wait_s: float | None = None,
     noise: NoiseSource | None = None,
     settle: Callable[[], None] | None = None,
@@ -68,7 +68,7 @@ def execute(
         RunFolderError: the run folder could not be written.
     """
     evaluation_release(federation)  # refuses an impossible document before anyone connects
-    central = CentralDP(federation, noise or secure()) if federation.privacy.client else None
+    client_privacy = ClientLevelDP(federation, noise or secure()) if federation.privacy.client else None
     strategy = strategies.build(federation)
 
     standing = Standing()
@@ -84,12 +84,12 @@ def execute(
     run = Run(
         federation=federation,
         name=name,
-        progress=_first(federation, central) if checkpoint is None else checkpoint.progress,
+        progress=_first(federation, client_privacy) if checkpoint is None else checkpoint.progress,
         observe=record,
         journal=journal,
         name_of=name_of,
         held_out=held_out,
-        central=central,
+        client_privacy=client_privacy,
     )
     progress, rounds = run.progress, federation.training.rounds
     if checkpoint is None:
@@ -116,10 +116,10 @@ def execute(
     return _end(run, ending, standing, folder, journal, record)
 
 
-def _first(federation: Federation, central: CentralDP | None) -> Progress:
+def _first(federation: Federation, client_privacy: ClientLevelDP | None) -> Progress:
     """Where a new run begins."""
     with room_for(federation):
-        return Progress(state=initial_state(federation), spent=central.spent if central else None)
+        return Progress(weights=initial_weights(federation), spent=client_privacy.spent if client_privacy else None)
 
 
 def _catch_up(run: Run, standing: Standing, record: Callable[[Event], None]) -> None:
@@ -152,8 +152,8 @@ def _result(run: Run, ending: Ending, standing: Standing, *, seconds: float) -> 
     if row is not None:
         private = {"epsilon": row_epsilon(run), "delta": row.delta, "per_client": run.epsilon_per_client}
     client = None
-    if run.central is not None:
-        client = {"epsilon": run.central.planned_epsilon, "delta": run.central.settings.delta}
+    if run.client_privacy is not None:
+        client = {"epsilon": run.client_privacy.planned_epsilon, "delta": run.client_privacy.settings.delta}
     return {
         "status": ending.status,
         "reason": ending.reason,

@@ -181,7 +181,7 @@ def log_event(event: Event) -> None:
 
 
 def _metrics(port: int, grid: GrpcGrid) -> Callable[[Event], None]:
-    from server.observers.prometheus import Metrics as Prometheus  # only for who wants them
+    from server.observers.prometheus import Prometheus  # only for who wants them
 
     metrics = Prometheus(connected=lambda: len(grid.get_node_ids()))
     log.info("metrics on http://127.0.0.1:%d/metrics", metrics.serve(port))

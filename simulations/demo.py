@@ -28,7 +28,7 @@ from common.document import federation as federations
 from common.document.federation import Federation
 from common.errors import RunFailed
 from common.model import mlp, objective
-from common.model.scores import metrics_of
+from common.model.scores import scores_of
 from server.folder.folder import RunFolder, load_model
 from server.rounds.events import Ended, Event, Serving, from_json
 from simulations import HEART
@@ -87,7 +87,7 @@ def score_held_out(federation: Federation, folder: Path, run: Path) -> dict[str,
     """
     schema = federation.data_schema
     model = mlp.build(federation)
-    mlp.load_state(model, load_model(run))
+    mlp.load_weights(model, load_model(run))
     counts = {}
     for name in HOSPITALS:
         settings = load_client_file(folder / name / "client.yaml")
@@ -96,8 +96,8 @@ def score_held_out(federation: Federation, folder: Path, run: Path) -> dict[str,
         own = data.split(rows, schema, key=key, device=torch.device("cpu"))
         loss = federation.training.loss
         counts[name] = objective.score(model, own.validation_x, own.validation_y, schema=schema, loss=loss)
-    together = metrics_of(sum(counts.values()), schema)  # type: ignore[arg-type]  # a sum begins with 0
-    return {**together, "per_client": {name: metrics_of(c, schema) for name, c in counts.items()}}
+    together = scores_of(sum(counts.values()), schema)  # type: ignore[arg-type]  # a sum begins with 0
+    return {**together, "per_client": {name: scores_of(c, schema) for name, c in counts.items()}}
 
 
 def _lay_out(folder: Path) -> Federation:

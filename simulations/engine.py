@@ -27,8 +27,8 @@ from common.data.tables import AS_IT_SEEMS, FileFormat, Table
 from common.document.federation import Federation
 from common.document.schema import Classes
 from common.errors import ConfigError, DataError, Refusal
-from common.model.scores import Metrics
-from common.model.weights import State
+from common.model.scores import Scores
+from common.model.weights import Weights
 from common.privacy import noise
 from common.wire.identity import node_id, number
 from server.app import execute
@@ -116,7 +116,7 @@ def simulate(
     *,
     run: str,
     observe: Callable[[Event], None] = lambda event: None,
-    held_out: Callable[[State], Metrics] | None = None,
+    held_out: Callable[[Weights], Scores] | None = None,
 ) -> dict[str, Any]:
     """Runs the federation over the sites, one after another. Returns what result.json holds."""
     by_node = {node_id(site.name): site for site in sites}

@@ -68,7 +68,7 @@ from common.document.federation import Federation
 from common.errors import ConfigError, LedgerError, Refusal
 from common.model import mlp, objective
 from common.model.scores import noisy_counts
-from common.model.weights import State
+from common.model.weights import Weights
 from common.privacy import noise
 from common.wire import records
 from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, CONFIG, REFUSED, RUN
@@ -111,14 +111,14 @@ def train(
     server_round: int,
     *,
     fed: Federation | None = None,
-    state: State | None = None,
+    state: Weights | None = None,
     run: str = "run",
     kind: str = "train",
 ) -> Message:
     """One round of training, or another kind of task, as a server would ask for it."""
     document = fed or at.federation
     grid = InlineGrid(client_app(lambda context: nullcontext(at)), [1], run=run)
-    arrays = records.from_state(state or mlp.state_of(mlp.build(document)))
+    arrays = records.from_weights(state or mlp.weights_of(mlp.build(document)))
     content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({RUN: run})})
     (reply,) = grid.send_and_receive([grid.create_message(content, kind, 1, f"{server_round}")])
     return reply
@@ -272,7 +272,7 @@ def test_whoever_submits_a_run_does_not_choose_the_owners_client_file(monkeypatc
 @pytest.mark.parametrize("dtype", ["float64", "int64", "complex64", "float16"])
 def test_a_model_of_another_type_is_refused_before_anything_is_charged(tmp_path, dtype):
     # 1e300 is finite, and infinite once it is a float32.
-    state = {name: np.full(array.shape, 1, dtype) for name, array in mlp.state_of(mlp.build(FED)).items()}
+    state = {name: np.full(array.shape, 1, dtype) for name, array in mlp.weights_of(mlp.build(FED)).items()}
     if dtype == "float64":
         state["layers.0.bias"][0] = 1e300
     at = site(tmp_path)
@@ -360,7 +360,7 @@ def test_a_person_whose_rows_are_dealt_by_an_identifier_stays_in_one_part_and_pa
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_model_that_is_not_finite_is_refused_before_anything_is_charged(tmp_path, bad, kind):
-    state = mlp.state_of(mlp.build(FED))
+    state = mlp.weights_of(mlp.build(FED))
     state["layers.0.bias"][3] = bad
     at = site(tmp_path)
     reply = train(at, 1, state=state, kind=kind)
@@ -371,7 +371,7 @@ def test_a_model_that_is_not_finite_is_refused_before_anything_is_charged(tmp_pa
 
 @pytest.mark.parametrize("size", [3e38, 1e-45])
 def test_a_model_of_the_largest_or_smallest_numbers_is_charged_like_any_other(tmp_path, size):
-    state = {name: np.full_like(array, size) for name, array in mlp.state_of(mlp.build(FED)).items()}
+    state = {name: np.full_like(array, size) for name, array in mlp.weights_of(mlp.build(FED)).items()}
     at = site(tmp_path)
     reply = train(at, 1, state=state)
     at.account.close()
@@ -453,7 +453,7 @@ def fine_numbers(arithmetic: Any, *, present: bool, rounds: int = 6) -> int:
     y = torch.from_numpy(rng.integers(0, 2, rows))
     if present:
         x[0], y[0] = torch.tensor([0.9, -0.9, 0.0, 1.0, 0.0]), 1
-    state = {name: np.zeros_like(array) for name, array in mlp.state_of(mlp.build(fed)).items()}
+    state = {name: np.zeros_like(array) for name, array in mlp.weights_of(mlp.build(fed)).items()}
     state["layers.0.weight"][:, [0, 1, 3]] = [100.0, -100.0, 100.0]
     state["layers.0.bias"][:] = -200.0
     part = 1 / np.sqrt(2 * hidden)
@@ -464,9 +464,9 @@ def fine_numbers(arithmetic: Any, *, present: bool, rounds: int = 6) -> int:
     found, source = 0, noise.secure()
     for _ in range(rounds):
         model = mlp.build(fed)
-        mlp.load_state(model, state)
+        mlp.load_weights(model, state)
         private_training.fit_privately(model, x, y, training=fed.training, dpsgd=dpsgd, noise=source, proximal_mu=0.0)
-        told = mlp.state_of(model)["layers.1.weight"].astype(np.float64).ravel() * -32  # powers of two: exact
+        told = mlp.weights_of(model)["layers.1.weight"].astype(np.float64).ravel() * -32  # powers of two: exact
         found += int(((np.abs(told) <= part / 2) & (told / grain != np.floor(told / grain))).sum())
     return found
 
@@ -478,12 +478,12 @@ def test_the_bits_of_an_update_do_not_tell_whether_a_row_was_in_the_batch():
     assert fine_numbers("opacus", present=True) == 0
 
 
-def paired_weights() -> State:
+def paired_weights() -> Weights:
     """Hidden units in pairs that are equal, with weights of +-1e20: their sums are 0. What floats leave of them has
     either sign, and depends on the order of adding, and so on the batch's size."""
     hidden = 1024
     fed = federation(model__hidden=[hidden], training__loss="binary_cross_entropy")
-    state = {name: np.zeros_like(array) for name, array in mlp.state_of(mlp.build(fed)).items()}
+    state = {name: np.zeros_like(array) for name, array in mlp.weights_of(mlp.build(fed)).items()}
     rng = np.random.default_rng(0)
     order = rng.permutation(hidden)
     state["layers.0.weight"][order] = np.tile(rng.uniform(-1, 1, (hidden // 2, 5)), (2, 1))
@@ -499,7 +499,7 @@ def test_one_more_row_moves_a_sum_and_a_score_by_its_own_part_whatever_the_weigh
     if loss == "cross_entropy":
         state["layers.1.weight"] = np.concatenate([state["layers.1.weight"], -state["layers.1.weight"]])
         state["layers.1.bias"] = np.zeros(2, np.float32)
-    mlp.load_state(model, state)
+    mlp.load_weights(model, state)
     x, y = torch.full((65, 5), 0.25), torch.zeros(65, dtype=torch.int64)
     net = kernel.ExactMLP(model.weights(), activation="tanh", loss=loss)
     one = net.clipped_sum(x[:1], y[:1], clip=1.0)

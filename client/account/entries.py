@@ -38,7 +38,7 @@ class Entry:
     epsilon: float | None = None
     value: int | None = None
     time: str = ""
-    authority: str = ""  # a digest of the key that vouches for the server; "" without TLS, and in entries of before
+    authority: str = ""  # a digest of the key that vouches for the server; "" without TLS, and in older entries
 
     @property
     def deal(self) -> tuple[str, str]:

@@ -127,7 +127,7 @@ class StoredPlan:
 
     plan: Plan
     federation: str  # the document's fingerprint
-    deal: tuple[str, str] | None  # of the table (client/account/entries.py `deal`); None in those of before it was kept
+    deal: tuple[str, str] | None  # of the table (client/account/entries.py `deal`); None in older plans
 
 
 def store(books: Books, run: str, plan: Plan) -> None:

@@ -12,11 +12,11 @@ from client.training.recipe import Recipe, Scoring
 from common.model import mlp, objective
 from common.model.scores import Counts, noisy_counts
 from common.model.update import Update
-from common.model.weights import State
+from common.model.weights import Weights
 from common.privacy.noise import NoiseSource
 
 
-def train(recipe: Recipe, weights: State, dataset: Dataset, *, noise: NoiseSource) -> Update:
+def train(recipe: Recipe, weights: Weights, dataset: Dataset, *, noise: NoiseSource) -> Update:
     """Trains from `weights` on the training rows.
 
     Raises:
@@ -48,10 +48,10 @@ def train(recipe: Recipe, weights: State, dataset: Dataset, *, noise: NoiseSourc
             proximal_mu=recipe.proximal_mu,
             ids=dataset.ids,
         )
-    return Update(weights=mlp.state_of(model), weight=recipe.weight, loss=loss)
+    return Update(weights=mlp.weights_of(model), weight=recipe.weight, loss=loss)
 
 
-def evaluate(scoring: Scoring, weights: State, dataset: Dataset, *, noise: NoiseSource) -> Counts:
+def evaluate(scoring: Scoring, weights: Weights, dataset: Dataset, *, noise: NoiseSource) -> Counts:
     """Scores `weights` on the validation rows."""
     federation = scoring.federation
     schema, loss = federation.data_schema, federation.training.loss

@@ -420,7 +420,7 @@ class Federation(Document):
     @property
     def canonical(self) -> str:
         """The document as JSON: equal documents are equal text. Defaults are written out, but for a column's usual
-        `unfit`, so that documents of before keep their fingerprints."""
+        `unfit`, so that older documents keep their fingerprints."""
         return self.model_dump_json(by_alias=True)
 
     @property

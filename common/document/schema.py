@@ -23,7 +23,7 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 def _unless(usual: str) -> FieldInfo:
-    """A field that is left out of the canonical text where it is as usual, as in documents of before there was one."""
+    """A field that is left out of the canonical text where it is as usual, as in documents older than the field."""
     info: FieldInfo = Field(exclude_if=lambda value: value == usual)
     return info
 

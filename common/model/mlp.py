@@ -1,4 +1,4 @@
-"""The multilayer perceptron in torch, and its state (common/model/weights.py)."""
+"""The multilayer perceptron in torch, and its weights (common/model/weights.py)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.document.federation import Federation
-from common.model.weights import State, initial_state
+from common.model.weights import Weights, initial_weights
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 
@@ -49,7 +49,7 @@ class MLP(nn.Module):
 
 def build(federation: Federation, *, seed: int | None = None) -> MLP:
     """The federation's model with weights drawn from `seed` (the federation's own by default)."""
-    return with_weights(federation, initial_state(federation, seed=seed))
+    return with_weights(federation, initial_weights(federation, seed=seed))
 
 
 def with_weights(federation: Federation, weights: Mapping[str, NDArray[np.float32]]) -> MLP:
@@ -61,15 +61,15 @@ def with_weights(federation: Federation, weights: Mapping[str, NDArray[np.float3
     settings = federation.model
     with torch.random.fork_rng(devices=[]):  # torch draws weights of its own, which are overwritten
         model = MLP(inputs, hidden, outputs, activation=settings.activation, dropout=settings.dropout)
-    load_state(model, weights)
+    load_weights(model, weights)
     return model
 
 
-def state_of(model: nn.Module) -> State:
+def weights_of(model: nn.Module) -> Weights:
     """The model's parameters as named arrays, copied to the CPU."""
     return {name: value.detach().cpu().numpy().copy() for name, value in model.state_dict().items()}
 
 
-def load_state(model: nn.Module, state: Mapping[str, NDArray[np.float32]]) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, NDArray[np.float32]]) -> None:
     """Overwrites the model's parameters. Raises RuntimeError where names or shapes differ."""
-    model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
+    model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})

@@ -23,7 +23,7 @@ from common.privacy.noise import NoiseSource
 COUNT_UNIT = 2.0**-20
 
 Counts = NDArray[np.float64]
-Metrics = dict[str, Any]
+Scores = dict[str, Any]
 
 OF_CLASSES = ("accuracy", "precision", "recall", "f1")
 LOWER_IS_BETTER = ("mae", "mse")  # those of a number
@@ -53,7 +53,7 @@ def rows_of(total: Counts, schema: Schema) -> float:
     return float(total.sum() if isinstance(schema.target, Classes) else total[0])
 
 
-def metrics_of(total: Counts, schema: Schema) -> Metrics:
+def scores_of(total: Counts, schema: Schema) -> Scores:
     """Metrics from counts that may carry noise: negative counts are read as 0 (post-processing).
 
     Classes: accuracy; precision, recall and f1 as the mean over classes (macro), and `per_class`. A class that no

@@ -1,4 +1,4 @@
-"""A model's state as named arrays, which is how it travels, is aggregated and is stored.
+"""A model's weights as named arrays, which is how they travel, are aggregated and are stored.
 
 `layers.0.weight` [out, in], `layers.0.bias` [out], and so on, in the order of the layers. Nothing here needs torch,
 so a server without it starts in a third of the time and takes a third of the memory.
@@ -16,39 +16,34 @@ from numpy.typing import NDArray
 
 from common.document.federation import Federation
 
-State = dict[str, NDArray[np.float32]]
+Weights = dict[str, NDArray[np.float32]]
 
 
-def initial_state(federation: Federation, *, seed: int | None = None) -> State:
+def initial_weights(federation: Federation, *, seed: int | None = None) -> Weights:
     """The model's first weights, drawn from `seed` (the federation's own by default).
 
     Uniform in +-1 / sqrt(inputs of the layer), weights and biases alike, as torch draws them for a linear layer.
     """
     rng = np.random.default_rng(federation.training.seed if seed is None else seed)
-    state: State = {}
+    weights: Weights = {}
     for i, (inputs, outputs) in enumerate(pairwise(federation.layer_sizes)):
         bound = 1 / math.sqrt(inputs)
-        state[f"layers.{i}.weight"] = rng.uniform(-bound, bound, (outputs, inputs)).astype(np.float32)
-        state[f"layers.{i}.bias"] = rng.uniform(-bound, bound, outputs).astype(np.float32)
-    return state
+        weights[f"layers.{i}.weight"] = rng.uniform(-bound, bound, (outputs, inputs)).astype(np.float32)
+        weights[f"layers.{i}.bias"] = rng.uniform(-bound, bound, outputs).astype(np.float32)
+    return weights
 
 
-def check_fit(state: Mapping[str, NDArray[Any]], federation: Federation) -> None:
+def check_fit(weights: Mapping[str, NDArray[Any]], federation: Federation) -> None:
     """Raises `ValueError` unless the arrays are float32, and of the names and shapes of the federation's model."""
     shapes: dict[str, tuple[int, ...]] = {}
     for i, (inputs, outputs) in enumerate(pairwise(federation.layer_sizes)):
         shapes |= {f"layers.{i}.weight": (outputs, inputs), f"layers.{i}.bias": (outputs,)}
-    if {name: array.shape for name, array in state.items()} != shapes:
+    if {name: array.shape for name, array in weights.items()} != shapes:
         raise ValueError("names or shapes of the arrays are not those of the federation's model")
-    if any(array.dtype != np.float32 for array in state.values()):
+    if any(array.dtype != np.float32 for array in weights.values()):
         raise ValueError("weights are float32")
 
 
-def size(state: Mapping[str, NDArray[np.float32]]) -> int:
-    """Bytes of the bare tensors."""
-    return sum(array.nbytes for array in state.values())
-
-
-def is_finite(state: Mapping[str, NDArray[np.float32]]) -> bool:
+def is_finite(weights: Mapping[str, NDArray[np.float32]]) -> bool:
     """Is every number finite?"""
-    return all(bool(np.isfinite(array).all()) for array in state.values())
+    return all(bool(np.isfinite(array).all()) for array in weights.values())

@@ -41,7 +41,7 @@ _BOUNDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """One client's releases so far, and what all of its plan costs. Clients of before lack the last four figures."""
+    """One client's releases so far, and what all of its plan costs. Older clients lack the last four figures."""
 
     epsilon: float  # what was released costs a row so much, at delta
     planned_epsilon: float  # ... and all that is planned

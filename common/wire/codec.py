@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from common.errors import ProtocolError
-from common.wire.records import from_state, look_at
+from common.wire.records import from_weights, look_at
 
 LARGEST_HEADER = 1 << 20  # bytes: reading JSON takes many times its size
 
@@ -54,7 +54,7 @@ def decode(data: bytes) -> RecordDict:
             if record["name"] in content:
                 raise ValueError(f"two records are called {record['name']}")
             if record["kind"] == "arrays":
-                content[record["name"]] = from_state({key: tensors.pop(f"{i}/{key}") for key in record["keys"]})
+                content[record["name"]] = from_weights({key: tensors.pop(f"{i}/{key}") for key in record["keys"]})
             else:
                 values = {k: _value(v) for k, v in record["values"].items()}
                 content[record["name"]] = _KINDS[record["kind"]](values)

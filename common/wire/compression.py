@@ -1,7 +1,7 @@
 """A client's update on its way to the server, in the numbers that `wire.dtype` names.
 
     dtype       what travels                                                      bytes
-    float32     the new state itself, unchanged                                   4 a number
+    float32     the new weights themselves, unchanged                               4 a number
     bfloat16    the update, as the upper 16 bits of each float32 (in uint16)      2 a number
     int8        the update, in whole steps of its array's scale, max|update|/127  1 a number and 4 an array
 
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from common.document.federation import Dtype
 from common.errors import ProtocolError
-from common.model.weights import State
+from common.model.weights import Weights
 
 LEVELS = 127  # of one sign
 
@@ -53,15 +53,15 @@ _TYPES: dict[Dtype, np.dtype[Any]] = {
 }
 
 
-def pack(state: State, start: State, dtype: Dtype, uniform: Uniform) -> dict[str, NDArray[Any]]:
-    """What is sent of `state`, which was trained from `start`: the arrays that `expected` names.
+def pack(weights: Weights, start: Weights, dtype: Dtype, uniform: Uniform) -> dict[str, NDArray[Any]]:
+    """What is sent of `weights`, which was trained from `start`: the arrays that `expected` names.
 
     Neither argument is changed. float32 draws no random number.
     """
     if dtype == "float32":
-        return {**state}
+        return {**weights}
     packed: dict[str, NDArray[Any]] = {}
-    for name, array in state.items():
+    for name, array in weights.items():
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite must arrive, to be refused
             update = np.subtract(array, start[name], dtype=np.float32).ravel()
         if dtype == "bfloat16":
@@ -72,8 +72,8 @@ def pack(state: State, start: State, dtype: Dtype, uniform: Uniform) -> dict[str
     return packed
 
 
-def unpack(arrays: Mapping[str, NDArray[Any]], start: State, dtype: Dtype) -> State:
-    """The state that `pack` was given, but for rounding; exactly that state for float32.
+def unpack(arrays: Mapping[str, NDArray[Any]], start: Weights, dtype: Dtype) -> Weights:
+    """The weights that `pack` was given, but for rounding; exactly those for float32.
 
     Values may be NaN or infinite, if those sent were, or if they are too large for float32.
 
@@ -83,30 +83,25 @@ def unpack(arrays: Mapping[str, NDArray[Any]], start: State, dtype: Dtype) -> St
     _check(arrays, expected(start, dtype))
     if dtype == "float32":
         return {name: arrays[name] for name in start}
-    state: State = {}
+    weights: Weights = {}
     for name, before in start.items():
         with np.errstate(over="ignore", invalid="ignore"):
             if dtype == "bfloat16":
                 update = _from_bfloat16(arrays[name])
             else:
                 update = arrays[name].astype(np.float32) * _checked_scale(name + _SCALE, arrays[name + _SCALE])
-            state[name] = np.asarray(before + update)  # numpy makes a plain number of shape []
-    return state
+            weights[name] = np.asarray(before + update)  # numpy makes a plain number of shape []
+    return weights
 
 
-def expected(state: State, dtype: Dtype) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-    """Type and shape of each array that is sent for a state like `state`, by name and in order."""
+def expected(weights: Weights, dtype: Dtype) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Type and shape of each array that is sent for weights like these, by name and in order."""
     arrays: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
-    for name, array in state.items():
+    for name, array in weights.items():
         arrays[name] = (_TYPES[dtype], array.shape)
         if dtype == "int8":
             arrays[name + _SCALE] = (np.dtype(np.float32), ())
     return arrays
-
-
-def size(state: State, dtype: Dtype) -> int:
-    """Bytes of the bare tensors that are sent for a state like `state`."""
-    return sum(kind.itemsize * math.prod(shape) for kind, shape in expected(state, dtype).values())
 
 
 def _to_bfloat16(update: NDArray[np.float32], uniform: Uniform) -> NDArray[np.uint16]:

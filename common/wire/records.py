@@ -1,4 +1,4 @@
-"""The names that the two Flower apps use in messages, and model state as Flower's records."""
+"""The names that the two Flower apps use in messages, and model weights as Flower's records."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from common.model.update import Update
 
 # Records of a message.
 ARRAYS = "arrays"  # the model
-CONFIG = "config"  # the server's settings: RUN and ROUND
+CONFIG = "config"  # the server's settings: RUN, and Flower's own
 METRICS = "metrics"
 PRIVACY = "privacy"  # a private client's statement of what it has released
 
 # Values in CONFIG.
 RUN = "run"
-ROUND = "server-round"  # Flower's strategies set it
 
 # Values in METRICS.
 WEIGHT = "num-examples"  # Flower's strategies weigh by it
@@ -79,15 +78,15 @@ def look_at(array: flwr.app.Array) -> NDArray[Any]:
     return array.view if isinstance(array, Array) else array.numpy()
 
 
-def from_state(state: Mapping[str, NDArray[np.float32]]) -> ArrayRecord:
+def from_weights(weights: Mapping[str, NDArray[np.float32]]) -> ArrayRecord:
     """Named arrays as a record, in their order."""
     record = ArrayRecord()
-    for name, value in state.items():  # one by one: given a dict, Flower makes Arrays of its own kind
+    for name, value in weights.items():  # one by one: given a dict, Flower makes Arrays of its own kind
         record[name] = Array(np.asarray(value))
     return record
 
 
-def to_state(record: ArrayRecord) -> dict[str, NDArray[np.float32]]:
+def to_weights(record: ArrayRecord) -> dict[str, NDArray[np.float32]]:
     """A record as named arrays, in its order, each of whatever type it has."""
     return {name: look_at(array) for name, array in record.items()}
 
@@ -97,7 +96,7 @@ def from_update(update: Update) -> RecordDict:
     metrics = MetricRecord({WEIGHT: update.weight})
     if update.loss is not None:
         metrics[LOSS] = update.loss
-    return RecordDict({ARRAYS: from_state(update.weights), METRICS: metrics})
+    return RecordDict({ARRAYS: from_weights(update.weights), METRICS: metrics})
 
 
 def to_update(content: RecordDict) -> Update:
@@ -105,7 +104,7 @@ def to_update(content: RecordDict) -> Update:
     metrics = content.metric_records[METRICS]
     loss = metrics.get(LOSS)
     return Update(
-        weights=to_state(content.array_records[ARRAYS]),
+        weights=to_weights(content.array_records[ARRAYS]),
         weight=float(metrics[WEIGHT]),  # type: ignore[arg-type]
         loss=None if loss is None else float(loss),  # type: ignore[arg-type]
     )

@@ -34,7 +34,7 @@ FOLDER = "checkpoint"
 _KEPT = ("round", "tried", "pending", "evaluation", "held_out_score", "best", "stale", "advised")
 _BY_NODE = ("gone", "strikes", "resting")
 _SETS = ("clients", "present")
-_ADDED = ("held_out_score", "advised")  # checkpoints of before lack these
+_ADDED = ("held_out_score", "advised")  # older checkpoints lack these
 
 log = logging.getLogger("cloister.server")
 
@@ -76,11 +76,11 @@ def save(folder: Path, run: Run, *, number: int, seconds: float) -> None:
         "federation": run.federation.fingerprint,
         "rounds": run.federation.training.rounds,
         "seconds": seconds,
-        "state": list(progress.state),
+        "state": list(progress.weights),
         "memory": list(memory),
         "about": about,
     }
-    arrays: dict[str, NDArray[Any]] = {f"state/{name}": array for name, array in progress.state.items()}
+    arrays: dict[str, NDArray[Any]] = {f"state/{name}": array for name, array in progress.weights.items()}
     arrays |= {f"memory/{name}": array for name, array in memory.items()}
     contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
     data = safetensors.save(contiguous, metadata={"cloister": json.dumps(header)})
@@ -165,7 +165,7 @@ def _progress(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Progre
     if "charged" in about:
         kept["spent"] = Spent(Charged(**about["charged"]), about["clip"])
     return Progress(
-        state={name: arrays[f"state/{name}"] for name in header["state"]},
+        weights={name: arrays[f"state/{name}"] for name in header["state"]},
         memory={name: arrays[f"memory/{name}"] for name in header["memory"]},
         **kept,
     )

@@ -111,7 +111,7 @@ class RunFolder:
 
     def save_model(
         self,
-        state: Mapping[str, NDArray[np.float32]],
+        weights: Mapping[str, NDArray[np.float32]],
         *,
         server_round: int,
         charged: Mapping[str, int] | None = None,
@@ -120,9 +120,9 @@ class RunFolder:
         """Replaces the model. Its metadata has the order of its arrays, and with `privacy.client` what it cost so far
         (server/rounds/client_privacy.py): model and charge are one file, so neither is there without the other."""
         # One entry: safetensors writes several in any order, and equal runs should leave equal files.
-        about = {"round": server_round, "order": list(state)} | ({"charged": dict(charged)} if charged else {})
+        about = {"round": server_round, "order": list(weights)} | ({"charged": dict(charged)} if charged else {})
         metadata = {"cloister": json.dumps(about)}
-        arrays = {name: np.ascontiguousarray(value) for name, value in state.items()}
+        arrays = {name: np.ascontiguousarray(value) for name, value in weights.items()}
         self.write("model.safetensors", safetensors.save(arrays, metadata=metadata), durably=durably)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:

@@ -41,8 +41,8 @@ class FolderJournal:
         if self._settle is not None:
             number = next(self._numbers)
             checkpoints.save(self._folder.path, run, number=number, seconds=self.seconds)
-        if run.central is not None:
-            run.central.told_clip = run.central.clip
+        if run.client_privacy is not None:
+            run.client_privacy.told_clip = run.client_privacy.clip
         self.save_model(run)
 
     def settle(self) -> None:
@@ -54,8 +54,8 @@ class FolderJournal:
 
     def save_model(self, run: Run, *, durably: bool = False) -> None:
         progress = run.progress
-        charged = asdict(run.central.charged) if run.central else None
-        self._folder.save_model(progress.state, server_round=progress.round, charged=charged, durably=durably)
+        charged = asdict(run.client_privacy.charged) if run.client_privacy else None
+        self._folder.save_model(progress.weights, server_round=progress.round, charged=charged, durably=durably)
 
     def undo_what_is_not_saved(self, run: Run) -> None:
         """A round that was cut off will be made again, with other noise: nothing of it may be told, or it would have
@@ -63,5 +63,5 @@ class FolderJournal:
         if self._settle is not None:
             with suppress(RunFolderError):
                 run.progress = checkpoints.load(self._folder.path).progress
-                if run.central is not None and run.progress.spent is not None:
-                    run.central.restore(run.progress.spent)
+                if run.client_privacy is not None and run.progress.spent is not None:
+                    run.client_privacy.restore(run.progress.spent)

@@ -22,7 +22,7 @@ def statement(run: Run) -> dict[str, Any]:
         "federation": run.federation.fingerprint,
         "run": run.name,
         "row": None if row is None else _row(run, row),
-        "client": None if run.central is None else run.central.statement(),
+        "client": None if run.client_privacy is None else run.client_privacy.statement(),
         "software": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
     }
 

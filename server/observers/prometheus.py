@@ -13,7 +13,7 @@ ADDRESS = "127.0.0.1"
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
 
 
-class Metrics:
+class Prometheus:
     """Give it every event of a run."""
 
     def __init__(self, *, connected: Callable[[], int]) -> None:

@@ -12,8 +12,8 @@ from common.data.tables import AS_IT_SEEMS, FileFormat
 from common.document.federation import Federation
 from common.model import mlp, objective
 from common.model.memory import room_for
-from common.model.scores import Metrics, metrics_of
-from common.model.weights import State
+from common.model.scores import Scores, scores_of
+from common.model.weights import Weights
 
 
 class HeldOut:
@@ -28,9 +28,9 @@ class HeldOut:
         with room_for(federation):
             self._model = mlp.build(federation)
 
-    def __call__(self, state: State) -> Metrics:
+    def __call__(self, weights: Weights) -> Scores:
         """The metrics; `clamped_targets` among them if errors are measured against targets that were clamped."""
-        mlp.load_state(self._model, state)
+        mlp.load_weights(self._model, weights)
         counts = objective.score(self._model, self._x, self._y, schema=self._schema, loss=self._loss)
         clamped = self.report.targets_clamped
-        return metrics_of(counts, self._schema) | ({"clamped_targets": clamped} if clamped else {})
+        return scores_of(counts, self._schema) | ({"clamped_targets": clamped} if clamped else {})

@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 
 from common.document.federation import Dtype
 from common.errors import ProtocolError
-from common.model.weights import State
+from common.model.weights import Weights
 from common.privacy.statement import Statement
 from common.wire import compression, records
 from common.wire.records import ARRAYS, COUNTS, FAILED, LOSS, METRICS, PRIVACY, WEIGHT
@@ -85,7 +85,7 @@ class Admission:
     metrics: Collection[str]  # the names that a reply's metrics must have, all and no other
     private: bool = False  # whether each reply must say what its client has released
     limit: float = math.inf  # the most that a private client may say it has cost a row: the document's epsilon
-    state: State | None = None  # training only: the model that was sent, which each reply's arrays must resemble
+    sent: Weights | None = None  # training only: the weights that were sent, which each reply's arrays must resemble
     wire: Dtype = "float32"  # training only: the type in which updates travel
     counts: int | None = None  # evaluation only: how many counts there are
     compare: bool = False  # compare weights, in `weigh`?
@@ -99,7 +99,7 @@ class Admission:
     _waiting: list[Message] = field(default_factory=list)  # for enough others to be compared with
 
     def __post_init__(self) -> None:
-        self._reach = reach_of(self.state or {})
+        self._reach = reach_of(self.sent or {})
 
     def take(self, reply: Message) -> bool:
         """Admits a reply, or notes why not."""
@@ -117,8 +117,8 @@ class Admission:
             # What a client says it has released, it has, also in a reply that does not count.
             if (statement := _statement(reply, self.limit)) is not None:
                 self.statements[node_id] = statement
-            if self.state is not None:
-                _check_arrays(reply, self.state, self.wire, self._reach)
+            if self.sent is not None:
+                _check_arrays(reply, self.sent, self.wire, self._reach)
             _check_metrics(reply, self.metrics, self.counts)
             if self.private and statement is None:
                 raise Fault("a private client must state what it has released, and this reply does not")
@@ -196,22 +196,22 @@ class Diverged(Fault):
     """... because training has left all bounds."""
 
 
-def _check_arrays(reply: Message, state: State, wire: Dtype, reach: float) -> None:
+def _check_arrays(reply: Message, sent: Weights, wire: Dtype, reach: float) -> None:
     found = reply.content.array_records
     if list(found) != [ARRAYS]:
         raise Fault(f"expected one record of arrays called {ARRAYS}, got {list(found)}")
     if wire != "float32":
-        _unpack(reply, state, wire)
+        _unpack(reply, sent, wire)
     record = reply.content.array_records[ARRAYS]
-    check_weights({name: _read(record, name) for name in record}, state, reach)
+    check_weights({name: _read(record, name) for name in record}, sent, reach)
 
 
-def reach_of(sent: State) -> float:
+def reach_of(sent: Weights) -> float:
     """The size that no entry of a reply may pass, for the model that was sent."""
     return MOST_OF_MODEL * max([1.0, *map(_largest, sent.values())])
 
 
-def check_weights(weights: Mapping[str, NDArray[Any]], sent: State, reach: float) -> None:
+def check_weights(weights: Mapping[str, NDArray[Any]], sent: Weights, reach: float) -> None:
     """Raises `Fault` unless they are what training can have made of the weights that were sent."""
     if list(weights) != list(sent):
         raise Fault(f"arrays must be {', '.join(sent)}; got {', '.join(weights) or 'none'}")
@@ -234,16 +234,16 @@ def _largest(array: NDArray[Any]) -> float:
     return max(float(array.max(initial=0)), -float(array.min(initial=0)))
 
 
-def _unpack(reply: Message, state: State, wire: Dtype) -> None:
+def _unpack(reply: Message, sent: Weights, wire: Dtype) -> None:
     """Replaces the packed update by the model it makes."""
     record = reply.content.array_records[ARRAYS]
     try:
-        unpacked = compression.unpack({name: _read(record, name) for name in record}, state, wire)
+        unpacked = compression.unpack({name: _read(record, name) for name in record}, sent, wire)
     except compression.NotFinite as error:
         raise Diverged(str(error)) from error
     except ProtocolError as error:
         raise Fault(str(error)) from error
-    reply.content[ARRAYS] = records.from_state(unpacked)
+    reply.content[ARRAYS] = records.from_weights(unpacked)
 
 
 def _read(record: ArrayRecord, name: str) -> NDArray[Any]:

@@ -14,7 +14,7 @@ import math
 from typing import Protocol, Self
 
 from common.model.update import Update
-from common.model.weights import State
+from common.model.weights import Weights
 from server.rounds.fold import Fold
 
 TOGETHER = 0  # the node that a mean is said to be from
@@ -83,7 +83,7 @@ class EachReply:
 class Mean:
     """The weighted mean of updates that resemble `like`."""
 
-    def __init__(self, like: State) -> None:
+    def __init__(self, like: Weights) -> None:
         self._fold, self._losses = Fold(like), Losses()
 
     def add(self, node: int, update: Update) -> None:

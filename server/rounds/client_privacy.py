@@ -41,7 +41,7 @@ from common.document.federation import ClientPrivacy, Federation
 from common.errors import PrivacyError
 from common.model.scores import COUNT_UNIT, Counts, count_sensitivity, count_size, rows_of
 from common.model.update import Update
-from common.model.weights import State
+from common.model.weights import Weights
 from common.privacy.noise import NoiseSource
 from common.privacy.releases import client_releases, epsilon
 from common.privacy.rounded_normal import Integers
@@ -73,7 +73,7 @@ class Spent:
     clip: float
 
 
-class CentralDP:
+class ClientLevelDP:
     """The server's sampler, noise and account for one run."""
 
     def __init__(self, federation: Federation, noise: NoiseSource) -> None:
@@ -116,11 +116,11 @@ class CentralDP:
         self._present = len(present)
         return [present[i] for i in self._noise.poisson_sample(len(present), self._federation.strategy.fraction)]
 
-    def aggregator(self, weights: State) -> NoisyMean:
+    def aggregator(self, weights: Weights) -> NoisyMean:
         """Of a round that moves `weights`."""
         return NoisyMean(self, weights)
 
-    def finish(self, part: NoisyMean) -> State:
+    def finish(self, part: NoisyMean) -> Weights:
         """The weights moved by the noisy mean of clipped updates. Charged before it is computed."""
         self.charged = replace(self.charged, updates=self.charged.updates + 1)
         noisy = self._noisy(part.total, self._update_noise, longest(STEPS, len(part.total)))
@@ -252,16 +252,16 @@ class NoisyMean:
 
     loss = None  # none is told
 
-    def __init__(self, central: CentralDP, weights: State) -> None:
-        self._central, self.weights = central, weights
-        self.start, self.unit = _flat(weights), central.clip / STEPS
+    def __init__(self, mechanism: ClientLevelDP, weights: Weights) -> None:
+        self._mechanism, self.weights = mechanism, weights
+        self.start, self.unit = _flat(weights), mechanism.clip / STEPS
         self.total: Integers = np.zeros(len(self.start), np.int64)
         self.within = 0  # for the adaptive clip: 1/2 for each update within it and -1/2 for each other, times 2^20
 
     def add(self, node: int, update: Update) -> None:
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite counts as zeros
             moved = _flat(update.weights) - self.start
-        part = clipped(moved, unit=self.unit, steps=STEPS, weight=self._central.weight(update))
+        part = clipped(moved, unit=self.unit, steps=STEPS, weight=self._mechanism.weight(update))
         self.total += part.whole
         self.within += HALF if part.within else -HALF
 
@@ -271,17 +271,17 @@ class NoisyMean:
 
     def finish(self) -> list[tuple[int, Update]]:
         """No update at all gives an outcome like any other: else one would tell who was asked."""
-        return [(TOGETHER, Update(weights=self._central.finish(self), weight=1.0))]
+        return [(TOGETHER, Update(weights=self._mechanism.finish(self), weight=1.0))]
 
 
-def _flat(state: State) -> NDArray[np.float64]:
-    return np.concatenate([np.ravel(array).astype(np.float64) for array in state.values()])
+def _flat(weights: Weights) -> NDArray[np.float64]:
+    return np.concatenate([np.ravel(array).astype(np.float64) for array in weights.values()])
 
 
-def _like(flat: NDArray[np.float64], state: State) -> State:
-    """`flat` in the shapes and types of `state`."""
-    parts = np.split(flat, np.cumsum([array.size for array in state.values()])[:-1])
+def _like(flat: NDArray[np.float64], weights: Weights) -> Weights:
+    """`flat` in the shapes and types of `weights`."""
+    parts = np.split(flat, np.cumsum([array.size for array in weights.values()])[:-1])
     return {
         name: part.reshape(array.shape).astype(array.dtype)
-        for part, (name, array) in zip(parts, state.items(), strict=True)
+        for part, (name, array) in zip(parts, weights.items(), strict=True)
     }

@@ -122,8 +122,8 @@ def choose(run: Run, nodes: list[int], server_round: int) -> Cohort:
 
     Drawn from the seed and the round alone, so that a run which was resumed asks whom it would have asked.
     """
-    if run.central is not None:
-        sampled = run.central.sample(nodes)
+    if run.client_privacy is not None:
+        sampled = run.client_privacy.sample(nodes)
         return Cohort(nodes, sampled, len(sampled))
     strategy = run.federation.strategy
     awake = [node for node in nodes if run.progress.resting.get(node, 0) <= server_round]
@@ -136,7 +136,7 @@ def choose(run: Run, nodes: list[int], server_round: int) -> Cohort:
 
 
 def note_strikes(run: Run, cohort: Iterable[int], counted: set[int], excused: set[int], server_round: int) -> None:
-    """Lets clients rest that were asked several times in vain: a client that never answers must not hold up all
+    """Lets a client rest that did not answer several times in a row: one that never answers must not hold up all
     rounds until their deadline. It is asked again after 2, 4, 8... rounds."""
     for node in cohort:
         if node in counted:

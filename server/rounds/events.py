@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
-from common.model.scores import Metrics
+from common.model.scores import Scores
 
 Status = Literal["completed", "budget_exhausted", "stopped", "failed"]
 
@@ -105,8 +105,8 @@ class RoundEnded(Event):
     rejected: tuple[Rejected, ...] = ()
     strikes: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
-    evaluation: Metrics | None = None
-    held_out: Metrics | None = None
+    evaluation: Scores | None = None
+    held_out: Scores | None = None
     privacy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     failed: str = ""  # why, if it did
     advice: str = ""  # what to try, if its training diverged
@@ -170,8 +170,8 @@ class Standing:
     strikes: Mapping[str, int] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)  # of each client's last rejection or refusal
     refused: Mapping[str, str] = field(default_factory=dict)  # client -> the kind of its refusal
-    evaluation: Metrics | None = None  # the last one that counted a row; empty if none ever did
-    held_out: Metrics | None = None
+    evaluation: Scores | None = None  # the last one that counted a row; empty if none ever did
+    held_out: Scores | None = None
     privacy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     reason: str = ""  # why it ended
 

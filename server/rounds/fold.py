@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from common.model.weights import State
+from common.model.weights import Weights
 
 BLOCK = 65_536  # numbers added at a time, so that scratch space stays small
 
@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 class Fold:
     """A running weighted mean of states that resemble `like`."""
 
-    def __init__(self, like: State) -> None:
+    def __init__(self, like: Weights) -> None:
         self._like = like
         size = sum(array.size for array in like.values())
         self._high, self._low = np.zeros(size), np.zeros(size)
@@ -39,11 +39,11 @@ class Fold:
         """The sum of the weights, exactly rounded."""
         return math.fsum(self._weights)
 
-    def add(self, state: Mapping[str, NDArray[np.float32]], weight: float) -> None:
-        """Adds one state, whose arrays have the shapes of `like` and come in its order."""
+    def add(self, weights: Mapping[str, NDArray[np.float32]], weight: float) -> None:
+        """Adds weights whose arrays have the shapes of `like` and come in its order."""
         self._weights.append(weight)
         at = 0
-        for array in state.values():
+        for array in weights.values():
             flat = array.reshape(-1)
             for start in range(0, len(flat), BLOCK):
                 block = flat[start : start + BLOCK]
@@ -76,12 +76,12 @@ class Fold:
             self._two_sum(where)
             self._low[where] += other._low[where]
 
-    def mean(self) -> State:
+    def mean(self) -> Weights:
         """The mean of what was added. Raises ZeroDivisionError if that was nothing, or weighed nothing."""
         weight = self.weight
         if not weight:
             raise ZeroDivisionError("the mean of no replies")
-        result: State = {}
+        result: Weights = {}
         at = 0
         for name, array in self._like.items():
             part = slice(at, at + array.size)

@@ -38,8 +38,8 @@ def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None
     """
     federation, progress = run.federation, run.progress
     strategies.restore(strategy, progress.memory)
-    if run.central is not None and progress.spent is not None:
-        run.central.restore(progress.spent)
+    if run.client_privacy is not None and progress.spent is not None:
+        run.client_privacy.restore(progress.spent)
     if progress.present:
         cohort.wait_for_those_who_were_here(run, grid)
     if progress.pending:
@@ -73,7 +73,7 @@ def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None
             continue
         failed = 0
         event = replace(_told(run, this, trained.answers, waited), loss=trained.loss)
-        progress.state = trained.weights
+        progress.weights = trained.weights
         progress.round, progress.tried, progress.event = number, number, event
         _complete(run, grid, strategy, event)
     # A run whose last rounds failed has not trained for as many rounds as it says.
@@ -91,7 +91,9 @@ def _spent(run: Run) -> Ending:
 def _train(run: Run, grid: Grid, strategy: Strategy, this: Round) -> TrainedRound:
     """Trains one round. What it costs whole clients is written down also if it fails, before anything is told."""
     try:
-        return train_round(this, run.progress.state, grid=grid, strategy=strategy, aggregator=lambda: _aggregator(run))
+        return train_round(
+            this, run.progress.weights, grid=grid, strategy=strategy, aggregator=lambda: _aggregator(run)
+        )
     finally:
         run.progress.memory = strategies.memory(strategy)
         _charge(run)
@@ -99,15 +101,15 @@ def _train(run: Run, grid: Grid, strategy: Strategy, this: Round) -> TrainedRoun
 
 def _charge(run: Run) -> None:
     """Writes down what has been released about whole clients, before it is told."""
-    if run.central is not None:
-        run.progress.spent = run.central.spent
+    if run.client_privacy is not None:
+        run.progress.spent = run.client_privacy.spent
         run.journal.charge(run)
 
 
 def _aggregator(run: Run) -> Aggregator:
-    if run.central is not None:
-        return run.central.aggregator(run.progress.state)
-    return Mean(run.progress.state) if run.federation.strategy.name in OF_A_MEAN else EachReply()
+    if run.client_privacy is not None:
+        return run.client_privacy.aggregator(run.progress.weights)
+    return Mean(run.progress.weights) if run.federation.strategy.name in OF_A_MEAN else EachReply()
 
 
 def _told(run: Run, this: Round, answers: Answers, waited: float) -> RoundEnded:
@@ -175,7 +177,7 @@ def _complete(run: Run, grid: Grid, strategy: Strategy, event: RoundEnded) -> No
         event = _evaluate(run, grid, strategy, event)
     progress.pending = False
     if run.held_out is not None:
-        progress.held_out_score = run.held_out(progress.state)
+        progress.held_out_score = run.held_out(progress.weights)
         event = replace(event, held_out=progress.held_out_score)
     progress.event = event = replace(event, privacy=_privacy(run))
     run.journal.save(run)
@@ -190,7 +192,7 @@ def _evaluate(run: Run, grid: Grid, strategy: Strategy, event: RoundEnded) -> Ro
         return event
     everyone = Cohort(nodes, nodes, needed=len(nodes))
     this = Round(federation=run.federation, run=run.name, number=progress.round, cohort=everyone)
-    evaluated = evaluate_round(this, progress.state, grid=grid, strategy=strategy, central=run.central)
+    evaluated = evaluate_round(this, progress.weights, grid=grid, strategy=strategy, client_privacy=run.client_privacy)
     _charge(run)
     _remember(run, this, evaluated.answers)
     if (evaluation := evaluated.metrics) is not None:
@@ -210,8 +212,8 @@ def _privacy(run: Run) -> dict[str, dict[str, Any]]:
     spent: dict[str, dict[str, Any]] = {}
     if (epsilon := run.epsilon) is not None:
         spent["row"] = {"epsilon": epsilon, "per_client": run.epsilon_per_client}
-    if run.central is not None:
-        spent["client"] = {"epsilon": run.central.epsilon}
+    if run.client_privacy is not None:
+        spent["client"] = {"epsilon": run.client_privacy.epsilon}
     return spent
 
 

@@ -18,16 +18,16 @@ from flwr.serverapp.exception import AggregationError, InconsistentMessageReplie
 from flwr.serverapp.strategy import Strategy
 
 from common.document.federation import Federation
-from common.model.scores import Counts, Metrics, count_size, metrics_of
+from common.model.scores import Counts, Scores, count_size, scores_of
 from common.model.update import Update
-from common.model.weights import State, is_finite
+from common.model.weights import Weights, is_finite
 from common.privacy.statement import Statement
 from common.wire import records
 from common.wire.records import COUNTS, LATE, LOSS, METRICS, RUN, WEIGHT
 from server.rounds import strategies
 from server.rounds.admission import Admission, Partial, Rejection
 from server.rounds.aggregation import Aggregator
-from server.rounds.client_privacy import CentralDP
+from server.rounds.client_privacy import ClientLevelDP
 from server.rounds.cohort import Cohort, CohortGrid
 from server.rounds.run_grid import RunGrid
 
@@ -60,7 +60,7 @@ class Answers:
 class TrainedRound:
     """A round that moved the model."""
 
-    weights: State
+    weights: Weights
     loss: float | None  # the mean of a row's, where clients tell theirs
     answers: Answers
 
@@ -69,7 +69,7 @@ class TrainedRound:
 class EvaluatedRound:
     """`metrics` is None if nobody answered, and empty if those who did have no rows to score the model on."""
 
-    metrics: Metrics | None
+    metrics: Scores | None
     answers: Answers
 
 
@@ -82,7 +82,7 @@ class RoundFailed(Exception):
 
 
 def train_round(
-    this: Round, weights: State, *, grid: Grid, strategy: Strategy, aggregator: Callable[[], Aggregator]
+    this: Round, weights: Weights, *, grid: Grid, strategy: Strategy, aggregator: Callable[[], Aggregator]
 ) -> TrainedRound:
     """Trains one round from `weights`.
 
@@ -101,7 +101,7 @@ def train_round(
         metrics={WEIGHT, LOSS} if row is None else {WEIGHT},
         private=row is not None,
         limit=math.inf if row is None else row.epsilon,
-        state=weights,
+        sent=weights,
         wire=federation.wire.dtype,
         compare=federation.privacy.client is None,
     )
@@ -109,7 +109,7 @@ def train_round(
     # A strategy that is shown no node would wait for one, and an empty cohort is a cohort.
     shown = CohortGrid(grid, cohort.asked or cohort.nodes)
     strategies.forget_model(strategy)
-    messages = strategy.configure_train(this.number, records.from_state(weights), config, shown)
+    messages = strategy.configure_train(this.number, records.from_weights(weights), config, shown)
     messages = [m for m in messages if m.metadata.dst_node_id in cohort.asked]
     together = aggregator()
     for answer in _admitted(this, grid, messages, admission, aggregator):
@@ -128,9 +128,9 @@ def train_round(
 
 
 def evaluate_round(
-    this: Round, weights: State, *, grid: Grid, strategy: Strategy, central: CentralDP | None
+    this: Round, weights: Weights, *, grid: Grid, strategy: Strategy, client_privacy: ClientLevelDP | None
 ) -> EvaluatedRound:
-    """Lets the cohort score `weights`. `central` adds noise for whole clients; where it does, no reply is an outcome
+    """Lets the cohort score `weights`. `client_privacy` adds noise for whole clients; then no reply is an outcome
     like any other."""
     started = time.monotonic()
     schema, row = this.federation.data_schema, this.federation.privacy.row
@@ -143,18 +143,18 @@ def evaluate_round(
         counts=count_size(schema),
     )
     config, shown = ConfigRecord({RUN: this.run}), CohortGrid(grid, this.cohort.asked)
-    messages = strategy.configure_evaluate(this.number, records.from_state(weights), config, shown)
+    messages = strategy.configure_evaluate(this.number, records.from_weights(weights), config, shown)
     told: dict[int, Counts] = {}
     for answer in _admitted(this, grid, messages, admission, None):
         assert isinstance(answer, Message)
         told[answer.metadata.src_node_id] = np.asarray(answer.content.metric_records[METRICS][COUNTS], np.float64)
-    # Metrics of all rows come from counts of all rows, in a fixed order: sums of floats depend on theirs.
+    # Scores of all rows come from counts of all rows, in a fixed order: sums of floats depend on theirs.
     counts = [told[node] for node in sorted(told)]
     metrics = None
-    if central is not None:
-        metrics = metrics_of(central.counts(counts), schema)
+    if client_privacy is not None:
+        metrics = scores_of(client_privacy.counts(counts), schema)
     elif counts:
-        metrics = metrics_of(np.sum(counts, axis=0), schema)
+        metrics = scores_of(np.sum(counts, axis=0), schema)
     return EvaluatedRound(metrics=metrics, answers=_answers(this, admission, started, late=False))
 
 
@@ -221,8 +221,8 @@ def _some(reasons: list[str]) -> str:
 
 
 def _move(
-    strategy: Strategy, this: Round, weights: State, grid: Grid, updates: list[tuple[int, Update]]
-) -> tuple[State | None, str]:
+    strategy: Strategy, this: Round, weights: Weights, grid: Grid, updates: list[tuple[int, Update]]
+) -> tuple[Weights | None, str]:
     """The weights that the strategy makes of the updates; or none and why, and it then forgets the updates."""
     before = strategies.memory(strategy)
     replies = [grid.create_message(records.from_update(update), "train", node, "") for node, update in updates]
@@ -238,7 +238,7 @@ def _move(
     return moved, ""
 
 
-def _like(arrays: ArrayRecord | None, weights: State) -> State | None:
+def _like(arrays: ArrayRecord | None, weights: Weights) -> Weights | None:
     """The aggregated arrays in the model's own types (some strategies compute in float64), if all are finite."""
     if arrays is None or list(arrays) != list(weights):
         return None

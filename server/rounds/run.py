@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from common.document.federation import Federation
-from common.model.scores import Metrics
-from common.model.weights import State
+from common.model.scores import Scores
+from common.model.weights import Weights
 from common.privacy.statement import Statement
-from server.rounds.client_privacy import CentralDP, Spent
+from server.rounds.client_privacy import ClientLevelDP, Spent
 from server.rounds.disclosure import Disclosure
 from server.rounds.events import Event, RoundEnded, Status
 from server.rounds.strategies import Memory
@@ -20,13 +20,13 @@ from server.rounds.strategies import Memory
 class Progress:
     """How far a run has come: all that a restart needs, and what a checkpoint keeps."""
 
-    state: State
+    weights: Weights
     round: int = 0  # the last complete one
     tried: int = 0  # the last one that was made, complete or failed
     event: RoundEnded | None = None  # what is told of it
     pending: bool = False  # is it trained, but not yet evaluated?
-    evaluation: Metrics | None = None
-    held_out_score: Metrics | None = None  # the last one that `held_out` gave
+    evaluation: Scores | None = None
+    held_out_score: Scores | None = None  # the last one that `held_out` gave
     best: float | None = None  # for early stopping
     stale: int = 0  # evaluations since then
     advised: bool = False  # has it been told what to try when training diverges? Once is enough
@@ -76,8 +76,8 @@ class Run:
     observe: Callable[[Event], None]
     journal: Journal = field(default_factory=Unwritten)
     name_of: Callable[[int], str] = str
-    held_out: Callable[[State], Metrics] | None = None  # scores the model on a table of the server's own
-    central: CentralDP | None = None  # samples and adds noise, if the federation protects whole clients
+    held_out: Callable[[Weights], Scores] | None = None  # scores the model on a table of the server's own
+    client_privacy: ClientLevelDP | None = None  # samples and adds noise, if the federation protects whole clients
     refused: dict[int, int] = field(default_factory=dict)  # node -> the code with which it refused to join
 
     @property

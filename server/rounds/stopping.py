@@ -6,11 +6,11 @@ its statement gives the epsilon of the whole plan (server/folder/statement.py).
 
 from __future__ import annotations
 
-from common.model.scores import LOWER_IS_BETTER, Metrics
+from common.model.scores import LOWER_IS_BETTER, Scores
 from server.rounds.run import Run
 
 
-def note(run: Run, evaluation: Metrics) -> None:
+def note(run: Run, evaluation: Scores) -> None:
     """Takes note of an evaluation: is it better than the best by at least `min_change`?"""
     rule = run.federation.training.early_stopping
     if rule is None or not evaluation:  # no rows were counted, which is neither better nor worse

@@ -1,4 +1,4 @@
-"""Room in memory for replies on their way: who finds none waits."""
+"""Room in memory for replies on their way. A reply for which there is no room waits."""
 
 from __future__ import annotations
 

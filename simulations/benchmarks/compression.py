@@ -29,8 +29,8 @@ from common.document import federation as federations
 from common.document.federation import Dtype, Federation
 from common.logs import quiet_flower
 from common.model import mlp, objective
-from common.model.scores import metrics_of
-from common.model.weights import State, initial_state
+from common.model.scores import scores_of
+from common.model.weights import Weights, initial_weights
 from common.wire import compression
 from common.wire.compression import Uniform
 from server.folder.folder import RunFolder, load_model
@@ -72,7 +72,7 @@ def changed(fed: Federation, **parts: Any) -> Federation:
     return documents.validate({**json.loads(fed.canonical), **parts}, Federation)
 
 
-def pack(state: State, start: State, dtype: Dtype, uniform: Uniform) -> dict[str, NDArray[Any]]:
+def pack(state: Weights, start: Weights, dtype: Dtype, uniform: Uniform) -> dict[str, NDArray[Any]]:
     """`compression.pack`, but float32 draws as many random numbers as the others."""
     if dtype == "float32":
         original_pack(state, start, "bfloat16", uniform)
@@ -87,11 +87,17 @@ def accuracy(fed: Federation, sites_of: SitesOf, seed: int) -> float:
         folder = RunFolder.create(fed, path=Path(where) / "run")
         simulate(fed, sites, folder, run="benchmark")
         model = mlp.build(fed)
-        mlp.load_state(model, load_model(folder.path))
+        mlp.load_weights(model, load_model(folder.path))
     schema, loss = fed.data_schema, fed.training.loss
     data = [site.dataset for site in sites]
     total = sum(objective.score(model, d.validation_x, d.validation_y, schema=schema, loss=loss) for d in data)
-    return 100 * float(metrics_of(np.asarray(total), schema)["accuracy"])
+    return 100 * float(scores_of(np.asarray(total), schema)["accuracy"])
+
+
+def _bytes(fed: Federation, dtype: Dtype) -> int:
+    """Of the bare tensors of an update."""
+    sent = compression.expected(initial_weights(fed), dtype)
+    return sum(kind.itemsize * math.prod(shape) for kind, shape in sent.values())
 
 
 def main() -> None:
@@ -113,7 +119,7 @@ def main() -> None:
                 exact = exact or found
                 gain = [a - b for a, b in zip(found, exact, strict=True)]
                 print(
-                    f"  {dtype:<9} {compression.size(initial_state(fed), dtype):>6,} bytes  "
+                    f"  {dtype:<9} {_bytes(fed, dtype):>6,} bytes  "
                     f"accuracy {mean(found):.1f} % (sd {stdev(found):.1f})  "
                     f"{mean(gain):+.2f} +- {stdev(gain) / math.sqrt(SEEDS):.2f}",
                     flush=True,

@@ -27,8 +27,8 @@ from common.document.federation import load as load_federation
 from common.logs import quiet_flower
 from common.model import mlp
 from common.model.objective import score
-from common.model.scores import metrics_of
-from common.model.weights import State, initial_state
+from common.model.scores import scores_of
+from common.model.weights import Weights, initial_weights
 from common.privacy import reach
 from server.folder.folder import RunFolder, load_model
 from simulations import HEART
@@ -80,14 +80,14 @@ def measured(fed: Federation, sites: list[Any]) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder.create(fed, path=Path(folder) / "run")
         simulate(fed, sites, run, run="benchmark")
-        state: State = load_model(run.path)
+        state: Weights = load_model(run.path)
     model = mlp.build(fed)
-    mlp.load_state(model, state)
+    mlp.load_weights(model, state)
     schema, loss = fed.data_schema, fed.training.loss
     counts = [score(model, s.dataset.validation_x, s.dataset.validation_y, schema=schema, loss=loss) for s in sites]
-    start = initial_state(fed)
+    start = initial_weights(fed)
     moved = sum(float(np.square(state[name] - start[name]).sum()) for name in start) ** 0.5
-    return 100 * float(metrics_of(np.sum(counts, axis=0), schema)["accuracy"]), moved
+    return 100 * float(scores_of(np.sum(counts, axis=0), schema)["accuracy"]), moved
 
 
 def _grid(

@@ -10,7 +10,7 @@ import flwr.app
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
-from common.model.weights import State
+from common.model.weights import Weights
 from common.wire import codec, records
 from common.wire.identity import identify_process
 from server.rounds.fold import Fold
@@ -49,7 +49,7 @@ def _measure(name: str) -> None:
     say(seconds=seconds, peak=megabytes("self", "VmHWM") - before)
 
 
-def _flower(question: Message, arrays: State) -> float:
+def _flower(question: Message, arrays: Weights) -> float:
     replies = [
         _reply(question, ArrayRecord({key: flwr.app.Array(array) for key, array in arrays.items()}))
         for _ in range(REPLIES)
@@ -59,7 +59,7 @@ def _flower(question: Message, arrays: State) -> float:
     return time.perf_counter() - started
 
 
-def _ours(question: Message, arrays: State) -> float:
+def _ours(question: Message, arrays: Weights) -> float:
     started, reading = time.perf_counter(), 0.0
     fold = Fold(arrays)
     arriving = _arriving(question, arrays)
@@ -69,14 +69,14 @@ def _ours(question: Message, arrays: State) -> float:
         reading += time.perf_counter() - before
         metrics: MetricRecord = reply.content.metric_records[records.METRICS]
         weight = float(metrics[records.WEIGHT])  # type: ignore[arg-type]
-        fold.add(records.to_state(reply.content.array_records[records.ARRAYS]), weight)
+        fold.add(records.to_weights(reply.content.array_records[records.ARRAYS]), weight)
     fold.mean()
     return time.perf_counter() - started - reading
 
 
-def _arriving(question: Message, arrays: State) -> Iterator[Message]:
+def _arriving(question: Message, arrays: Weights) -> Iterator[Message]:
     """Replies as the grid makes them: one at a time, from bytes that are its own."""
-    content = codec.encode(_reply(question, records.from_state(arrays)).content)
+    content = codec.encode(_reply(question, records.from_weights(arrays)).content)
     while True:
         yield Message(codec.decode(bytes(bytearray(content))), reply_to=question)
 

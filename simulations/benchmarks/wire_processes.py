@@ -19,7 +19,7 @@ import yaml
 
 from common.certificates import authority
 from common.certificates.identity import TLSMaterial
-from common.model.weights import State
+from common.model.weights import Weights
 
 T = TypeVar("T")
 
@@ -165,17 +165,17 @@ def cpu_seconds(pid: int | str) -> float:
 # What is sent, and who may send it
 
 
-def state(widths: tuple[int, ...], seed: int = 0) -> State:
+def state(widths: tuple[int, ...], seed: int = 0) -> Weights:
     """The arrays of an MLP with layers of these widths."""
     rng = np.random.default_rng(seed)
-    arrays: State = {}
+    arrays: Weights = {}
     for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
         arrays[f"layers.{i}.weight"] = rng.normal(size=(fan_out, fan_in)).astype(np.float32)
         arrays[f"layers.{i}.bias"] = rng.normal(size=fan_out).astype(np.float32)
     return arrays
 
 
-def size(arrays: State) -> int:
+def size(arrays: Weights) -> int:
     """Bytes of the bare tensors."""
     return sum(array.nbytes for array in arrays.values())
 

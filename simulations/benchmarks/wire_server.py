@@ -61,12 +61,12 @@ def _round(grid: GrpcGrid, number: int, *, clients: int, widths: list[int], mean
     arrays = state(tuple(widths), seed=number)
     started, cpu = time.monotonic(), time.process_time()
     config = ConfigRecord({records.RUN: "benchmark"})
-    content = RecordDict({records.ARRAYS: records.from_state(arrays), records.CONFIG: config})
+    content = RecordDict({records.ARRAYS: records.from_weights(arrays), records.CONFIG: config})
     messages = [Message(content, node, "train", group_id=str(number)) for node in nodes]
     replies = grid.stream(messages, timeout=TIMEOUT_S)
     if mean:
         metrics = (records.WEIGHT, records.LOSS)
-        admission = Admission(asked=set(nodes), server_round=number, metrics=metrics, state=arrays)
+        admission = Admission(asked=set(nodes), server_round=number, metrics=metrics, sent=arrays)
         together = Mean(arrays)
         for reply in filter(admission.take, replies):
             together.add(reply.metadata.src_node_id, records.to_update(reply.content))

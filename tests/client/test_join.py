@@ -20,7 +20,7 @@ def test_a_renewed_certificate_is_taken_and_a_half_replaced_one_is_not(tmp_path:
     (tmp_path / "ada.pem").unlink()
     (tmp_path / "ada.key").rename(tmp_path / "kept.key")
     assert read() == first
-    assert "ada.pem: cannot be read" in said[0] and "the certificate of before stays in use" in said[0]
+    assert "ada.pem: cannot be read" in said[0] and "the earlier certificate stays in use" in said[0]
     authority.create_client(tmp_path, "ada")
     assert read() != first
 

@@ -69,7 +69,7 @@ class Link:
         ttl: float = 60,
         **config_too: Any,
     ) -> None:
-        arrays = records.from_state(mlp.state_of(mlp.build(fed)))
+        arrays = records.from_weights(mlp.weights_of(mlp.build(fed)))
         config = ConfigRecord({"run": run, "server-round": server_round, **config_too})
         content = codec.encode(RecordDict({"arrays": arrays, "config": config}))
         task_id = f"{run}/{task_type}/{server_round}/ada"

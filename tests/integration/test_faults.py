@@ -38,7 +38,7 @@ from client.device import resolve_device
 from client.site import Site
 from common.certificates import identity
 from common.document import federation as federations
-from common.model.weights import State
+from common.model.weights import Weights
 from common.privacy import noise
 from common.wire import codec, records
 from common.wire import session_pb2 as pb
@@ -71,7 +71,7 @@ SMALL = {**EXACT, "model__hidden": [8], "training__local_steps": 20}
 
 def reference(
     fed: Federation, names: Collection[str], lost: Collection[tuple[int, str]] = (), rounds: int | None = None
-) -> State:
+) -> Weights:
     """The model of a run without network and faults, in which `lost` replies (round, client) never came."""
     federation = federations.load(fed.document)
     federation = federation.with_rounds(rounds or federation.training.rounds)
@@ -106,7 +106,7 @@ def reference(
     return load_file(folder.path / "model.safetensors")
 
 
-def assert_model(fed: Federation, expected: State) -> None:
+def assert_model(fed: Federation, expected: Weights) -> None:
     found = load_file(fed.run / "model.safetensors")
     assert list(found) == list(expected)
     for name in expected:
@@ -349,9 +349,9 @@ def test_a_round_that_failed_is_not_asked_again_when_the_server_is_restarted(fed
 def moved(content: bytes, by: float) -> bytes:
     """A reply of the right form, with a model that would be noticed."""
     arrays = codec.decode(content)[ARRAYS]
-    state = {name: value + np.float32(by) for name, value in records.to_state(arrays).items()}
+    state = {name: value + np.float32(by) for name, value in records.to_weights(arrays).items()}
     metrics = MetricRecord({WEIGHT: 1e6, LOSS: 0.5})
-    return codec.encode(RecordDict({ARRAYS: records.from_state(state), METRICS: metrics}))
+    return codec.encode(RecordDict({ARRAYS: records.from_weights(state), METRICS: metrics}))
 
 
 def _nan(peer: Peer, task: pb.Task, content: bytes, before: list[str]) -> None:

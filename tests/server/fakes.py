@@ -15,12 +15,12 @@ from flwr.serverapp import Grid
 from common.document.federation import Federation
 from common.errors import RunFailed
 from common.model import mlp
-from common.model.weights import State
+from common.model.weights import Weights
 from common.privacy.noise import NoiseSource, seeded
 from common.wire import records
 from common.wire.records import ARRAYS, COUNTS, LOSS, LOST, METRICS, WEIGHT
 from server.rounds import strategies
-from server.rounds.client_privacy import CentralDP
+from server.rounds.client_privacy import ClientLevelDP
 from server.rounds.loop import run_rounds
 from server.rounds.run import Ending, Progress, Run, Unwritten
 from simulations.inline import InlineGrid
@@ -56,16 +56,16 @@ class Clients:
 
 
 def train(message: Message, *, metrics: dict[str, float] | None = None) -> RecordDict:
-    state = records.to_state(message.content[ARRAYS])
+    state = records.to_weights(message.content[ARRAYS])
     moved = {name: array + np.float32(1) for name, array in state.items()}
     figures = MetricRecord({WEIGHT: 10.0, LOSS: 0.5} if metrics is None else metrics)
-    return RecordDict({ARRAYS: records.from_state(moved), METRICS: figures})
+    return RecordDict({ARRAYS: records.from_weights(moved), METRICS: figures})
 
 
 def train_to_nan(message: Message) -> RecordDict:
-    state = records.to_state(message.content[ARRAYS])
+    state = records.to_weights(message.content[ARRAYS])
     broken = {name: np.full_like(array, np.nan) for name, array in state.items()}
-    return RecordDict({ARRAYS: records.from_state(broken), METRICS: MetricRecord({WEIGHT: 1.0, LOSS: 0.5})})
+    return RecordDict({ARRAYS: records.from_weights(broken), METRICS: MetricRecord({WEIGHT: 1.0, LOSS: 0.5})})
 
 
 def says(code: int, reason: str = "no") -> Callable[[Message], Answer]:
@@ -80,10 +80,10 @@ class Kept(Unwritten):
     """A journal that keeps the last model of each round."""
 
     def __init__(self) -> None:
-        self.saved: dict[int, State] = {}
+        self.saved: dict[int, Weights] = {}
 
     def save(self, run: Run) -> None:
-        self.saved[run.progress.round] = run.progress.state
+        self.saved[run.progress.round] = run.progress.weights
 
 
 @dataclass
@@ -91,8 +91,8 @@ class Outcome:
     run: Run
     ending: Ending
     events: list[dict[str, Any]]
-    saved: list[tuple[int, State]]
-    start: State
+    saved: list[tuple[int, Weights]]
+    start: Weights
 
     def rounds(self) -> list[dict[str, Any]]:
         return [event for event in self.events if event["event"] == "round"]
@@ -102,7 +102,7 @@ class Outcome:
         steps = {
             round(float(d), 3)
             for name in self.start
-            for d in np.ravel(self.run.progress.state[name] - self.start[name])
+            for d in np.ravel(self.run.progress.weights[name] - self.start[name])
         }
         (step,) = steps
         return step
@@ -122,12 +122,12 @@ def outcome(
     run = Run(
         federation=document,
         name="test",
-        progress=Progress(state=mlp.state_of(mlp.build(document))),
+        progress=Progress(weights=mlp.weights_of(mlp.build(document))),
         observe=lambda event: events.append(json.loads(json.dumps(event.to_json()))),
         journal=kept,
-        central=CentralDP(document, noise or seeded(0)) if document.privacy.client else None,
+        client_privacy=ClientLevelDP(document, noise or seeded(0)) if document.privacy.client else None,
     )
-    start = run.progress.state
+    start = run.progress.weights
     grid = grid or InlineGrid(clients, nodes, run="test")  # type: ignore[arg-type]
     try:
         ending = run_rounds(run, grid, strategies.build(document), wait_s=0.0)

@@ -13,7 +13,7 @@ from client.training.recipe import DPSGD, Recipe, Scoring
 from client.training.train import evaluate, train
 from common.document.federation import Federation
 from common.model import mlp, objective
-from common.model.weights import State, initial_state
+from common.model.weights import Weights, initial_weights
 from common.privacy import noise
 from tests.support import federation, table
 
@@ -29,14 +29,14 @@ def recipe(private: DPSGD | None, **changes: object) -> Recipe:
     return Recipe(federation=federation(**changes), steps=3, weight=17.0, private=private)
 
 
-def same(one: State, other: State) -> bool:
+def same(one: Weights, other: Weights) -> bool:
     return list(one) == list(other) and all(np.array_equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("private", [None, PRIVATELY], ids=["plain", "private"])
 def test_training_changes_nothing_that_it_was_given_and_can_be_repeated(private):
     how = recipe(private, model__dropout=0.2)
-    weights, rows = initial_state(how.federation), dataset(how.federation)
+    weights, rows = initial_weights(how.federation), dataset(how.federation)
     before, x = {name: array.copy() for name, array in weights.items()}, rows.x.clone()
     generator = torch.get_rng_state()
     update, again = (train(how, weights, rows, noise=noise.seeded(5)) for _ in range(2))
@@ -47,17 +47,17 @@ def test_training_changes_nothing_that_it_was_given_and_can_be_repeated(private)
 
 def test_a_proximal_term_keeps_the_update_near_where_it_began():
     far, near = (
-        train(recipe(None, **changes), initial_state(federation()), dataset(federation()), noise=noise.seeded(5))
+        train(recipe(None, **changes), initial_weights(federation()), dataset(federation()), noise=noise.seeded(5))
         for changes in ({}, {"strategy__name": "fedprox", "strategy__proximal_mu": 5.0})
     )
-    start = initial_state(federation())
+    start = initial_weights(federation())
     moved = [max(float(np.abs(u.weights[name] - start[name]).max()) for name in start) for u in (far, near)]
     assert 0 < moved[1] < moved[0]
 
 
 def test_counts_have_noise_if_the_scoring_says_so_and_are_exact_otherwise():
     fed = federation()
-    weights, rows = initial_state(fed), dataset(fed)
+    weights, rows = initial_weights(fed), dataset(fed)
     exact = evaluate(Scoring(federation=fed, noise_multiplier=None), weights, rows, noise=noise.seeded(5))
     noisy = evaluate(Scoring(federation=fed, noise_multiplier=3.0), weights, rows, noise=noise.seeded(5))
     assert exact.sum() == len(rows.validation_y) and np.array_equal(exact, np.rint(exact))

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from common.errors import OutOfMemory
-from common.model import weights as states
 from common.model.memory import room_for
-from common.model.weights import initial_state
+from common.model.weights import initial_weights
 from server.folder.folder import RunFolder
 from server.rounds.events import RoundEnded
 from simulations.engine import simulate, sites_from_table
@@ -51,7 +50,7 @@ def test_other_errors_pass_unchanged(error):
 @pytest.mark.parametrize("hidden", [[], [8], [5, 7]])
 def test_a_models_size_is_known_before_it_is_made(hidden):
     fed = federation(model__hidden=hidden)
-    assert fed.model_bytes == states.size(initial_state(fed))
+    assert fed.model_bytes == sum(array.nbytes for array in initial_weights(fed).values())
 
 
 def test_a_client_without_the_memory_answers_that_its_task_failed_and_goes_on(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from tests.support import federation
 @given(sizes=st.lists(st.integers(1, 9), min_size=2, max_size=5), rows=st.integers(0, 4))
 def test_layers_are_as_wide_as_asked(sizes, rows):
     model = MLP(sizes[0], sizes[1:-1], sizes[-1])
-    state = mlp.state_of(model)
+    state = mlp.weights_of(model)
     assert [state[f"layers.{i}.weight"].shape for i in range(len(sizes) - 1)] == list(
         zip(sizes[1:], sizes[:-1], strict=True)
     )
@@ -32,7 +32,7 @@ def test_layers_are_as_wide_as_asked(sizes, rows):
 )
 def test_the_model_is_the_product_of_its_layers(activation, function):
     model = mlp.build(federation(model__hidden=[6, 4], model__activation=activation))
-    w = mlp.state_of(model)
+    w = mlp.weights_of(model)
     x = np.random.default_rng(0).uniform(-1, 1, (7, 5)).astype(np.float32)
     h = function(x @ w["layers.0.weight"].T + w["layers.0.bias"])
     h = function(h @ w["layers.1.weight"].T + w["layers.1.bias"])
@@ -63,7 +63,7 @@ def test_dropout_drops_what_the_activation_puts_out():
 
 def test_equal_seeds_give_equal_weights_and_other_seeds_others():
     def weights(**options):
-        return mlp.state_of(mlp.build(federation(training__seed=7), **options))["layers.0.weight"]
+        return mlp.weights_of(mlp.build(federation(training__seed=7), **options))["layers.0.weight"]
 
     assert_array_equal(weights(), weights())
     assert_array_equal(weights(), weights(seed=7))
@@ -72,7 +72,7 @@ def test_equal_seeds_give_equal_weights_and_other_seeds_others():
 
 
 def test_seed_zero_is_a_seed():
-    state = [mlp.state_of(mlp.build(federation(training__seed=7), seed=seed)) for seed in (0, 7)]
+    state = [mlp.weights_of(mlp.build(federation(training__seed=7), seed=seed)) for seed in (0, 7)]
     assert not np.array_equal(state[0]["layers.0.weight"], state[1]["layers.0.weight"])
 
 
@@ -85,14 +85,14 @@ def test_building_leaves_the_global_generator_as_it_was():
 def test_weights_do_not_depend_on_what_was_drawn_before():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        first = mlp.state_of(mlp.build(federation()))
+        first = mlp.weights_of(mlp.build(federation()))
         torch.rand(3)
-        assert_array_equal(first["layers.0.weight"], mlp.state_of(mlp.build(federation()))["layers.0.weight"])
+        assert_array_equal(first["layers.0.weight"], mlp.weights_of(mlp.build(federation()))["layers.0.weight"])
 
 
 @pytest.mark.parametrize("loss, outputs", [("cross_entropy", 2), ("binary_cross_entropy", 1)])
 def test_the_federation_gives_the_widths(loss, outputs):
-    shapes = [a.shape for a in mlp.state_of(mlp.build(federation(training__loss=loss))).values()]
+    shapes = [a.shape for a in mlp.weights_of(mlp.build(federation(training__loss=loss))).values()]
     assert shapes == [(8, 5), (8,), (outputs, 8), (outputs,)]
 
 
@@ -103,24 +103,24 @@ def test_a_numeric_target_takes_one_output():
 
 def test_state_goes_out_and_in_unchanged():
     source, target = mlp.build(federation(), seed=1), mlp.build(federation(), seed=2)
-    state = mlp.state_of(source)
+    state = mlp.weights_of(source)
     assert all(array.dtype == np.float32 for array in state.values())
-    mlp.load_state(target, state)
+    mlp.load_weights(target, state)
     x = torch.ones(3, 5)
     assert torch.equal(source(x), target(x))
-    for name, array in mlp.state_of(target).items():
+    for name, array in mlp.weights_of(target).items():
         assert_array_equal(array, state[name])
 
 
 def test_state_is_a_copy_on_the_way_out_and_in():
     model = mlp.build(federation())
-    state = mlp.state_of(model)
+    state = mlp.weights_of(model)
     kept = {name: array.copy() for name, array in state.items()}
     state["layers.0.weight"][:] = 9
-    assert_array_equal(mlp.state_of(model)["layers.0.weight"], kept["layers.0.weight"])
-    mlp.load_state(model, kept)
+    assert_array_equal(mlp.weights_of(model)["layers.0.weight"], kept["layers.0.weight"])
+    mlp.load_weights(model, kept)
     kept["layers.0.bias"][:] = 9
-    assert not (mlp.state_of(model)["layers.0.bias"] == 9).any()
+    assert not (mlp.weights_of(model)["layers.0.bias"] == 9).any()
 
 
 @pytest.mark.parametrize(
@@ -135,6 +135,6 @@ def test_state_is_a_copy_on_the_way_out_and_in():
 )
 def test_state_of_another_model_is_refused(change, expected):
     model = mlp.build(federation())
-    state = {name: a for name, a in (mlp.state_of(model) | change).items() if a is not None}
+    state = {name: a for name, a in (mlp.weights_of(model) | change).items() if a is not None}
     with pytest.raises(RuntimeError, match=expected):
-        mlp.load_state(model, state)
+        mlp.load_weights(model, state)

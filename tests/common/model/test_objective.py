@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from common.document.schema import Schema
 from common.model import objective
-from common.model.scores import count_sensitivity, count_size, metrics_of, noisy_counts
+from common.model.scores import count_sensitivity, count_size, noisy_counts, scores_of
 from common.privacy import noise
 from tests.support import federation
 
@@ -130,7 +130,7 @@ def test_metrics_of_a_confusion_matrix_worked_out_by_hand():
     # 20 rows, 12 on the diagonal. Columns sum to 7, 8, 5; rows to 6, 6, 8.
     precision, recall = [5 / 7, 3 / 8, 4 / 5], [5 / 6, 3 / 6, 4 / 8]
     f1 = [10 / 13, 6 / 14, 8 / 13]  # 2 hits / (row + column): 13, 14 and 13
-    metrics = metrics_of(CONFUSION.ravel(), THREE)
+    metrics = scores_of(CONFUSION.ravel(), THREE)
     per_class = metrics.pop("per_class")
     assert metrics == pytest.approx(
         {"accuracy": 0.6, "precision": sum(precision) / 3, "recall": sum(recall) / 3, "f1": sum(f1) / 3}
@@ -142,7 +142,7 @@ def test_metrics_of_a_confusion_matrix_worked_out_by_hand():
 
 def test_a_class_that_is_never_predicted_scores_zero_and_one_that_never_occurs_does_not_count():
     # Class 2 never occurs and is never predicted; class 1 occurs but is never predicted.
-    metrics = metrics_of(np.array([4, 0, 0, 2, 0, 0, 0, 0, 0], float), THREE)
+    metrics = scores_of(np.array([4, 0, 0, 2, 0, 0, 0, 0, 0], float), THREE)
     assert metrics["per_class"]["c1"] == {"precision": 0, "recall": 0, "f1": 0}
     assert metrics["per_class"]["c2"] == {"precision": None, "recall": None, "f1": None}
     # Class 0 has 4 of 6 predictions right, and all of its 4 rows: precision 2/3, recall 1, f1 4/5.
@@ -152,19 +152,19 @@ def test_a_class_that_is_never_predicted_scores_zero_and_one_that_never_occurs_d
 
 @pytest.mark.parametrize("place", [THREE, NUMBER])
 def test_there_are_no_metrics_of_nothing(place):
-    assert metrics_of(np.zeros(count_size(place)), place) == {}
-    assert metrics_of(np.full(count_size(place), -2.0), place) == {}  # noise below nothing
+    assert scores_of(np.zeros(count_size(place)), place) == {}
+    assert scores_of(np.full(count_size(place), -2.0), place) == {}  # noise below nothing
 
 
 def test_negative_noisy_counts_are_read_as_none():
     noisy, clean = CONFUSION.copy(), CONFUSION.copy()
     noisy[0, 2], noisy[2, 0], clean[0, 2], clean[2, 0] = -3.5, -0.1, 0, 0
-    assert metrics_of(noisy.ravel(), THREE) == metrics_of(clean.ravel(), THREE)
+    assert scores_of(noisy.ravel(), THREE) == scores_of(clean.ravel(), THREE)
 
 
 @given(noisy=st.lists(st.floats(-1e6, 1e6), min_size=9, max_size=9))
 def test_metrics_of_any_noisy_counts_are_between_zero_and_one(noisy):
-    metrics = metrics_of(np.array(noisy), THREE)
+    metrics = scores_of(np.array(noisy), THREE)
     values = [v for c in metrics.pop("per_class", {}).values() for v in c.values()] + list(metrics.values())
     assert all(0 <= value <= 1 + 1e-9 for value in values if value is not None)
     assert bool(metrics) == (sum(noisy) > 0)
@@ -172,18 +172,18 @@ def test_metrics_of_any_noisy_counts_are_between_zero_and_one(noisy):
 
 def test_metrics_do_not_change_the_counts():
     counts = np.array([-1.0, 2, 3])
-    metrics_of(counts, NUMBER)
+    scores_of(counts, NUMBER)
     assert_array_equal(counts, [-1, 2, 3])
 
 
 def test_errors_of_a_numeric_target_are_in_its_own_unit():
     # The target runs over 200 units: predicted 150 for 100, 250 for 300 and 300 for 300.
     scaled = objective.counts(torch.tensor([0.25, 0.75, 1.0]), torch.tensor([0.0, 1.0, 1.0]), NUMBER)
-    assert metrics_of(scaled, NUMBER) == pytest.approx({"mae": 100 / 3, "mse": 5000 / 3})
+    assert scores_of(scaled, NUMBER) == pytest.approx({"mae": 100 / 3, "mse": 5000 / 3})
 
 
 def test_a_noisy_row_count_below_one_does_not_blow_up_the_errors():
-    assert metrics_of(np.array([0.01, 0.5, 0.25]), NUMBER) == pytest.approx({"mae": 100, "mse": 10_000})
+    assert scores_of(np.array([0.01, 0.5, 0.25]), NUMBER) == pytest.approx({"mae": 100, "mse": 10_000})
 
 
 ROWS = st.integers(1, 30)

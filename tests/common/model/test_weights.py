@@ -7,12 +7,12 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 
-from common.model.weights import check_fit, initial_state, is_finite, size
+from common.model.weights import check_fit, initial_weights, is_finite
 from tests.support import federation
 
 
 def test_first_weights_are_spread_as_torch_spreads_them():
-    state = initial_state(federation(model__hidden=[4000]))
+    state = initial_weights(federation(model__hidden=[4000]))
     torch.manual_seed(0)
     for i, (inputs, outputs) in enumerate([(5, 4000), (4000, 2)]):
         layer = torch.nn.Linear(inputs, outputs)
@@ -26,13 +26,9 @@ def test_first_weights_are_spread_as_torch_spreads_them():
 
 
 def test_equal_seeds_give_equal_weights_and_other_seeds_others():
-    first = initial_state(federation(training__seed=7))["layers.0.weight"]
-    assert_array_equal(first, initial_state(federation(), seed=7)["layers.0.weight"])
-    assert not (first == initial_state(federation(training__seed=8))["layers.0.weight"]).any()
-
-
-def test_the_size_of_a_state_is_that_of_its_numbers():
-    assert size({"w": np.zeros((3, 5), np.float32), "b": np.zeros(3, np.float32)}) == 4 * 18
+    first = initial_weights(federation(training__seed=7))["layers.0.weight"]
+    assert_array_equal(first, initial_weights(federation(), seed=7)["layers.0.weight"])
+    assert not (first == initial_weights(federation(training__seed=8))["layers.0.weight"]).any()
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
@@ -57,7 +53,7 @@ def _without_the_last(state):
     ],
 )
 def test_arrays_that_are_not_the_models_do_not_fit(change, problem):
-    state = initial_state(federation())
+    state = initial_weights(federation())
     check_fit(dict(reversed(state.items())), federation())  # names tell them apart, not their order
     with pytest.raises(ValueError, match=problem):
         check_fit(change(state), federation())

@@ -248,8 +248,8 @@ def test_an_empty_payload_is_refused():
 
 def test_arrays_are_not_copied_until_flower_asks_for_their_bytes():
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    record = records.from_state({"w": array})
-    seen = records.to_state(record)["w"]
+    record = records.from_weights({"w": array})
+    seen = records.to_weights(record)["w"]
     assert np.shares_memory(seen, array)
     with pytest.raises(ValueError, match="read-only"):
         seen[0, 0] = 9

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from client.app import client_app
 from common.document.federation import Dtype
 from common.errors import ProtocolError
-from common.model.weights import State, initial_state
+from common.model.weights import Weights, initial_weights
 from common.privacy.noise import seeded
 from common.wire import records
 from common.wire.codec import decode, encode
-from common.wire.compression import expected, pack, size, unpack
+from common.wire.compression import expected, pack, unpack
 from common.wire.identity import number
 from common.wire.records import ARRAYS, CONFIG, RUN
 from simulations.engine import sites_from_table
@@ -43,7 +43,7 @@ SHAPES = arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
 UPDATES = arrays.arrays(np.float32, SHAPES, elements=NUMBERS)
 
 
-def zeros(like: NDArray[np.float32]) -> State:
+def zeros(like: NDArray[np.float32]) -> Weights:
     return {"w": np.zeros(like.shape, np.float32)}
 
 
@@ -59,12 +59,12 @@ def arrived(update: Any, dtype: Dtype, uniform: Any = None) -> NDArray[np.float3
     return unpack(sent(update, dtype, uniform), zeros(update), dtype)["w"]
 
 
-def bits(state: State) -> list[tuple[str, str, tuple[int, ...], bytes]]:
+def bits(state: Weights) -> list[tuple[str, str, tuple[int, ...], bytes]]:
     return [(name, str(a.dtype), a.shape, a.tobytes()) for name, a in state.items()]
 
 
-def model(seed: int = 0) -> State:
-    return initial_state(federation(), seed=seed)
+def model(seed: int = 0) -> Weights:
+    return initial_weights(federation(), seed=seed)
 
 
 # What arrives is what was sent
@@ -181,8 +181,8 @@ def test_what_is_packed_travels_as_it_is(dtype):
     state, start = {**model(1), "s": np.array(2.5, np.float32), "e": np.zeros((0, 2), np.float32)}, {}
     start = {name: np.ones(array.shape, np.float32) for name, array in state.items()}
     packed = pack(state, start, dtype, seeded(1).uniform)
-    message = decode(encode(RecordDict({ARRAYS: records.from_state(packed)})))
-    assert bits(records.to_state(message.array_records[ARRAYS])) == bits(packed)
+    message = decode(encode(RecordDict({ARRAYS: records.from_weights(packed)})))
+    assert bits(records.to_weights(message.array_records[ARRAYS])) == bits(packed)
     assert {name: (a.dtype, a.shape) for name, a in packed.items()} == expected(start, dtype)
 
 
@@ -316,7 +316,7 @@ def test_the_largest_numbers_become_infinite_or_stay_within_a_step():
 
 # What is refused
 
-START: State = {"w": np.zeros((2, 3), np.float32), "b": np.zeros(2, np.float32)}
+START: Weights = {"w": np.zeros((2, 3), np.float32), "b": np.zeros(2, np.float32)}
 
 
 def changed(dtype: Dtype, **arrays: Any) -> dict[str, NDArray[Any]]:
@@ -373,9 +373,14 @@ def test_what_is_no_array_is_refused(dtype):
 # Bytes
 
 
+def size(weights: Weights, dtype: Dtype) -> int:
+    """Bytes of what is expected to be sent."""
+    return sum(kind.itemsize * math.prod(shape) for kind, shape in expected(weights, dtype).values())
+
+
 def test_bytes_are_a_half_and_a_quarter():
     numbers, arrays = 9 * 5 + 9 + 7 * 9 + 7, 4
-    state = initial_state(federation(model__hidden=[9, 7]))
+    state = initial_weights(federation(model__hidden=[9, 7]))
     state = {name: array for name, array in state.items() if not name.startswith("layers.2")}
     assert [size(state, dtype) for dtype in DTYPES] == [4 * numbers, 2 * numbers, numbers + 4 * arrays]
 
@@ -394,19 +399,19 @@ def test_neither_torch_nor_flower_is_needed():
 # What a client sends
 
 
-def trained(dtype: Dtype, **document: Any) -> tuple[State, dict[str, NDArray[Any]]]:
+def trained(dtype: Dtype, **document: Any) -> tuple[Weights, dict[str, NDArray[Any]]]:
     """A model, and the arrays of a client's answer to the task of training it."""
     fed = federation(**document, wire={"dtype": dtype})
     sites = sites_from_table(fed, 200, clients=2, how="iid", seed=0, device=torch.device("cpu"))
     node = number("client")
     grid = InlineGrid(client_app(lambda context: nullcontext(sites[0])), [node], run="run")
-    start = initial_state(fed)
-    content = RecordDict({ARRAYS: records.from_state(start), CONFIG: ConfigRecord({RUN: "run"})})
+    start = initial_weights(fed)
+    content = RecordDict({ARRAYS: records.from_weights(start), CONFIG: ConfigRecord({RUN: "run"})})
     (reply,) = grid.send_and_receive([grid.create_message(content, "train", node, "1")])
     assert not reply.has_error()
     record = reply.content[ARRAYS]
     assert isinstance(record, ArrayRecord)
-    return start, records.to_state(record)
+    return start, records.to_weights(record)
 
 
 @pytest.mark.parametrize("dtype", ROUNDED)

@@ -16,7 +16,7 @@ from numpy.testing import assert_array_equal
 
 from common.document.federation import Federation
 from common.errors import ConfigError, RunFolderError
-from common.model.weights import State
+from common.model.weights import Weights
 from common.privacy.noise import seeded
 from common.privacy.statement import Statement
 from common.wire import records
@@ -55,10 +55,10 @@ class Fleet:
         if kind == "evaluate":
             counts = [float(c) for c in rng.integers(1, 50, 4)]
             return Message(RecordDict({METRICS: MetricRecord({WEIGHT: 1.0, COUNTS: counts})}), reply_to=message)
-        state = records.to_state(message.content.array_records[ARRAYS])
+        state = records.to_weights(message.content.array_records[ARRAYS])
         moved = {k: v * np.float32(0.9) + rng.normal(size=v.shape).astype(np.float32) for k, v in state.items()}
         metrics = MetricRecord({WEIGHT: float(node), LOSS: float(rng.uniform())})
-        return Message(RecordDict({ARRAYS: records.from_state(moved), METRICS: metrics}), reply_to=message)
+        return Message(RecordDict({ARRAYS: records.from_weights(moved), METRICS: metrics}), reply_to=message)
 
 
 def begin(path: Path, fed: Federation, fleet: Fleet, **options: Any) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def told(path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def equal(one: State, other: State) -> bool:
+def equal(one: Weights, other: Weights) -> bool:
     return list(one) == list(other) and all(np.array_equal(one[k], other[k]) for k in one)
 
 
@@ -118,7 +118,7 @@ def test_a_killed_run_that_is_resumed_equals_one_that_was_not(tmp_path, name, ki
 
 
 def test_a_held_out_score_outlives_the_server(tmp_path):
-    def stop(state: State) -> dict[str, Any]:
+    def stop(state: Weights) -> dict[str, Any]:
         raise KeyboardInterrupt
 
     scores = iter([{"accuracy": 0.6}, {"accuracy": 0.7}])
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_before_held_out_scores_were_kept_still_resumes(tmp_path
 
 def test_all_of_a_runs_progress_comes_back(tmp_path):
     progress = Progress(
-        state={"b": np.ones(2, np.float32), "a": np.zeros((), np.float32)},
+        weights={"b": np.ones(2, np.float32), "a": np.zeros((), np.float32)},
         round=7,
         tried=8,
         event=RoundEnded(round=7, rounds=9, rejected=(Rejected("ben", "late", "slow"),), evaluation={"accuracy": 0.5}),
@@ -159,19 +159,19 @@ def test_all_of_a_runs_progress_comes_back(tmp_path):
         memory={"m_t/a": np.full(3, 2.0)},
         spent=Spent(Charged(updates=7, evaluations=2), clip=0.75),
     )
-    untouched = Progress(state=progress.state)
+    untouched = Progress(weights=progress.weights)
     unset = [
         f.name
         for f in fields(Progress)
-        if f.name != "state" and getattr(progress, f.name) == getattr(untouched, f.name)
+        if f.name != "weights" and getattr(progress, f.name) == getattr(untouched, f.name)
     ]
     assert unset == []  # so that a field that is added is tried here
     run = Run(federation=long("fedavg"), name="run", progress=progress, observe=print)
     checkpoints.save(tmp_path, run, number=0, seconds=1.5)
     found = checkpoints.load(tmp_path).progress
-    assert list(found.state) == list(progress.state) and equal(found.state, progress.state)
+    assert list(found.weights) == list(progress.weights) and equal(found.weights, progress.weights)
     assert equal(found.memory, progress.memory)
-    for name in (f.name for f in fields(Progress) if f.name not in ("state", "memory")):
+    for name in (f.name for f in fields(Progress) if f.name not in ("weights", "memory")):
         assert getattr(found, name) == getattr(progress, name), name
 
 
@@ -342,8 +342,8 @@ def test_nothing_of_a_private_round_leaves_before_it_is_on_disk(tmp_path):
     class Watching(Fleet):
         def __call__(self, message: Message, context: Context) -> Message:
             kept = checkpoints.load(tmp_path / "run")
-            sent = records.to_state(message.content.array_records[ARRAYS])
-            seen.append(equal(sent, kept.progress.state))
+            sent = records.to_weights(message.content.array_records[ARRAYS])
+            seen.append(equal(sent, kept.progress.weights))
             return super().__call__(message, context)
 
     begin(tmp_path / "run", fed, Watching(), noise=seeded(1))
@@ -373,7 +373,7 @@ def test_a_model_is_the_checkpoints(tmp_path):
     begin(tmp_path / "run", long("fedavg"), Fleet())
     kept = checkpoints.load(tmp_path / "run")
     for name, array in load_model(tmp_path / "run").items():
-        assert_array_equal(array, kept.progress.state[name])
+        assert_array_equal(array, kept.progress.weights[name])
 
 
 # Nothing that was not saved is told
@@ -383,7 +383,7 @@ def test_a_private_round_that_was_cut_off_is_not_told_since_it_is_made_again(tmp
     fed = whole_clients()
     held = [0]
 
-    def interrupted(state: State) -> dict[str, Any]:
+    def interrupted(state: Weights) -> dict[str, Any]:
         held[0] += 1
         if held[0] == 4:  # round 4 has its noisy model, which is not on disk
             raise KeyboardInterrupt("terminated")
@@ -392,7 +392,7 @@ def test_a_private_round_that_was_cut_off_is_not_told_since_it_is_made_again(tmp
     result = begin(tmp_path / "run", fed, Fleet(), noise=seeded(1), held_out=interrupted)
     assert (result["status"], result["rounds"]) == ("stopped", 3)
     kept = checkpoints.load(tmp_path / "run")
-    assert equal(load_model(tmp_path / "run"), kept.progress.state)
+    assert equal(load_model(tmp_path / "run"), kept.progress.weights)
     statement = json.loads((tmp_path / "run/privacy.json").read_text())["client"]
     assert [r["steps"] for r in statement["released"]] == [3, 1]
     assert resume(tmp_path / "run", Fleet(), noise=seeded(2))["status"] == "completed"

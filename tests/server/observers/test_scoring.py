@@ -8,7 +8,7 @@ import torch
 from common.data.encoding import encode
 from common.errors import DataError
 from common.model import mlp, objective
-from common.model.scores import metrics_of
+from common.model.scores import scores_of
 from server.observers.scoring import HeldOut
 from tests.support import federation, table
 
@@ -38,7 +38,7 @@ def test_a_score_is_objectives_own_on_the_same_table(tmp_path):
     x, y = torch.from_numpy(encoded.x), torch.from_numpy(encoded.y)
     counts = objective.score(model, x, y, schema=document.data_schema, loss="cross_entropy")
     score = HeldOut(document, tmp_path / "held_out.parquet")
-    assert score(mlp.state_of(model)) == metrics_of(counts, document.data_schema)
+    assert score(mlp.weights_of(model)) == scores_of(counts, document.data_schema)
 
 
 def test_each_model_is_scored_by_itself_and_the_table_is_read_once(tmp_path):

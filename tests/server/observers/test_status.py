@@ -20,7 +20,7 @@ from common import logs
 from common.certificates import authority
 from common.certificates.identity import Peer
 from common.errors import CertificateError, ConnectionFailed
-from server.observers.prometheus import Metrics
+from server.observers.prometheus import Prometheus
 from server.observers.status import Watch
 from server.rounds.events import State, from_json
 from server.sessions.grid import GrpcGrid
@@ -191,7 +191,7 @@ def scraped(port: int) -> dict[str, float]:
 
 
 def test_metrics_follow_the_events():
-    metrics = Metrics(connected=lambda: 3)
+    metrics = Prometheus(connected=lambda: 3)
     for event in (
         {"event": "resumed", "round": 4, "rounds": 9},
         round_event(
@@ -217,9 +217,9 @@ def test_metrics_follow_the_events():
 
 
 def test_a_port_for_metrics_that_is_in_use_is_one_clear_error():
-    port = Metrics(connected=lambda: 0).serve(0)
+    port = Prometheus(connected=lambda: 0).serve(0)
     with pytest.raises(ConnectionFailed, match=rf"127\.0\.0\.1:{port}: metrics cannot be served: .*in use"):
-        Metrics(connected=lambda: 0).serve(port)
+        Prometheus(connected=lambda: 0).serve(port)
 
 
 # Logs

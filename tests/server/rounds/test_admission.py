@@ -44,7 +44,7 @@ def content(
     """What a client answers; a good answer by default."""
     result = RecordDict(
         {
-            ARRAYS: records.from_state(update() if arrays is None else arrays),
+            ARRAYS: records.from_weights(update() if arrays is None else arrays),
             METRICS: MetricRecord({WEIGHT: 10.0, LOSS: 0.5} if metrics is None else metrics),
         }
     )
@@ -66,7 +66,7 @@ class Sorted(Admission):
 
 
 def admit_training(replies: Iterable[Message], *, asked: Iterable[int] = (1, 2, 3)) -> Sorted:
-    return Sorted(replies, asked=set(asked), server_round=ROUND, metrics={WEIGHT, LOSS}, state=STATE)
+    return Sorted(replies, asked=set(asked), server_round=ROUND, metrics={WEIGHT, LOSS}, sent=STATE)
 
 
 def admit_evaluation(metrics: dict[str, Any]) -> Sorted:
@@ -187,7 +187,7 @@ def test_there_is_one_record_of_arrays(names):
     answer = content()
     del answer[ARRAYS]
     for name in names:
-        answer[name] = records.from_state(update())
+        answer[name] = records.from_weights(update())
     assert only_rejection(admit_training([reply(1, answer)])) == (
         0,
         f"expected one record of arrays called arrays, got {names}",
@@ -283,7 +283,7 @@ def test_a_private_clients_statement_is_kept():
 def test_a_statement_that_is_missing_or_cannot_be_true_is_rejected_and_not_kept(statement, reason):
     answer = reply(1, content(statement=statement))
     rules = {"asked": {1}, "server_round": ROUND, "metrics": {WEIGHT, LOSS}, "private": True, "limit": 4.0}
-    admission = Sorted([answer], **rules, state=STATE)
+    admission = Sorted([answer], **rules, sent=STATE)
     assert only_rejection(admission) == (0, reason)
     assert admission.statements == {}
 
@@ -294,7 +294,7 @@ def test_every_number_that_a_client_states_is_known():
     ledger.close()
     answer = reply(1, content(statement=said.to_wire()))
     rules = {"asked": {1}, "server_round": ROUND, "metrics": {WEIGHT, LOSS}, "private": True, "limit": 4.0}
-    admission = Sorted([answer], **rules, state=STATE)
+    admission = Sorted([answer], **rules, sent=STATE)
     assert admission.admitted == [answer] and admission.statements == {1: said}
 
 
@@ -340,7 +340,7 @@ def test_flowers_own_loop_ends_a_run_without_one_valid_reply_as_a_success_with_a
         return Message(Error(code=REFUSED, reason="no"), reply_to=message)
 
     grid = InlineGrid(refuse, [1, 2, 3], run="flower")
-    result = FedAvg().start(grid, records.from_state(STATE), num_rounds=2)
+    result = FedAvg().start(grid, records.from_weights(STATE), num_rounds=2)
     assert isinstance(result.arrays, ArrayRecord)
     assert len(result.arrays) == 0
     assert result.train_metrics_clientapp == {}
@@ -349,7 +349,7 @@ def test_flowers_own_loop_ends_a_run_without_one_valid_reply_as_a_success_with_a
 def test_a_private_client_that_does_not_say_what_it_released_is_rejected():
     silent, open_ = reply(1), reply(2, content(statement=stated()))
     metrics = {WEIGHT, LOSS}
-    admission = Sorted([silent, open_], asked={1, 2}, server_round=ROUND, metrics=metrics, private=True, state=STATE)
+    admission = Sorted([silent, open_], asked={1, 2}, server_round=ROUND, metrics=metrics, private=True, sent=STATE)
     assert admission.admitted == [open_]
     assert [(r.node_id, r.reason) for r in admission.rejected] == [
         (1, "a private client must state what it has released, and this reply does not")
@@ -378,7 +378,7 @@ def test_an_entry_far_beyond_the_model_that_was_sent_is_rejected(wrong):
 
 def test_how_large_an_entry_may_be_follows_the_model_that_was_sent():
     large = {"w": np.full((2, 3), -100.0, np.float32), "b": np.zeros(3, np.float32)}
-    rules = {"asked": {1, 2}, "server_round": ROUND, "metrics": {WEIGHT, LOSS}, "state": large}
+    rules = {"asked": {1, 2}, "server_round": ROUND, "metrics": {WEIGHT, LOSS}, "sent": large}
     admission = Sorted([reply(1, content(update(9e10))), reply(2, content(update(1.1e11)))], **rules)
     assert admission.nodes == {1}  # 10^9 times 100 lies between the two
 
@@ -386,7 +386,7 @@ def test_how_large_an_entry_may_be_follows_the_model_that_was_sent():
 def weighed(*weights: float, compare: bool = True) -> tuple[list[float], Admission]:
     """The weights of the replies that count, in their order, and what became of the others."""
     nodes = range(1, len(weights) + 1)
-    admission = Admission(asked=nodes, server_round=ROUND, metrics={WEIGHT, LOSS}, state=STATE, compare=compare)
+    admission = Admission(asked=nodes, server_round=ROUND, metrics={WEIGHT, LOSS}, sent=STATE, compare=compare)
     counted = []
     for node, weight in zip(nodes, weights, strict=True):
         answer = reply(node, content(metrics={WEIGHT: weight, LOSS: 0.5}))

@@ -18,8 +18,8 @@ def huge(message: Message) -> Answer:
     """A model whose entries are finite, beyond all bounds, and another size at each client."""
     answer = train(message)
     far = 2e9 * (1 + message.metadata.dst_node_id)
-    state = records.to_state(message.content[ARRAYS])
-    answer[ARRAYS] = records.from_state({name: np.full_like(array, far) for name, array in state.items()})
+    state = records.to_weights(message.content[ARRAYS])
+    answer[ARRAYS] = records.from_weights({name: np.full_like(array, far) for name, array in state.items()})
     return answer
 
 
@@ -87,9 +87,9 @@ def test_other_faults_of_a_reply_are_not_divergence():
 
 def test_a_packed_update_that_is_not_finite_is_divergence():
     def packed(message: Message) -> Answer:
-        state = records.to_state(message.content[ARRAYS])
+        state = records.to_weights(message.content[ARRAYS])
         far = {name: np.full_like(array, np.inf) for name, array in state.items()}
-        arrays = records.from_state(pack(far, state, "int8", lambda n: np.ones(n)))
+        arrays = records.from_weights(pack(far, state, "int8", lambda n: np.ones(n)))
         return RecordDict({ARRAYS: arrays, METRICS: MetricRecord({WEIGHT: 1.0, LOSS: 0.5})})
 
     result = outcome(federation(wire__dtype="int8"), Clients(dict.fromkeys((1, 2, 3), packed)))

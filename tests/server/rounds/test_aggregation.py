@@ -14,23 +14,23 @@ from hypothesis import strategies as st
 from common.document.federation import Federation
 from common.model import mlp
 from common.model.update import Update
-from common.model.weights import State
+from common.model.weights import Weights
 from common.privacy.noise import seeded
 from common.wire import records
 from common.wire.records import ARRAYS, METRICS, PRIVACY, WEIGHT
 from server.rounds.admission import Admission, Fault, Partial, Rejection, check_weights, reach_of
 from server.rounds.aggregation import Aggregator, EachReply, Mean
-from server.rounds.client_privacy import CentralDP
+from server.rounds.client_privacy import ClientLevelDP
 from simulations.inline import InlineGrid
 from tests.server.fakes import Clients, outcome, says, train, train_to_nan
 from tests.support import PRIVATE, WHOLE, federation, stated
 
 DOCUMENT = federation(**WHOLE)
-START: State = mlp.state_of(mlp.build(DOCUMENT))
+START: Weights = mlp.weights_of(mlp.build(DOCUMENT))
 MAKERS: dict[str, Callable[[], Aggregator]] = {
     "each": EachReply,
     "mean": lambda: Mean(START),
-    "noisy mean": lambda: CentralDP(DOCUMENT, seeded(4)).aggregator(START),
+    "noisy mean": lambda: ClientLevelDP(DOCUMENT, seeded(4)).aggregator(START),
 }
 
 
@@ -109,7 +109,7 @@ class FoldingGrid(InlineGrid):
                     rejected.append(Rejection(node, reply.error.code, reply.error.reason))
                     continue
                 update = records.to_update(reply.content)
-                sent = records.to_state(some[0].content[ARRAYS])
+                sent = records.to_weights(some[0].content[ARRAYS])
                 try:
                     check_weights(update.weights, sent, reach_of(sent))
                 except Fault as fault:
@@ -149,7 +149,7 @@ def test_a_grid_that_folds_gives_the_same_run(document: Federation, odd):
         for grid, clients in ((InlineGrid, Clients(odd)), (FoldingGrid, Clients(odd)))
     )
     assert plain.ending.status == folded.ending.status == "completed"
-    assert all(np.array_equal(plain.run.progress.state[name], folded.run.progress.state[name]) for name in START)
+    assert all(np.array_equal(plain.run.progress.weights[name], folded.run.progress.weights[name]) for name in START)
     assert (
         plain.run.progress.statements == folded.run.progress.statements
         and plain.run.progress.clients == folded.run.progress.clients
@@ -181,7 +181,7 @@ def partial(**changes: Any) -> Partial:
     ],
 )
 def test_a_partial_result_that_is_not_in_order_counts_for_nobody(changes, reason):
-    admission = Admission(asked={1, 2}, server_round=5, metrics={METRICS}, private=True, limit=1.0, state=START)
+    admission = Admission(asked={1, 2}, server_round=5, metrics={METRICS}, private=True, limit=1.0, sent=START)
     assert not admission.take_partial(partial(**changes))
     assert admission.nodes == set() and admission.statements == {}
     assert {r.node_id for r in admission.rejected} == set(changes.get("nodes", {1}))
@@ -189,7 +189,7 @@ def test_a_partial_result_that_is_not_in_order_counts_for_nobody(changes, reason
 
 
 def test_nobody_counts_twice_by_a_partial_result():
-    admission = Admission(asked={1, 2}, server_round=5, metrics={METRICS}, private=True, limit=1.0, state=START)
+    admission = Admission(asked={1, 2}, server_round=5, metrics={METRICS}, private=True, limit=1.0, sent=START)
     assert admission.take_partial(partial())
     assert not admission.take_partial(partial())
     assert admission.nodes == {1} and admission.silent == [2]

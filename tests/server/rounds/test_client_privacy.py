@@ -18,14 +18,14 @@ from common.document.federation import Federation
 from common.errors import PrivacyError
 from common.model import mlp
 from common.model.update import Update
-from common.model.weights import State
+from common.model.weights import Weights
 from common.privacy.noise import NoiseSource, seeded
 from common.privacy.releases import client_releases, epsilon
 from common.wire import records
 from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, COUNTS, LOSS, METRICS, WEIGHT
 from server.app import execute
 from server.folder.folder import RunFolder
-from server.rounds.client_privacy import CentralDP, NoisyMean
+from server.rounds.client_privacy import ClientLevelDP, NoisyMean
 from server.rounds.events import Event
 from server.rounds.run import Run
 from simulations.engine import simulate, sites_from_table
@@ -48,32 +48,32 @@ def whole(**changes: Any) -> Federation:
     return federation(**{**WHOLE, **changes})
 
 
-def reply(state: State, *, weight: float = 10.0, counts: list[float] | None = None) -> Message:
+def reply(state: Weights, *, weight: float = 10.0, counts: list[float] | None = None) -> Message:
     """A client's reply, as far as aggregation looks at it."""
-    content = RecordDict({ARRAYS: records.from_state(state), METRICS: MetricRecord({WEIGHT: weight})})
+    content = RecordDict({ARRAYS: records.from_weights(state), METRICS: MetricRecord({WEIGHT: weight})})
     if counts is not None:
         content = RecordDict({METRICS: MetricRecord({WEIGHT: weight, COUNTS: counts})})
     return InlineGrid(lambda m, c: m, [1], run="t").create_message(content, "train", 1, "1")  # type: ignore[arg-type]
 
 
-def mean(central: CentralDP, state: State, replies: Iterable[Message]) -> State:
+def mean(mechanism: ClientLevelDP, state: Weights, replies: Iterable[Message]) -> Weights:
     """`state` moved by the replies, as a round moves it."""
-    together = central.aggregator(state)
+    together = mechanism.aggregator(state)
     for node, one in enumerate(replies):
         together.add(node, records.to_update(one.content))
     ((_, update),) = together.finish()
     return update.weights
 
 
-def counted(central: CentralDP, replies: Iterable[Message]) -> NDArray[np.float64]:
-    return central.counts([np.asarray(r.content.metric_records[METRICS][COUNTS], np.float64) for r in replies])
+def counted(mechanism: ClientLevelDP, replies: Iterable[Message]) -> NDArray[np.float64]:
+    return mechanism.counts([np.asarray(r.content.metric_records[METRICS][COUNTS], np.float64) for r in replies])
 
 
-def flat(state: State) -> NDArray[np.float64]:
+def flat(state: Weights) -> NDArray[np.float64]:
     return np.concatenate([np.ravel(a) for a in state.values()]).astype(np.float64)
 
 
-def moved(state: State, by: Callable[[int], NDArray[np.float64]]) -> State:
+def moved(state: Weights, by: Callable[[int], NDArray[np.float64]]) -> Weights:
     """`state` with a vector added to it."""
     new, start = {}, 0
     vector = by(flat(state).size)
@@ -88,8 +88,8 @@ def in_direction(length: float) -> Callable[[int], NDArray[np.float64]]:
 
 
 @pytest.fixture
-def state() -> State:
-    return mlp.state_of(mlp.build(whole()))
+def state() -> Weights:
+    return mlp.weights_of(mlp.build(whole()))
 
 
 # Clipping, weights, the denominator
@@ -98,20 +98,20 @@ def state() -> State:
 @pytest.mark.parametrize("length, counted", [(0.25, 0.25), (1.0, 1.0), (40.0, 1.0), (1e30, 1.0)])
 def test_an_update_counts_up_to_the_clip(state, length, counted):
     document = whole(strategy__fraction=0.5)
-    after = mean(CentralDP(document, Silent()), state, [reply(moved(state, in_direction(length)))])
+    after = mean(ClientLevelDP(document, Silent()), state, [reply(moved(state, in_direction(length)))])
     # The sum of one update, over fraction x clients = 4.5.
     assert np.linalg.norm(flat(after) - flat(state)) == pytest.approx(counted / 4.5, rel=1e-4)
 
 
 @pytest.mark.parametrize("answers", [0, 1, 3])
 def test_missing_replies_leave_their_place_empty_and_neither_noise_nor_charge_changes(state, answers):
-    central = CentralDP(whole(), Silent())
-    after = mean(central, state, [reply(moved(state, in_direction(0.5)))] * answers)
+    mechanism = ClientLevelDP(whole(), Silent())
+    after = mean(mechanism, state, [reply(moved(state, in_direction(0.5)))] * answers)
     assert np.linalg.norm(flat(after) - flat(state)) == pytest.approx(answers * 0.5 / 9, abs=1e-6)
-    assert central.charged.updates == 1
-    noisy = CentralDP(whole(), seeded(3))
+    assert mechanism.charged.updates == 1
+    noisy = ClientLevelDP(whole(), seeded(3))
     alone = flat(mean(noisy, state, [])) - flat(state)
-    other = CentralDP(whole(), seeded(3))
+    other = ClientLevelDP(whole(), seeded(3))
     with_some = flat(mean(other, state, [reply(state)] * answers)) - flat(state)
     assert alone == pytest.approx(with_some, abs=1e-6)
     assert noisy.epsilon == other.epsilon > 0
@@ -120,13 +120,13 @@ def test_missing_replies_leave_their_place_empty_and_neither_noise_nor_charge_ch
 @pytest.mark.parametrize("rows, weight", [(50, 0.5), (100, 1.0), (1e12, 1.0), (1e-9, 1e-11)])
 def test_weights_are_capped_so_that_no_client_counts_more_than_once(state, rows, weight):
     document = whole(privacy__client__weight_cap=100)
-    after = mean(CentralDP(document, Silent()), state, [reply(moved(state, in_direction(1.0)), weight=rows)])
+    after = mean(ClientLevelDP(document, Silent()), state, [reply(moved(state, in_direction(1.0)), weight=rows)])
     assert np.linalg.norm(flat(after) - flat(state)) == pytest.approx(weight / 9, rel=1e-3, abs=1e-9)
 
 
 def test_without_a_cap_all_clients_count_the_same(state):
     one, many = (
-        flat(mean(CentralDP(whole(), Silent()), state, [reply(moved(state, in_direction(1.0)), weight=rows)]))
+        flat(mean(ClientLevelDP(whole(), Silent()), state, [reply(moved(state, in_direction(1.0)), weight=rows)]))
         for rows in (1, 1e6)
     )
     assert np.array_equal(one, many)
@@ -144,11 +144,11 @@ def variance_is(found: NDArray[np.float64], std: float) -> bool:
 def test_the_model_that_leaves_carries_the_noise_that_is_accounted(share):
     adaptive = {"privacy__client__adaptive": {"share": share}} if share else {}
     document = whole(**adaptive, model__hidden=[4000], strategy__fraction=0.5, privacy__client__clip=2.5)
-    state = mlp.state_of(mlp.build(document))
-    central = CentralDP(document, seeded(11))
+    state = mlp.weights_of(mlp.build(document))
+    mechanism = ClientLevelDP(document, seeded(11))
     clipped = [reply(moved(state, in_direction(9.0))), reply(moved(state, in_direction(0.5)))]
-    signal = flat(mean(CentralDP(document, Silent()), state, clipped))
-    noise = flat(mean(central, state, clipped)) - signal
+    signal = flat(mean(ClientLevelDP(document, Silent()), state, clipped))
+    noise = flat(mean(mechanism, state, clipped)) - signal
     assert len(noise) >= 20_000
     # multiplier x clip / denominator, and a little more where the clip's count takes its share
     std = client_releases(document)[0].noise_multiplier * 2.5 / 4.5 / math.sqrt(1 - share)
@@ -161,15 +161,15 @@ def test_the_model_that_leaves_carries_the_noise_that_is_accounted(share):
 def test_metrics_carry_noise_and_no_client_weighs_more_than_another():
     document = whole()
     counts = [reply({}, counts=[3.0, 1.0, 2.0, 4.0]), reply({}, counts=[0.0, 0.0, 0.0, 1e9])]
-    exact = counted(CentralDP(document, Silent()), counts)
+    exact = counted(ClientLevelDP(document, Silent()), counts)
     assert exact == pytest.approx([0.3, 0.1, 0.2, 1.4], abs=2 * 2.0**-21)  # each client's are rounded to 2^-20
-    samples = np.concatenate([counted(CentralDP(document, seeded(i)), counts) - exact for i in range(400)])
+    samples = np.concatenate([counted(ClientLevelDP(document, seeded(i)), counts) - exact for i in range(400)])
     assert variance_is(samples, 3.0)
     assert not variance_is(samples, 3.0 * 1.3)
 
 
 def test_a_client_that_lies_about_its_counts_moves_them_by_no_more_than_the_sensitivity():
-    exact = counted(CentralDP(whole(), Silent()), [reply({}, counts=[1e30, -1e30, 5.0, -5.0])])
+    exact = counted(ClientLevelDP(whole(), Silent()), [reply({}, counts=[1e30, -1e30, 5.0, -5.0])])
     assert 0.99 < np.linalg.norm(exact) <= 1.0 + 3 * 2.0**-20  # 2^20 + floor(sqrt(4) / 2) + 2 units
 
 
@@ -177,18 +177,18 @@ def test_a_client_that_lies_about_its_counts_moves_them_by_no_more_than_the_sens
 def test_counts_and_updates_that_are_not_finite_count_as_zeros(state, bad):
     good = reply({}, counts=[3.0, 1.0, 2.0, 4.0])
     alone, beside = (
-        counted(CentralDP(whole(), Silent()), replies)
+        counted(ClientLevelDP(whole(), Silent()), replies)
         for replies in ([good], [good, reply({}, counts=[0.0, 1.0, bad, 2.0])])
     )
     assert np.array_equal(alone, beside) and alone.any()
     fine = reply(moved(state, in_direction(0.5)))
     poisoned = reply({name: np.full_like(array, bad) for name, array in state.items()})
-    alone, beside = (flat(mean(CentralDP(whole(), Silent()), state, r)) for r in ([fine], [fine, poisoned]))
+    alone, beside = (flat(mean(ClientLevelDP(whole(), Silent()), state, r)) for r in ([fine], [fine, poisoned]))
     assert np.array_equal(alone, beside) and not np.array_equal(alone, flat(state))
 
 
 def test_counts_too_large_to_be_summed_count_as_zeros():
-    assert not counted(CentralDP(whole(), Silent()), [reply({}, counts=[1.7e308] * 4)]).any()
+    assert not counted(ClientLevelDP(whole(), Silent()), [reply({}, counts=[1.7e308] * 4)]).any()
 
 
 # What leaves is a function of integers
@@ -208,12 +208,14 @@ def cohort(*seeds: int, scale: float = 0.1) -> list[Message]:
     return [reply({"a": np.random.default_rng(seed).normal(0, scale, 600)}) for seed in seeds]
 
 
-ZEROS: State = {"a": np.zeros(600)}  # type: ignore[dict-item]  # float64, so that what leaves is not rounded again
+ZEROS: Weights = {"a": np.zeros(600)}  # type: ignore[dict-item]  # float64, so that what leaves is not rounded again
 
 
 def test_no_bit_of_a_model_tells_whether_a_client_is_in_it():
     document = whole(**POWERS)
-    with_it, without = (flat(mean(CentralDP(document, seeded(7)), ZEROS, cohort(*seeds))) for seeds in ((1, 2), (1,)))
+    with_it, without = (
+        flat(mean(ClientLevelDP(document, seeded(7)), ZEROS, cohort(*seeds))) for seeds in ((1, 2), (1,))
+    )
     assert finer(with_it, UNIT) == finer(without, UNIT) == 0
     # The same noise, so they differ by the client's integers: as long as the clip, but for rounding.
     part = (with_it - without) / UNIT
@@ -227,7 +229,7 @@ def test_no_bit_of_a_model_tells_whether_a_client_is_in_it():
 
 def test_no_bit_of_the_counts_tells_whether_a_client_is_in_them():
     replies = [reply({}, counts=[1.0, 1.0, 1.0, n]) for n in (0.0, 4.0)]  # thirds, and sevenths
-    pairs = [[counted(CentralDP(whole(), seeded(i)), some) for some in (replies, replies[:1])] for i in range(50)]
+    pairs = [[counted(ClientLevelDP(whole(), seeded(i)), some) for some in (replies, replies[:1])] for i in range(50)]
     with_it, without = np.array(pairs).transpose(1, 0, 2)
     assert finer(with_it, 2.0**-20) == finer(without, 2.0**-20) == 0
     assert np.linalg.norm(with_it - without, axis=1).max() <= 1 + 3 * 2.0**-20
@@ -241,9 +243,9 @@ def test_the_clip_follows_an_integer():
 
     def count(seed: int, replies: list[Message]) -> float:
         """Taken back from clip x exp(-0.3 (count / 9 + 1/2 - 1/2)), to 1e-13 where it is not cut off."""
-        central = CentralDP(document, seeded(seed))
-        mean(central, ZEROS, replies)
-        return -math.log(central.clip) / 0.3 * 9 * 2**20
+        mechanism = ClientLevelDP(document, seeded(seed))
+        mean(mechanism, ZEROS, replies)
+        return -math.log(mechanism.clip) / 0.3 * 9 * 2**20
 
     pairs = np.array([[count(seed, replies), count(seed, [])] for seed in range(200)])
     pairs = pairs[(abs(pairs) < 4.4 * 2**20).all(axis=1)]
@@ -257,7 +259,7 @@ def test_the_clip_follows_an_integer():
 def test_the_order_of_replies_changes_no_bit():
     replies = cohort(*range(6))
     states = {
-        flat(mean(CentralDP(whole(**POWERS), seeded(3)), ZEROS, [replies[i] for i in order])).tobytes()
+        flat(mean(ClientLevelDP(whole(**POWERS), seeded(3)), ZEROS, [replies[i] for i in order])).tobytes()
         for order in ([0, 1, 2, 3, 4, 5], [5, 3, 1, 0, 2, 4], [2, 4, 0, 5, 1, 3])
     }
     assert len(states) == 1
@@ -268,7 +270,7 @@ def test_the_order_of_replies_changes_no_bit():
 def test_with_weights_a_client_is_still_a_vector_of_integers():
     document = whole(**POWERS, privacy__client__weight_cap=3)
     message = reply({"a": np.random.default_rng(1).normal(0, 0.1, 600)}, weight=1.0)
-    after = flat(mean(CentralDP(document, Silent()), ZEROS, [message]))
+    after = flat(mean(ClientLevelDP(document, Silent()), ZEROS, [message]))
     assert finer(after, UNIT) == 0
     assert np.linalg.norm(after) == pytest.approx(0.5 / 3 / 4, rel=1e-6)
 
@@ -277,7 +279,7 @@ def test_noise_that_has_no_integers_is_refused():
     # So small a share of a round's privacy for the clip's count would need noise of 10^9.
     tiny = {"quantile": 0.5, "share": 1e-18}
     with pytest.raises(PrivacyError, match=r"noise multiplier .* is above 1\.34218e\+08; raise epsilon, or take a"):
-        CentralDP(whole(privacy__client__adaptive=tiny), Silent())
+        ClientLevelDP(whole(privacy__client__adaptive=tiny), Silent())
 
 
 # Sampling
@@ -285,10 +287,10 @@ def test_noise_that_has_no_integers_is_refused():
 
 def test_clients_are_asked_independently_each_with_the_fraction():
     document = whole(strategy__fraction=0.3)
-    central = CentralDP(document, seeded(1))
+    mechanism = ClientLevelDP(document, seeded(1))
     drawn = np.zeros((4000, 9))
     for row in drawn:
-        row[central.sample(list(range(9)))] = 1
+        row[mechanism.sample(list(range(9)))] = 1
     assert drawn.mean(axis=0) == pytest.approx(0.3, abs=5 * math.sqrt(0.21 / 4000))
     # A fixed size would have no variance; independent draws have n q (1 - q).
     assert drawn.sum(axis=1).var() == pytest.approx(9 * 0.21, rel=0.15)
@@ -313,7 +315,7 @@ def test_a_round_that_asks_nobody_still_takes_its_noisy_step():
     result = outcome(document, clients)
     assert [kind for kind, *_ in clients.asked if kind == "train"] == []
     assert (result.ending.status, result.run.progress.round) == ("completed", 4)
-    assert result.run.central is not None and result.run.central.charged.updates == 4
+    assert result.run.client_privacy is not None and result.run.client_privacy.charged.updates == 4
     assert len({flat(state).tobytes() for _, state in result.saved}) == 4
 
 
@@ -323,7 +325,7 @@ def test_every_strategy_of_a_mean_moves_by_the_noisy_mean(strategy):
     result = outcome(whole(strategy__name=strategy, strategy__min_clients=3, training__rounds=3), clients)
     assert result.ending.status == "completed"
     assert len({flat(state).tobytes() for _, state in result.saved}) == 3
-    assert not np.array_equal(flat(result.run.progress.state), flat(result.start))
+    assert not np.array_equal(flat(result.run.progress.weights), flat(result.start))
 
 
 # In the round loop
@@ -334,14 +336,14 @@ def test_a_reply_that_is_bad_or_missing_changes_no_round_and_no_charge():
     result = outcome(whole(training__rounds=3), Clients(nan))
     assert (result.ending.status, result.run.progress.round) == ("completed", 3)
     assert all(np.isfinite(flat(state)).all() for _, state in result.saved)
-    assert result.run.central is not None and result.run.central.charged.updates == 3
+    assert result.run.client_privacy is not None and result.run.client_privacy.charged.updates == 3
 
 
 def _nan(message: Message) -> Answer:
     answer = train(message)
     assert isinstance(answer, RecordDict)
     broken = {name: np.full_like(array.numpy(), np.nan) for name, array in answer.array_records[ARRAYS].items()}
-    return RecordDict({ARRAYS: records.from_state(broken), METRICS: MetricRecord({WEIGHT: 1.0, LOSS: 0.5})})
+    return RecordDict({ARRAYS: records.from_weights(broken), METRICS: MetricRecord({WEIGHT: 1.0, LOSS: 0.5})})
 
 
 def test_whether_a_reply_counts_does_not_depend_on_what_others_weigh(monkeypatch):
@@ -501,21 +503,21 @@ def test_only_client_privacy_tells_no_loss_and_noisy_metrics(tmp_path):
 
 
 def test_epsilon_grows_by_round_and_never_passes_the_limit():
-    central = CentralDP(whole(training__rounds=6), Silent())
-    state = mlp.state_of(mlp.build(whole()))
+    mechanism = ClientLevelDP(whole(training__rounds=6), Silent())
+    state = mlp.weights_of(mlp.build(whole()))
     spent = []
     for _ in range(6):
-        mean(central, state, [])
-        spent.append(central.epsilon)
+        mean(mechanism, state, [])
+        spent.append(mechanism.epsilon)
     for _ in range(2):
-        counted(central, [])
+        counted(mechanism, [])
     assert spent == sorted(set(spent))
-    assert central.epsilon <= 4.0 < epsilon([*client_releases(whole(training__rounds=6))][:1] * 2, 0.01)
+    assert mechanism.epsilon <= 4.0 < epsilon([*client_releases(whole(training__rounds=6))][:1] * 2, 0.01)
 
 
 def test_evaluations_that_alone_cost_too_much_are_refused():
     with pytest.raises(PrivacyError, match=r"more than privacy\.client\.epsilon 0\.1; evaluate less often"):
-        CentralDP(whole(privacy__client__epsilon=0.1), Silent())
+        ClientLevelDP(whole(privacy__client__epsilon=0.1), Silent())
 
 
 # Adaptive clipping
@@ -525,35 +527,35 @@ ADAPTIVE = {"privacy__client__adaptive": {"quantile": 0.5, "learning_rate": 0.3,
 
 
 def test_two_releases_of_a_round_cost_what_the_plan_charges_for_one():
-    central = CentralDP(whole(**ADAPTIVE), seeded(0))
-    adaptive = central.statement()["released"][0]["adaptive_clip"]
+    mechanism = ClientLevelDP(whole(**ADAPTIVE), seeded(0))
+    adaptive = mechanism.statement()["released"][0]["adaptive_clip"]
     parts = [adaptive["update_noise_multiplier"], adaptive["count_noise_multiplier"]]
     # 1/z^2 = 1/z_update^2 + 1/z_count^2 (Andrew et al. 2021, theorem 1, whose sigma_b is half of z_count)
-    assert sum(1 / z**2 for z in parts) == pytest.approx(1 / central.updates.noise_multiplier**2)
-    assert 1 / parts[1] ** 2 == pytest.approx(0.1 / central.updates.noise_multiplier**2)
+    assert sum(1 / z**2 for z in parts) == pytest.approx(1 / mechanism.updates.noise_multiplier**2)
+    assert 1 / parts[1] ** 2 == pytest.approx(0.1 / mechanism.updates.noise_multiplier**2)
 
 
 def test_the_clip_finds_the_quantile_of_the_norms(state):
     document = whole(**ADAPTIVE, privacy__client__clip=50.0)
-    central = CentralDP(document, Silent())
+    mechanism = ClientLevelDP(document, Silent())
     replies = [reply(moved(state, in_direction(length))) for length in np.linspace(1, 3, 9)]
     for _ in range(60):
-        mean(central, state, replies)
-    assert central.clip == pytest.approx(2.0, rel=0.2)  # half of the updates are longer than 2
+        mean(mechanism, state, replies)
+    assert mechanism.clip == pytest.approx(2.0, rel=0.2)  # half of the updates are longer than 2
 
 
 def test_one_client_moves_the_count_by_half_and_its_noise_is_that_of_the_plan(state):
     document = whole(**ADAPTIVE)
 
     def clip_after(seed: int, lengths: list[float]) -> float:
-        central = CentralDP(document, seeded(seed))
-        mean(central, state, [reply(moved(state, in_direction(length))) for length in lengths])
-        return central.clip
+        mechanism = ClientLevelDP(document, seeded(seed))
+        mean(mechanism, state, [reply(moved(state, in_direction(length))) for length in lengths])
+        return mechanism.clip
 
     # clip x exp(-0.3 (share - 0.5)), share = count / 9 + 0.5, undone where it is not cut off at 0 or 1
     counts = np.array([-math.log(clip_after(seed, [])) / 0.3 * 9 for seed in range(3000)])
     inside = counts[abs(counts) < 4.4]
-    z = CentralDP(document, Silent())._count_noise
+    z = ClientLevelDP(document, Silent())._count_noise
     expected = np.random.default_rng(0).normal(0, z / 2, 10**6)
     expected = expected[abs(expected) < 4.4]
     assert len(inside) > 1000
@@ -565,33 +567,33 @@ def test_one_client_moves_the_count_by_half_and_its_noise_is_that_of_the_plan(st
 
 
 def test_clients_that_are_away_do_not_pull_the_clip(state):
-    central = CentralDP(whole(**ADAPTIVE), Silent())
-    central.sample([1, 2, 3, 4])  # of 9
+    mechanism = ClientLevelDP(whole(**ADAPTIVE), Silent())
+    mechanism.sample([1, 2, 3, 4])  # of 9
     replies = [reply(moved(state, in_direction(length))) for length in (0.5, 0.5, 2.0, 2.0)]
-    mean(central, state, replies)
-    assert central.clip == pytest.approx(1.0)  # half of those that are here are within it
-    mean(central, state, replies[:2] * 2)
-    assert central.clip == pytest.approx(math.exp(-0.3 * 0.5))  # all of them
+    mean(mechanism, state, replies)
+    assert mechanism.clip == pytest.approx(1.0)  # half of those that are here are within it
+    mean(mechanism, state, replies[:2] * 2)
+    assert mechanism.clip == pytest.approx(math.exp(-0.3 * 0.5))  # all of them
 
 
 @pytest.mark.parametrize("length, direction", [(0.0, -1), (2e6, 1)])
 def test_a_clip_that_runs_away_stays_where_its_unit_is_a_float(length, direction):
     adaptive = {"quantile": 0.5, "learning_rate": 700.0, "share": 0.1}
-    central = CentralDP(whole(privacy__client__adaptive=adaptive), Silent())
+    mechanism = ClientLevelDP(whole(privacy__client__adaptive=adaptive), Silent())
     for _ in range(4):
-        far = math.copysign(min(2 * central.clip, 1e140), 1) if length else 0.0
-        after = mean(central, ZEROS, [reply({"a": np.full(600, far)})] * 9)  # type: ignore[dict-item]
+        far = math.copysign(min(2 * mechanism.clip, 1e140), 1) if length else 0.0
+        after = mean(mechanism, ZEROS, [reply({"a": np.full(600, far)})] * 9)  # type: ignore[dict-item]
         assert np.isfinite(flat(after)).all()
-    assert central.clip == 2.0 ** (direction * 400)
+    assert mechanism.clip == 2.0 ** (direction * 400)
 
 
 def test_without_adaptive_the_clip_stays(state):
-    central = CentralDP(whole(), seeded(0))
-    mean(central, state, [reply(moved(state, in_direction(9.0)))])
-    assert central.clip == 1.0
+    mechanism = ClientLevelDP(whole(), seeded(0))
+    mean(mechanism, state, [reply(moved(state, in_direction(9.0)))])
+    assert mechanism.clip == 1.0
 
 
 def test_a_run_keeps_its_account_where_the_round_loop_finds_it():
     result = outcome(whole(), Clients())
-    assert isinstance(result.run, Run) and result.run.central is not None
-    assert result.rounds()[-1]["privacy"] == {"client": {"epsilon": result.run.central.epsilon}}
+    assert isinstance(result.run, Run) and result.run.client_privacy is not None
+    assert result.rounds()[-1]["privacy"] == {"client": {"epsilon": result.run.client_privacy.epsilon}}

@@ -13,7 +13,7 @@ from flwr.app import Message, MetricRecord, RecordDict
 from common.document import documents
 from common.document.federation import Federation
 from common.errors import ConfigError
-from common.model.scores import metrics_of
+from common.model.scores import scores_of
 from common.wire import compression, records
 from common.wire.records import ARRAYS, COUNTS, FAILED, LOSS, LOST, METRICS, WEIGHT
 from server.rounds import cohort
@@ -113,7 +113,7 @@ def test_with_privacy_for_clients_nobody_rests():
 
 
 def test_a_resumed_run_waits_for_those_it_had_but_not_for_ever(monkeypatch):
-    run = Run(federation=fed(), name="t", progress=Progress(state={}, present={"1", "2", "9"}), observe=print)
+    run = Run(federation=fed(), name="t", progress=Progress(weights={}, present={"1", "2", "9"}), observe=print)
     monkeypatch.setattr(cohort, "LONGEST_GRACE_S", 0.3)
     started = time.monotonic()
     cohort.wait_for_those_who_were_here(run, InlineGrid(Clients(), (1, 2), run="t"))  # type: ignore[arg-type]
@@ -179,7 +179,7 @@ def test_of_an_error_less_is_better():
 
     result = outcome(chosen, Clients(evaluates=evaluates))
     assert (result.ending.status, result.run.progress.round) == ("completed", 5)
-    assert metrics_of(np.array([10.0, 3.0, 3.0]), chosen.data_schema)["mae"] == result.run.progress.best
+    assert scores_of(np.array([10.0, 3.0, 3.0]), chosen.data_schema)["mae"] == result.run.progress.best
 
 
 @pytest.mark.parametrize(
@@ -204,13 +204,13 @@ def test_a_rule_that_can_never_work_is_a_mistake(changes, problem):
 
 def packed(dtype: str, *, spoil: bool = False) -> Any:
     def answer(message: Message) -> Answer:
-        start = records.to_state(message.content.array_records[ARRAYS])
+        start = records.to_weights(message.content.array_records[ARRAYS])
         moved = {name: array + np.float32(1) for name, array in start.items()}
         arrays = compression.pack(moved, start, dtype, np.random.default_rng(0).random)  # type: ignore[arg-type]
         if spoil:
             last = list(arrays)[-1]
             arrays[last] = np.full_like(arrays[last], np.inf if arrays[last].dtype == np.float32 else 0x7F80)
-        return RecordDict({ARRAYS: records.from_state(arrays), METRICS: MetricRecord({WEIGHT: 10.0, LOSS: 0.5})})
+        return RecordDict({ARRAYS: records.from_weights(arrays), METRICS: MetricRecord({WEIGHT: 10.0, LOSS: 0.5})})
 
     return answer
 

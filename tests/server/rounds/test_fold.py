@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.model.weights import State
+from common.model.weights import Weights
 from server.rounds import fold as folding
 from server.rounds.fold import Fold
 
-LIKE: State = {"w": np.zeros((3, 5), np.float32), "b": np.zeros(3, np.float32), "scalar": np.zeros((), np.float32)}
+LIKE: Weights = {"w": np.zeros((3, 5), np.float32), "b": np.zeros(3, np.float32), "scalar": np.zeros((), np.float32)}
 
 
-def states(number: int, *, spread: int = 12) -> list[State]:
+def states(number: int, *, spread: int = 12) -> list[Weights]:
     """Numbers of very different sizes, whose sum in doubles depends on its order."""
     rng = np.random.default_rng(0)
 
@@ -26,7 +26,7 @@ def states(number: int, *, spread: int = 12) -> list[State]:
     return [{name: draw(array.shape) for name, array in LIKE.items()} for _ in range(number)]
 
 
-def folded(parts: list[State], weights: list[float]) -> State:
+def folded(parts: list[Weights], weights: list[float]) -> Weights:
     fold = Fold(LIKE)
     for part, weight in zip(parts, weights, strict=True):
         fold.add(part, weight)

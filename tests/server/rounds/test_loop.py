@@ -49,7 +49,7 @@ def test_clients_are_told_the_run_and_the_round():
 
     def listen(message: Message) -> Answer:
         config = message.content[CONFIG]
-        told.append((config[records.RUN], config[records.ROUND]))
+        told.append((config[records.RUN], config["server-round"]))
         return train(message)
 
     outcome(federation(training__rounds=2), Clients({1: listen}))
@@ -113,8 +113,8 @@ def test_an_aggregate_that_is_not_finite_is_a_failed_round():
     # Each reply is finite. A server learning rate of 1e30 goes to 5e38, above float32's 3.4e38.
     def huge(message: Message) -> Answer:
         answer = train(message)
-        shape = {name: np.full_like(v, 5e8) for name, v in records.to_state(message.content[ARRAYS]).items()}
-        answer[ARRAYS] = records.from_state(shape)
+        shape = {name: np.full_like(v, 5e8) for name, v in records.to_weights(message.content[ARRAYS]).items()}
+        answer[ARRAYS] = records.from_weights(shape)
         return answer
 
     strategy = {"name": "fedavgm", "min_clients": 2, "server_learning_rate": 1e30}
@@ -171,8 +171,8 @@ def test_a_round_starts_when_the_last_missing_client_comes():
     events: list[Event] = []
     document = federation(training__rounds=1, strategy__min_clients=3)
     grid = Growing(Clients(), [1, 2, 3], run="test")  # type: ignore[arg-type]
-    state = mlp.state_of(mlp.build(document))
-    run = Run(federation=document, name="test", progress=Progress(state=state), observe=events.append)
+    state = mlp.weights_of(mlp.build(document))
+    run = Run(federation=document, name="test", progress=Progress(weights=state), observe=events.append)
     assert run_rounds(run, grid, strategies.build(document), wait_s=None).status == "completed"
     told = [e.to_json() for e in events]
     assert [(e["event"], e["clients"]) for e in told] == [("waiting", 1), ("waiting", 2), ("round", 3)]
@@ -294,7 +294,7 @@ def test_ctrl_c_during_a_round_stops_the_run_with_the_last_complete_rounds_model
     folder = RunFolder.create(document, path=tmp_path / "run")
     result = execute_in(folder, document, Clients({(3, 2): interrupted}))
     assert (result["status"], result["reason"], result["rounds"]) == ("stopped", "interrupted", 2)
-    start = mlp.state_of(mlp.build(document))
+    start = mlp.weights_of(mlp.build(document))
     for name, array in load_model(folder.path).items():
         assert np.allclose(array - start[name], 2, atol=1e-5)
 
@@ -316,5 +316,5 @@ def test_a_run_that_never_completes_a_round_leaves_the_model_it_started_with(tmp
     document = federation(training__rounds=5)
     folder = RunFolder.create(document, path=tmp_path / "run")
     assert execute_in(folder, document, Clients({1: interrupted}))["rounds"] == 0
-    for name, array in mlp.state_of(mlp.build(document)).items():
+    for name, array in mlp.weights_of(mlp.build(document)).items():
         assert np.array_equal(load_model(folder.path)[name], array)

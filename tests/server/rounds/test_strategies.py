@@ -59,12 +59,12 @@ def aggregate(name: str, states: list[dict[str, np.ndarray]], *, weights: list[f
     nodes = range(1, len(states) + 1)
     grid = CohortGrid(InlineGrid(lambda m, c: m, nodes, run="strategies"), list(nodes))
     strategy = strategies.build(document(name))
-    asked = list(strategy.configure_train(1, records.from_state(START), ConfigRecord(), grid))
+    asked = list(strategy.configure_train(1, records.from_weights(START), ConfigRecord(), grid))
     assert sorted(message.metadata.dst_node_id for message in asked) == list(nodes)
     replies = []
     for number, state in enumerate(states):
         metrics = MetricRecord({WEIGHT: weights[number] if weights else 5.0, LOSS: 0.5})
-        content = RecordDict({ARRAYS: records.from_state(state), METRICS: metrics})
+        content = RecordDict({ARRAYS: records.from_weights(state), METRICS: metrics})
         replies.append(Message(content, reply_to=asked[number]))
     arrays, _ = strategy.aggregate_train(1, replies)
     assert arrays is not None
@@ -93,7 +93,7 @@ def test_two_rounds_of_real_clients_run_and_move_a_float32_model(tmp_path, name)
     assert (result["status"], result["rounds"], len(result["clients"])) == ("completed", 2, CLIENTS)
     assert {array.dtype for array in model.values()} == {np.dtype("float32")}
     assert all(np.isfinite(array).all() for array in model.values())
-    start = mlp.state_of(mlp.build(document(name)))
+    start = mlp.weights_of(mlp.build(document(name)))
     assert all(not np.array_equal(model[k], start[k]) for k in start)
 
 
@@ -114,8 +114,8 @@ def test_the_update_of_one_client_alone_is_the_new_model(name):
     chosen = document(name, **({"strategy__q": 0.0} if name == "qfedavg" else {}))
     strategy = strategies.build(chosen)
     grid = InlineGrid(lambda m, c: m, [1], run="strategies")
-    (asked,) = strategy.configure_train(1, records.from_state(START), ConfigRecord(), grid)
-    content = RecordDict({ARRAYS: records.from_state(state), METRICS: MetricRecord({WEIGHT: 5.0, LOSS: 0.5})})
+    (asked,) = strategy.configure_train(1, records.from_weights(START), ConfigRecord(), grid)
+    content = RecordDict({ARRAYS: records.from_weights(state), METRICS: MetricRecord({WEIGHT: 5.0, LOSS: 0.5})})
     arrays, _ = strategy.aggregate_train(1, [Message(content, reply_to=asked)])
     assert arrays is not None
     assert close(arrays, state)
@@ -150,7 +150,7 @@ def test_fedproxs_term_holds_local_training_back(tmp_path):
     def distance(mu: float) -> float:
         chosen = document("fedprox", strategy__proximal_mu=mu, training__rounds=1, training__local_steps=20)
         _, model = simulated(chosen, tmp_path / f"{mu}")
-        start = mlp.state_of(mlp.build(chosen))
+        start = mlp.weights_of(mlp.build(chosen))
         return float(sum(((model[k] - start[k]) ** 2).sum() for k in model) ** 0.5)
 
     free, held, tight = (distance(mu) for mu in (1e-9, 1.0, 5.0))
@@ -166,11 +166,11 @@ def test_qfedavg_weighs_by_the_loss_that_clients_send():
     strategy = strategies.build(chosen)
     grid = InlineGrid(lambda m, c: m, [1, 2], run="strategies")
     zero = {"w": np.zeros(1, np.float32)}
-    asked = list(strategy.configure_train(1, records.from_state(zero), ConfigRecord(), grid))
+    asked = list(strategy.configure_train(1, records.from_weights(zero), ConfigRecord(), grid))
     replies = []
     for message, value, loss in zip(asked, (1, -1), (3.0, 1.0), strict=True):
         state = {"w": np.full(1, value, np.float32)}
-        content = RecordDict({ARRAYS: records.from_state(state), METRICS: MetricRecord({WEIGHT: 5.0, LOSS: loss})})
+        content = RecordDict({ARRAYS: records.from_weights(state), METRICS: MetricRecord({WEIGHT: 5.0, LOSS: loss})})
         replies.append(Message(content, reply_to=message))
     arrays, _ = strategy.aggregate_train(1, replies)
     assert arrays is not None

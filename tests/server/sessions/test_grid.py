@@ -125,12 +125,12 @@ def peer(grid: GrpcGrid, certs: Path) -> Iterator[Callable[[str], Peer]]:
 
 
 def message(client: str, *, size: int = 3, group: str = "1") -> Message:
-    content = RecordDict({"arrays": records.from_state({"w": np.arange(size, dtype=np.float32)})})
+    content = RecordDict({"arrays": records.from_weights({"w": np.arange(size, dtype=np.float32)})})
     return Message(content, node_id(client), "train", group_id=group)
 
 
 def content_of(value: float = 1.0, *, size: int = 3) -> bytes:
-    arrays = records.from_state({"w": np.full(size, value, np.float32)})
+    arrays = records.from_weights({"w": np.full(size, value, np.float32)})
     return codec.encode(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1.0})}))
 
 

@@ -4,7 +4,7 @@ Flower 1.41's DifferentialPrivacyServerSideFixedClipping samples a fixed number 
 amplification; ours samples by Poisson and is amplified. Both clip to the same norm, weigh all clients the same (their
 tables are of one size) and lose no reply.
 
-    python -m simulations.benchmarks.central
+    python -m simulations.benchmarks.client_privacy
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from common.privacy.releases import GaussianRelease, calibrate, client_releases,
 from common.wire.identity import number
 from server.observers.scoring import HeldOut
 from server.rounds import strategies
-from server.rounds.client_privacy import CentralDP
+from server.rounds.client_privacy import ClientLevelDP
 from server.rounds.loop import run_rounds
 from server.rounds.run import Progress, Run
 from simulations.engine import sites_from_table
@@ -58,13 +58,13 @@ def accuracy(fed: Federation, folder: Path, seed: int, wrap: Callable[[Any], Any
     run = Run(
         federation=fed,
         name="benchmark",
-        progress=Progress(state=mlp.state_of(mlp.build(fed))),
+        progress=Progress(weights=mlp.weights_of(mlp.build(fed))),
         observe=lambda event: None,
-        central=CentralDP(fed, seeded(seed)) if fed.privacy.client else None,
+        client_privacy=ClientLevelDP(fed, seeded(seed)) if fed.privacy.client else None,
     )
     grid = InlineGrid(client_app(lambda context: nullcontext(by_node[context.node_id])), by_node, run="benchmark")
     run_rounds(run, grid, wrap(strategies.build(fed)), wait_s=0.0)
-    return 100 * float(HeldOut(fed, held)(run.progress.state)["accuracy"])
+    return 100 * float(HeldOut(fed, held)(run.progress.weights)["accuracy"])
 
 
 def main() -> None:

@@ -27,8 +27,8 @@ WHAT = {
 
 
 @dataclass(frozen=True)
-class Account:
-    """A dataset's account as it stands."""
+class Balance:
+    """A dataset's account as it stands: what was spent, on what, and what is left."""
 
     dataset: str
     policy: Policy
@@ -94,7 +94,7 @@ def _released(entries: Iterable[Entry]) -> Iterable[dict[str, Any]]:
         yield told
 
 
-def read_account(document: Path, *, verify: bool = False, head: str | None = None) -> Account:
+def read_balance(document: Path, *, verify: bool = False, head: str | None = None) -> Balance:
     """The account that a client file names. A dataset that never released anything has an empty one.
 
     Args:
@@ -113,13 +113,13 @@ def read_account(document: Path, *, verify: bool = False, head: str | None = Non
             raise LedgerError(
                 f"{settings.ledger}: is missing, but has had {known.entries} entries, says the head given"
             )
-        return Account(settings.data.name, settings.policy, [], {}, Head(0, ""), verified=verify)
+        return Balance(settings.data.name, settings.policy, [], {}, Head(0, ""), verified=verify)
     ledger = Ledger.reading(settings.ledger, head=kept)
     try:
         if verify or known is not None:
             ledger.verify(known)
         entries = ledger.entries()
         plans = {run: found.plan for run in {e.run for e in entries} if (found := stored(ledger, run))}
-        return Account(settings.data.name, settings.policy, entries, plans, ledger.head(), verified=verify)
+        return Balance(settings.data.name, settings.policy, entries, plans, ledger.head(), verified=verify)
     finally:
         ledger.close()
