@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: setup demo test lint bench-wire stubs clean
+.PHONY: setup demo test lint bench-wire docs stubs clean
 
 setup: $(VENV)/.installed
 
@@ -30,6 +30,10 @@ test: lint
 # What the wire costs, beside Flower's own processes; some ten minutes.
 bench-wire: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m simulations.benchmarks.wire
+
+# The reference pages of the two documents, from the models that check them; commit what it writes.
+docs: setup
+	$(BIN)/python -m cloister.reference
 
 # The wire protocol's Python, from its one source; commit what it writes.
 stubs: setup

@@ -24,10 +24,11 @@ class DataFile(Document):
     """`name` is the dataset's account in the ledger: it stays when the file moves or grows. `id` is the column that
     says whom a row is about. `encoding` and `decimal` say of a CSV file what it does not say itself."""
 
-    path: Name
-    id: Name | None = None
-    encoding: Annotated[Name | None, AfterValidator(known_encoding)] = None
-    decimal: Literal[".", ","] | None = None
+    path: Name  # CSV in its many spellings, or Parquet
+    id: Name | None = None  # the column that says whom a row is about: a corrected row then stays in its part
+    encoding: Annotated[Name | None, AfterValidator(known_encoding)] = None  # of CSV that is not UTF-8
+    decimal: Literal[".", ","] | None = None  # decimal mark of CSV; by default a comma beside semicolons, else a point
+    # The dataset's account in the ledger. It stays the same when the file moves or grows.
     name: Annotated[str, Field(pattern=rf"^{PLAIN_NAME}$")]
 
     @property
@@ -36,24 +37,27 @@ class DataFile(Document):
 
 
 class TLSFiles(Document):
-    ca: Name
-    certificate: Name
-    key: Name
+    """What the federation's authority gave to this client (`cloister certs client`)."""
+
+    ca: Name  # ca.pem
+    certificate: Name  # NAME.pem
+    key: Name  # NAME.key
 
 
 class ClientFile(Document):
     """client.yaml: what is local to one participant. Paths are relative to the file's folder."""
 
-    server: Annotated[str, AfterValidator(address.checked)]
+    server: Annotated[str, AfterValidator(address.checked)]  # HOST:PORT
     tls: TLSFiles | None  # null is plain text, for loopback only
     name: Annotated[str, Field(pattern=rf"^{PLAIN_NAME}$")] | None = None  # without TLS only
-    data: DataFile
+    data: DataFile  # the table
     federation: Name | None = None  # the owner's copy of the document, for `join --strict`
+    # auto, cpu, cuda, cuda:1 or mps. With privacy.row it is tried first, and must compute exactly.
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     arithmetic: Arithmetic = "exact"  # of private training and evaluation; opacus is floating point
-    state: Name
+    state: Name  # folder of the ledger, the key by which rows are dealt, and replies that wait
     head: Name | None = None  # where the ledger's head is kept; by default in `state`, safer on another disk
-    policy: Policy
+    policy: Policy  # what a federation may ask
 
     def contradictions(self) -> Iterator[Problem]:
         if self.arithmetic != "exact" and self.policy.arithmetic == "exact":

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from client.account.policy import Policy
-from common.document.federation import AdaptiveClip, ClientPrivacy, EarlyStopping, FedAvg, RowPrivacy, Training, Wire
+from cloister.reference import PAGES, page
 from tests.support import ROOT, recomputed
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(1200)]
@@ -52,9 +51,19 @@ def blocks() -> list[str]:
     return found
 
 
-def test_the_first_lines_are_the_two_commands():
-    first, second, *_ = (ROOT / "README.md").read_text().splitlines()
+def test_it_begins_with_its_title_a_sentence_and_the_two_commands():
+    title, sentence, commands, *_ = (ROOT / "README.md").read_text().split("\n\n")
+    assert title == "# Cloister" and sentence.count(". ") == 0 and sentence.endswith(".")
+    first, second = commands.splitlines()
     assert (first.split()[:2], second.split()[:2]) == (["make", "demo"], ["make", "test"])
+
+
+def test_its_links_and_those_of_the_pages_lead_somewhere():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    assert len(pages) > 7
+    for each in pages:
+        for target in re.findall(r"\]\(([^)#]+)", each.read_text()):
+            assert target.startswith("http") or (each.parent / target).exists(), f"{each.name}: {target}"
 
 
 def test_a_second_setup_installs_nothing(clone):
@@ -112,9 +121,10 @@ def test_the_budget_is_told_before_and_after_as_printed(clone):
     assert "dataset cleveland-heart: epsilon 8 at delta 0.001" in told
 
 
-@pytest.mark.parametrize(
-    "document", [Policy, RowPrivacy, ClientPrivacy, AdaptiveClip, Training, EarlyStopping, FedAvg, Wire]
-)
-def test_every_setting_is_explained(document):
-    text = (ROOT / "README.md").read_text()
-    assert [name for name in document.model_fields if name not in text] == []
+@pytest.mark.parametrize("name", PAGES)
+def test_every_setting_is_explained_on_a_page_that_was_written_from_the_models(name):
+    written = (ROOT / "docs" / f"{name}.md").read_text()
+    assert written == page(name)  # else: make docs
+    rows = [line.strip("| ").split(" | ") for line in written.splitlines() if line.startswith("| `")]
+    assert len(rows) > 15
+    assert [row[0] for row in rows if len(row) != 4] == []  # key, accepted, default and a meaning

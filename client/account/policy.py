@@ -25,20 +25,21 @@ class Policy(Document):
     `epsilon` and `delta` bound what all federations together may ever cost one row of this dataset.
     """
 
-    epsilon: Positive
-    delta: Delta
+    epsilon: Positive  # what all federations together may cost one row
+    delta: Delta  # ... at this delta
     federation_epsilon: Positive | None = None  # the most that one authority's federations may cost together
-    federation_delta: Delta | None = None
-    min_noise_multiplier: Annotated[float, Field(ge=0)] = 0.0
-    max_clip: Positive | None = None
+    federation_delta: Delta | None = None  # ... at this delta; policy.delta if it is left out
+    min_noise_multiplier: Annotated[float, Field(ge=0)] = 0.0  # of any release, updates and evaluations
+    max_clip: Positive | None = None  # of one row's gradient
     max_rounds: Count | None = None  # of training for one authority, over all its runs
     attempts: Annotated[int, Field(ge=0)] = ATTEMPTS  # at rounds of a run that a crash cut off
     max_local_steps: Count | None = None  # in a round
     min_seconds_between_rounds: Annotated[float, Field(ge=0)] = 0.0  # also of several federations
     refusals: Annotated[int, Field(ge=0)] = 3  # how many documents that do not fit the table are told so, in all
-    releases: tuple[Release, ...] = ("model", "evaluation", "row_count")
+    releases: tuple[Release, ...] = ("model", "evaluation", "row_count")  # what may leave at all
     arithmetic: Literal["exact", "any"] = "exact"  # any lets `arithmetic: opacus` train in floating point
     without_privacy: bool = False  # may a federation train on this table with no differential privacy?
+    # Which documents: all that the policy allows, those that the owner says yes to when asked, or these fingerprints.
     approved: Literal["any-within-policy", "ask"] | tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = (
         "any-within-policy"
     )

@@ -43,15 +43,15 @@ Dtype = Literal["float32", "bfloat16", "int8"]
 class Model(Document):
     """A multilayer perceptron. `hidden: []` is a linear model."""
 
-    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...]
-    activation: Literal["relu", "sigmoid", "tanh"] = "relu"
-    dropout: Fraction = 0.0
+    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...]  # units of each hidden layer
+    activation: Literal["relu", "sigmoid", "tanh"] = "relu"  # after each hidden layer
+    dropout: Fraction = 0.0  # share of hidden units left out at a step
 
 
 class EarlyStopping(Document):
     """Ends a run when its evaluations no longer get better."""
 
-    metric: Literal["accuracy", "precision", "recall", "f1", "mae", "mse"]
+    metric: Literal["accuracy", "precision", "recall", "f1", "mae", "mse"]  # which evaluation figure is watched
     patience: Count = 3  # evaluations in a row that are not better
     min_change: NonNegative = 0.0  # than the best by so much; should exceed the metric's noise
 
@@ -59,17 +59,18 @@ class EarlyStopping(Document):
 class Training(Document):
     """What a client does in one round, and how many rounds there are."""
 
-    rounds: Rounds
-    local_steps: Count | None = None
-    local_epochs: Count | None = None
-    batch_size: Count
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    learning_rate: Positive
-    momentum: Fraction = 0.0
-    nesterov: bool = False
-    weight_decay: NonNegative = 0.0
+    rounds: Rounds  # in all
+    local_steps: Count | None = None  # of a client in a round; or local_epochs, and exactly one of the two
+    local_epochs: Count | None = None  # passes over a client's rows in a round
+    batch_size: Count  # rows in a step; with privacy.row, on average
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"  # begins anew each round
+    learning_rate: Positive  # of the optimizer; with privacy.row a step moves the model by at most this times clip
+    momentum: Fraction = 0.0  # of sgd
+    nesterov: bool = False  # sgd with momentum, after Nesterov
+    weight_decay: NonNegative = 0.0  # pulls weights to 0
+    # For classes, for two classes by one output, or (mse) for a target that is a number.
     loss: Literal["cross_entropy", "binary_cross_entropy", "mse"] = "cross_entropy"
-    early_stopping: EarlyStopping | None = None
+    early_stopping: EarlyStopping | None = None  # ends a run that no longer gets better
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # initial weights and the server's sampling; never noise
 
     def steps(self, sampling_rate: float) -> int:
@@ -100,7 +101,7 @@ class Training(Document):
 class _Rounds(Document):
     """What every strategy shares."""
 
-    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the connected clients that a round asks
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the connected clients that a round asks
     min_clients: Count = 2  # quorum: a round starts with, and counts with, at least so many
     over_selection: Annotated[float, Field(ge=0, le=4)] = 0.0  # asks so many more, and waits only for the first
     round_timeout: Positive = 600.0  # seconds
@@ -108,40 +109,43 @@ class _Rounds(Document):
 
 
 class FedAvg(_Rounds):
-    name: Literal["fedavg"]
+    """Which clients a round asks, and how replies move the model. Strategies are Flower's, by name: fedavg, fedavgm,
+    fedadam, fedadagrad, fedyogi, fedprox, fedmedian, fedtrimmedavg, krum, multikrum, bulyan, qfedavg."""
+
+    name: Literal["fedavg"]  # or another one
 
 
 class FedAvgM(_Rounds):
     name: Literal["fedavgm"]
-    server_learning_rate: Positive = 1.0
-    server_momentum: Fraction = 0.9
+    server_learning_rate: Positive = 1.0  # of a step by the mean of updates
+    server_momentum: Fraction = 0.9  # of such steps
 
 
 class FedAdam(_Rounds):
     name: Literal["fedadam"]
-    eta: Positive = 0.1
-    beta_1: Fraction = 0.9
-    beta_2: Fraction = 0.99
-    tau: Positive = 1e-3
+    eta: Positive = 0.1  # learning rate of the server's step
+    beta_1: Fraction = 0.9  # how slowly its first moment forgets
+    beta_2: Fraction = 0.99  # how slowly its second moment forgets
+    tau: Positive = 1e-3  # added to the root of its second moment
 
 
 class FedAdagrad(_Rounds):
     name: Literal["fedadagrad"]
-    eta: Positive = 0.1
-    tau: Positive = 1e-3
+    eta: Positive = 0.1  # learning rate of the server's step
+    tau: Positive = 1e-3  # added to the root of its second moment
 
 
 class FedYogi(_Rounds):
     name: Literal["fedyogi"]
-    eta: Positive = 0.01
-    beta_1: Fraction = 0.9
-    beta_2: Fraction = 0.99
-    tau: Positive = 1e-3
+    eta: Positive = 0.01  # learning rate of the server's step
+    beta_1: Fraction = 0.9  # how slowly its first moment forgets
+    beta_2: Fraction = 0.99  # how slowly its second moment forgets
+    tau: Positive = 1e-3  # added to the root of its second moment
 
 
 class FedProx(_Rounds):
     name: Literal["fedprox"]
-    proximal_mu: Positive = 0.1
+    proximal_mu: Positive = 0.1  # pulls a client's weights to those it was sent
 
 
 class FedMedian(_Rounds):
@@ -150,28 +154,28 @@ class FedMedian(_Rounds):
 
 class FedTrimmedAvg(_Rounds):
     name: Literal["fedtrimmedavg"]
-    beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.2  # share cut off at each end
+    beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.2  # share of replies cut off at each end
 
 
 class Krum(_Rounds):
     name: Literal["krum"]
-    num_malicious_nodes: Annotated[int, Field(ge=0)] = 0
+    num_malicious_nodes: Annotated[int, Field(ge=0)] = 0  # so many replies may be hostile
 
 
 class MultiKrum(_Rounds):
     name: Literal["multikrum"]
-    num_malicious_nodes: Annotated[int, Field(ge=0)] = 0
-    num_nodes_to_select: Count = 1
+    num_malicious_nodes: Annotated[int, Field(ge=0)] = 0  # so many replies may be hostile
+    num_nodes_to_select: Count = 1  # replies that count
 
 
 class Bulyan(_Rounds):
     name: Literal["bulyan"]
-    num_malicious_nodes: Annotated[int, Field(ge=0)] = 0
+    num_malicious_nodes: Annotated[int, Field(ge=0)] = 0  # so many replies may be hostile
 
 
 class QFedAvg(_Rounds):
     name: Literal["qfedavg"]
-    q: NonNegative = 0.1
+    q: NonNegative = 0.1  # how much more clients with a large loss weigh
 
 
 StrategyChoice = Annotated[
@@ -197,8 +201,8 @@ OF_A_MEAN = ("fedavg", "fedavgm", "fedadam", "fedadagrad", "fedyogi", "fedprox")
 class RowPrivacy(Document):
     """(epsilon, delta)-differential privacy for adding or removing one row of one client's table."""
 
-    epsilon: Positive
-    delta: Annotated[float, Field(gt=0, lt=1)]
+    epsilon: Positive  # of a whole run
+    delta: Annotated[float, Field(gt=0, lt=1)]  # the probability that epsilon may fail with
     clip: Clip  # L2 bound on one row's gradient
     count_epsilon: Positive | None = 0.1  # the part of epsilon that pays for telling roughly how many rows there are
     sampling_rate: Annotated[float, Field(gt=0, le=1)] | None = None  # with it no count is told; all weigh the same
@@ -221,7 +225,7 @@ class AdaptiveClip(Document):
     """Lets the clip follow a quantile of the updates' norms (Andrew et al. 2021, arXiv:1905.03871)."""
 
     quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5  # this share of the updates is to be within the clip
-    learning_rate: Positive = 0.2
+    learning_rate: Positive = 0.2  # how fast the clip follows
     share: Annotated[float, Field(gt=0, lt=1)] = 0.05  # of a round's privacy, paid for the noisy share of clipped ones
 
 
@@ -232,12 +236,12 @@ class ClientPrivacy(Document):
     by the public number `fraction x clients`.
     """
 
-    epsilon: Positive
-    delta: Annotated[float, Field(gt=0, lt=1)]
+    epsilon: Positive  # of a whole run
+    delta: Annotated[float, Field(gt=0, lt=1)]  # the probability that epsilon may fail with
     clip: Clip  # L2 bound on one client's update; with `adaptive`, that of the first round
     clients: Count  # how many there are in all, a public number
     weight_cap: Positive | None = None  # rows with which a client counts in full; null: all count the same
-    adaptive: AdaptiveClip | None = None
+    adaptive: AdaptiveClip | None = None  # a clip that follows the updates
 
     def contradictions(self) -> Iterator[Problem]:
         if self.delta * self.clients > 1:
@@ -255,9 +259,9 @@ class Evaluation(Document):
 class Privacy(Document):
     """`row: null` lets clients train without differential privacy; a client's policy must allow that."""
 
-    row: RowPrivacy | None
-    client: ClientPrivacy | None = None
-    evaluation: Evaluation = Evaluation()
+    row: RowPrivacy | None  # each row of each client, noise by the client
+    client: ClientPrivacy | None = None  # each client as a whole, noise by the server
+    evaluation: Evaluation = Evaluation()  # scores of the model on validation rows
 
     def contradictions(self) -> Iterator[Problem]:
         for name in ("row", "client"):
@@ -292,19 +296,19 @@ class Privacy(Document):
 class Wire(Document):
     """In which numbers a client's update travels to the server, rounded without bias (common/wire/compression.py)."""
 
-    dtype: Dtype = "float32"
+    dtype: Dtype = "float32"  # bfloat16 is half of the bytes, int8 a quarter; the model travels to clients in float32
 
 
 class Federation(Document):
     """The agreed document, checked."""
 
-    name: Annotated[str, Field(pattern=rf"^{PLAIN_NAME}$")]
-    data_schema: Annotated[Schema, Field(alias="schema")]
-    model: Model
-    training: Training
-    strategy: StrategyChoice
-    privacy: Privacy
-    wire: Wire = Wire()
+    name: Annotated[str, Field(pattern=rf"^{PLAIN_NAME}$")]  # letters, digits, dots, dashes and underscores
+    data_schema: Annotated[Schema, Field(alias="schema")]  # what every table looks like
+    model: Model  # what is trained
+    training: Training  # how a client trains
+    strategy: StrategyChoice  # whom a round asks, and how replies move the model
+    privacy: Privacy  # what is protected, and how well
+    wire: Wire = Wire()  # how updates travel
 
     def contradictions(self) -> Iterator[Problem]:
         for part in ("data_schema", "training", "privacy"):

@@ -34,12 +34,12 @@ class Numeric(Document):
     `unfit` is what becomes of a cell that is no number: its row is left out, or it counts as missing.
     """
 
-    name: Name
-    type: Literal["numeric"]
-    bounds: Bounds
-    missing: tuple[Scalar, ...] = ()
-    optional: bool = False
-    unfit: Annotated[Literal["left_out", "missing"], _unless("left_out")] = "left_out"
+    name: Name  # of the column
+    type: Literal["numeric"]  # a number
+    bounds: Bounds  # values outside are clamped, and all scaled to [-1, 1]
+    missing: tuple[Scalar, ...] = ()  # values that mean that there is none
+    optional: bool = False  # may a cell be empty?
+    unfit: Annotated[Literal["left_out", "missing"], _unless("left_out")] = "left_out"  # a cell that is no number
 
     @property
     def inputs(self) -> int:
@@ -56,12 +56,12 @@ class Numeric(Document):
 class Categorical(Document):
     """A column of values from a short list. `unfit` is what becomes of a cell that is none of them."""
 
-    name: Name
-    type: Literal["categorical"]
-    categories: Annotated[tuple[Scalar, ...], Field(min_length=1)]
-    missing: tuple[Scalar, ...] = ()
-    optional: bool = False
-    unfit: Annotated[Literal["other", "left_out", "missing"], _unless("other")] = "other"
+    name: Name  # of the column
+    type: Literal["categorical"]  # a value from a short list
+    categories: Annotated[tuple[Scalar, ...], Field(min_length=1)]  # one input each, and one for others
+    missing: tuple[Scalar, ...] = ()  # values that mean that there is none
+    optional: bool = False  # may a cell be empty?
+    unfit: Annotated[Literal["other", "left_out", "missing"], _unless("other")] = "other"  # a cell that is none of them
 
     @property
     def inputs(self) -> int:
@@ -91,7 +91,8 @@ def _classes(value: object) -> object:
 class Classes(Document):
     """A target that is one of at least two classes, each a list of the cell values that mean it."""
 
-    name: Name
+    name: Name  # of the column
+    # From a class's name to the values that mean it; `[a, b]` is short for `{a: [a], b: [b]}`.
     classes: Annotated[dict[str, tuple[Scalar, ...]], Field(min_length=2), BeforeValidator(_classes)]
 
     def contradictions(self) -> Iterator[Problem]:
@@ -107,8 +108,8 @@ class Classes(Document):
 class NumericTarget(Document):
     """A target that is a number, for regression."""
 
-    name: Name
-    bounds: Bounds
+    name: Name  # of the column
+    bounds: Bounds  # values outside are clamped
 
     def contradictions(self) -> Iterator[Problem]:
         yield from _bounds_problem(self.bounds)
@@ -122,12 +123,14 @@ def _target_kind(value: object) -> str:
 class Schema(Document):
     """What every table in the federation looks like."""
 
+    # The columns that the model reads, each a number or a category.
     features: Annotated[tuple[Annotated[Numeric | Categorical, Field(discriminator="type")], ...], Field(min_length=1)]
+    # The column that it predicts.
     target: Annotated[
         Annotated[Classes, Tag("Classes")] | Annotated[NumericTarget, Tag("NumericTarget")],
         Discriminator(_target_kind),
     ]
-    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2  # of each client's rows, dealt by a keyed hash
     columns: tuple[Name, ...] | None = None  # the order of the columns in a file without a header
 
     @property
