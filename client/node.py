@@ -39,6 +39,7 @@ from common.errors import (
     Refusal,
 )
 from common.model.memory import room_for
+from common.text import is_name, shown
 from common.wire import codec, protocol
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
@@ -46,7 +47,6 @@ from common.wire.channel import CLIENT_OPTIONS
 from common.wire.identity import identify_process, node_id
 from common.wire.protocol import ClientSide, TaskGiven
 from common.wire.records import BUDGET_EXHAUSTED, CLIENT_FAILED, FAILED, REFUSED
-from common.wire.text import is_name, shown
 
 TASKS = ("train", "evaluate")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 15.0

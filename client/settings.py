@@ -16,8 +16,8 @@ from common.document import documents
 from common.document.documents import Document
 from common.document.mistakes import Problem
 from common.document.schema import Name
+from common.text import PLAIN_NAME
 from common.wire import address
-from common.wire.text import PLAIN_NAME
 
 
 class DataFile(Document):

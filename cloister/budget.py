@@ -30,7 +30,7 @@ def budget(
 
 def lines(account: dict[str, Any]) -> list[str]:
     """`Account.describe` for a person. Runs have the names that servers gave them, in old ledgers unchecked."""
-    from common.wire.text import shown
+    from common.text import shown
 
     return [shown(line) for line in _lines(account)]
 

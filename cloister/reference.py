@@ -14,7 +14,7 @@ from typing import Any
 from client.account.policy import Policy
 from client.settings import ClientFile, DataFile, TLSFiles
 from common.document import federation as document
-from common.document import schema
+from common.document import schema, strategy
 from common.document.documents import Document
 
 PAGES: dict[str, tuple[str, str, list[tuple[str, type[Document]]]]] = {
@@ -36,20 +36,20 @@ PAGES: dict[str, tuple[str, str, list[tuple[str, type[Document]]]]] = {
             ("model", document.Model),
             ("training", document.Training),
             ("training.early_stopping", document.EarlyStopping),
-            ("strategy", document.FedAvg),
+            ("strategy", strategy.FedAvg),
             *(
                 (f"strategy, {kind.__name__.lower()}", kind)
                 for kind in (
-                    document.FedAvgM,
-                    document.FedAdam,
-                    document.FedAdagrad,
-                    document.FedYogi,
-                    document.FedProx,
-                    document.FedTrimmedAvg,
-                    document.Krum,
-                    document.MultiKrum,
-                    document.Bulyan,
-                    document.QFedAvg,
+                    strategy.FedAvgM,
+                    strategy.FedAdam,
+                    strategy.FedAdagrad,
+                    strategy.FedYogi,
+                    strategy.FedProx,
+                    strategy.FedTrimmedAvg,
+                    strategy.Krum,
+                    strategy.MultiKrum,
+                    strategy.Bulyan,
+                    strategy.QFedAvg,
                 )
             ),
             ("privacy", document.Privacy),
@@ -68,7 +68,7 @@ PAGES: dict[str, tuple[str, str, list[tuple[str, type[Document]]]]] = {
         [("", ClientFile), ("tls", TLSFiles), ("data", DataFile), ("policy", Policy)],
     ),
 }
-SHARED = set(document.FedAvg.model_fields)  # by all strategies
+SHARED = set(strategy.FedAvg.model_fields)  # by all strategies
 ELSEWHERE = "see below"
 
 

@@ -8,7 +8,7 @@ import sys
 
 from rich.console import Console
 
-from common.wire.text import shown_lines
+from common.text import shown_lines
 
 
 def progress_console(quiet: bool) -> Console:

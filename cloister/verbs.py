@@ -41,7 +41,7 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         from common.errors import CloisterError, ConfigError
-        from common.wire.text import shown_lines
+        from common.text import shown_lines
 
         try:
             function(*args, **kwargs)

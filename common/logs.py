@@ -7,7 +7,7 @@ import logging
 from datetime import UTC, datetime
 from typing import Any
 
-from common.wire.text import shown_lines
+from common.text import shown_lines
 
 
 def log_to(handler: logging.Handler) -> None:

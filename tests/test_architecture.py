@@ -20,6 +20,22 @@ ARROWS = {
     "cloister": {"common", "client", "server", "simulations", "cloister"},
 }
 
+# Which folders of its package a folder may import; files that lie in none are open to all.
+FOLDERS = {
+    "common/document": set(),
+    "common/data": {"common/document"},
+    "common/model": {"common/document"},
+    "common/privacy": {"common/document"},
+    "common/certificates": set(),
+    "common/wire": {"common/document", "common/model"},
+    "client/training": set(),
+    "client/account": {"client/training"},
+    "server/rounds": set(),
+    "server/sessions": {"server/rounds"},
+    "server/folder": {"server/rounds"},
+    "server/observers": {"server/rounds"},
+}
+
 # Where a package may be imported: in a folder, or in one file. So all else is tested without a network.
 EDGES = {
     "flwr": (
@@ -64,6 +80,22 @@ def test_imports_follow_the_arrows():
             top = name.split(".")[0]
             if top in ARROWS and top not in ARROWS[package] and not (entry_point and top == "cloister"):
                 wrong.append(f"{path.relative_to(ROOT)}:{line}: {package} must not import {name}")
+    assert wrong == []
+
+
+def test_imports_between_folders_point_one_way():
+    made = {
+        str(p.parent.relative_to(ROOT)) for top in ("common", "client", "server") for p in (ROOT / top).glob("*/*.py")
+    }
+    assert made == set(FOLDERS)
+    wrong = []
+    for path in modules():
+        folder = str(path.parent.relative_to(ROOT))
+        for line, name in imports(path) if folder in FOLDERS else ():
+            target = "/".join(name.split(".")[:2])
+            if target in FOLDERS and target.split("/")[0] == folder.split("/")[0]:
+                if target not in {*FOLDERS[folder], folder}:
+                    wrong.append(f"{path.relative_to(ROOT)}:{line}: {folder} must not import {name}")
     assert wrong == []
 
 

@@ -64,10 +64,10 @@ from client.site import Site, open_site
 from client.training import dpsgd as private_training
 from client.training import kernel
 from client.training.recipe import DPSGD
+from client.training.train import noisy_counts
 from common.document.federation import Federation
 from common.errors import ConfigError, LedgerError, Refusal
 from common.model import mlp, objective
-from common.model.scores import noisy_counts
 from common.model.weights import Weights
 from common.privacy import noise
 from common.wire import records

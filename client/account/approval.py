@@ -14,7 +14,7 @@ import yaml
 from client.account.policy import Policy
 from common.document.federation import Federation
 from common.errors import LedgerError, Refusal
-from common.wire.text import shown_lines
+from common.text import shown_lines
 
 
 def check_approval(policy: Policy, federation: Federation, record: Path) -> None:

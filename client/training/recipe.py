@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from common.document.federation import Federation, FedProx
+from common.document.federation import Federation
+from common.document.strategy import FedProx
 
 Arithmetic = Literal["exact", "opacus"]
 

@@ -5,12 +5,17 @@ A site calls them once a round; whoever has many sites at hand may map them, or 
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+
 from client.data import Dataset
 from client.training import plain
 from client.training.kernel import exact_counts
 from client.training.recipe import Recipe, Scoring
+from common.document.schema import Schema
 from common.model import mlp, objective
-from common.model.scores import Counts, noisy_counts
+from common.model.scores import COUNT_UNIT, Counts, count_sensitivity
 from common.model.update import Update
 from common.model.weights import Weights
 from common.privacy.noise import NoiseSource
@@ -62,3 +67,12 @@ def evaluate(scoring: Scoring, weights: Weights, dataset: Dataset, *, noise: Noi
     exact = scoring.arithmetic == "exact"
     counts = (exact_counts if exact else objective.score)(model, x, y, schema=schema, loss=loss)
     return noisy_counts(counts, schema, scoring.noise_multiplier, noise)
+
+
+def noisy_counts(total: Counts, schema: Schema, noise_multiplier: float, noise: NoiseSource) -> Counts:
+    """Counts that are multiples of `COUNT_UNIT`, with Gaussian noise on that grid: `noise_multiplier` is its standard
+    deviation over the counts' sensitivity, at least 2^-8."""
+    whole = np.rint(total / COUNT_UNIT).astype(np.int64)
+    tau = math.nextafter(noise_multiplier * count_sensitivity(schema) / COUNT_UNIT, math.inf)
+    noisy = whole + noise.rounded_normal(len(whole), tau)
+    return noisy.astype(np.float64) * COUNT_UNIT

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import CertificateError
-from common.wire.text import PLAIN_NAME
+from common.text import PLAIN_NAME
 
 EXPIRES_SOON_DAYS = 30
 

@@ -18,15 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.document.schema import Classes, Schema
-from common.privacy.noise import NoiseSource
 
 COUNT_UNIT = 2.0**-20
 
 Counts = NDArray[np.float64]
 Scores = dict[str, Any]
-
-OF_CLASSES = ("accuracy", "precision", "recall", "f1")
-LOWER_IS_BETTER = ("mae", "mse")  # those of a number
 
 
 def count_size(schema: Schema) -> int:
@@ -37,15 +33,6 @@ def count_size(schema: Schema) -> int:
 def count_sensitivity(schema: Schema) -> float:
     """L2 distance by which one row can move `counts`."""
     return 1.0 if isinstance(schema.target, Classes) else math.sqrt(3.0)
-
-
-def noisy_counts(total: Counts, schema: Schema, noise_multiplier: float, noise: NoiseSource) -> Counts:
-    """Counts that are multiples of `COUNT_UNIT`, with Gaussian noise on that grid: `noise_multiplier` is its standard
-    deviation over the counts' sensitivity, at least 2^-8."""
-    whole = np.rint(total / COUNT_UNIT).astype(np.int64)
-    tau = math.nextafter(noise_multiplier * count_sensitivity(schema) / COUNT_UNIT, math.inf)
-    noisy = whole + noise.rounded_normal(len(whole), tau)
-    return noisy.astype(np.float64) * COUNT_UNIT
 
 
 def rows_of(total: Counts, schema: Schema) -> float:

@@ -15,8 +15,9 @@ size), for strategies that take steps of their own, and where `privacy.client` c
 
 from __future__ import annotations
 
-from common.document.federation import FedAvg, Federation, FedProx, Training
+from common.document.federation import Federation, Training
 from common.document.schema import Classes
+from common.document.strategy import FedAvg, FedProx
 
 LEAST = 15.0  # below, each halving of it costs about ten points of accuracy
 ENOUGH = 30.0  # from here on, another doubling gains three points at most

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
-from common.wire.text import shown
+from common.text import shown
 
 FROM_SEED, FROM_SYSTEM = "a seeded stream: for simulations only", "AES-256 counter mode, keyed by the operating system"
 EXACT = "exact: sums and their noise are whole numbers, so no rounding tells more than is accounted for"

@@ -21,8 +21,8 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from common.errors import ProtocolError
+from common.text import shown
 from common.wire import session_pb2 as pb
-from common.wire.text import shown
 
 PROTOCOL = 2
 CHUNK = 256 << 10  # bytes of content in a frame: a thousand streams hold no more than a thousand of them

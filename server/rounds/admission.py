@@ -44,9 +44,9 @@ from common.document.federation import Dtype
 from common.errors import ProtocolError
 from common.model.weights import Weights
 from common.privacy.statement import Statement
+from common.text import shown
 from common.wire import compression, records
 from common.wire.records import ARRAYS, COUNTS, FAILED, LOSS, METRICS, PRIVACY, WEIGHT
-from common.wire.text import shown
 from server.rounds.aggregation import Aggregator
 
 MOST_OF_MEDIAN = 1e5  # of the cohort's weights

@@ -14,7 +14,7 @@ from typing import Any
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from common.document.federation import OF_A_MEAN
+from common.document.strategy import OF_A_MEAN
 from common.errors import RunFailed
 from common.wire.records import LOST
 from server.rounds import cohort, stopping, strategies

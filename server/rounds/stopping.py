@@ -6,7 +6,8 @@ its statement gives the epsilon of the whole plan (server/folder/statement.py).
 
 from __future__ import annotations
 
-from common.model.scores import LOWER_IS_BETTER, Scores
+from common.document.federation import LOWER_IS_BETTER
+from common.model.scores import Scores
 from server.rounds.run import Run
 
 

@@ -21,12 +21,12 @@ from google.protobuf.message import DecodeError
 from common.certificates.identity import Peer
 from common.document.federation import Federation
 from common.errors import ProtocolError
+from common.text import shown
 from common.wire import protocol
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
 from common.wire.protocol import ReplyBegun, ReplyEnded, ServerSide, State
 from common.wire.records import BUDGET_EXHAUSTED, FAILED, LOST, REFUSED
-from common.wire.text import shown
 from server.sessions.gate import Gate, Limits, Stream, TurnedAway
 from server.sessions.memory import Room
 

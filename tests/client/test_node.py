@@ -31,10 +31,10 @@ from client.training import plain
 from common.document.federation import Federation
 from common.errors import BudgetExhausted, CertificateError, ConnectionFailed, DataError, ProtocolError, Refusal
 from common.model import mlp
+from common.text import shown_lines
 from common.wire import codec, protocol, records
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
-from common.wire.text import shown_lines
 from tests.support import PRIVATE, federation, table
 
 Script = Callable[["Link"], Awaitable[None]]

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from client.training.train import noisy_counts
 from common.document.schema import Schema
 from common.model import objective
-from common.model.scores import count_sensitivity, count_size, noisy_counts, scores_of
+from common.model.scores import count_sensitivity, count_size, scores_of
 from common.privacy import noise
 from tests.support import federation
 

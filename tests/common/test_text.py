@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.wire.text import LONGEST, shown
+from common.text import LONGEST, shown
 
 
 @pytest.mark.parametrize(
