@@ -89,7 +89,7 @@ def save(folder: Path, run: Run, *, number: int, seconds: float) -> None:
     try:
         place.mkdir(exist_ok=True, mode=0o700)
         files.replace(path, data)  # durably: before anyone acts on it
-        for old in _all(folder)[KEPT:]:
+        for old in (*_all(folder)[KEPT:], *place.glob("*.new")):  # the drafts of servers that died within one
             old.unlink(missing_ok=True)
     except OSError as error:
         raise RunFolderError(

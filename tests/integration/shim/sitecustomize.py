@@ -20,20 +20,21 @@ def _die() -> None:
 
 
 def _die_at_checkpoint(when: str, number: int) -> None:
-    rename = pathlib.Path.rename
+    replace = pathlib.Path.replace
 
-    def renamed(self: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
-        wanted = self.name == ".new" and int(pathlib.Path(target).name.partition("-")[0]) == number
+    def replaced(self: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+        path = pathlib.Path(target)
+        wanted = path.parent.name == "checkpoint" and int(path.name.partition("-")[0]) == number
         if wanted and when == "torn":
             os.truncate(self, self.stat().st_size // 2)
         if wanted and when != "after":
             _die()
-        result = rename(self, target)
+        result = replace(self, target)
         if wanted:
             _die()
         return result
 
-    pathlib.Path.rename = renamed  # type: ignore[method-assign]
+    pathlib.Path.replace = replaced  # type: ignore[method-assign]
 
 
 def _shift_the_clock(file: pathlib.Path) -> None:

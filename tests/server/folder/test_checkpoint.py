@@ -369,6 +369,16 @@ def test_a_disk_that_is_full_ends_the_run_with_one_line_and_leaves_the_last_chec
     assert equal(load_model(tmp_path / "run"), load_model(tmp_path / "whole"))
 
 
+def test_drafts_of_servers_that_died_are_taken_away(tmp_path):
+    with pytest.raises(Killed):
+        begin(tmp_path / "run", long("fedavg"), Fleet(die=lambda *at: at == ("train", 3, 1)))
+    draft = tmp_path / "run/checkpoint/000000009-0123456789abcdef.safetensors.new"
+    draft.write_bytes(b"a part")
+    assert checkpoints.load(tmp_path / "run").round == 2
+    resume(tmp_path / "run", Fleet())
+    assert not draft.exists() and len(list(draft.parent.iterdir())) == checkpoints.KEPT
+
+
 def test_a_model_is_the_checkpoints(tmp_path):
     begin(tmp_path / "run", long("fedavg"), Fleet())
     kept = checkpoints.load(tmp_path / "run")
