@@ -30,6 +30,7 @@ from server.folder.journal import FolderJournal
 from server.folder.statement import row_epsilon, statement
 from server.rounds import strategies
 from server.rounds.client_privacy import ClientLevelDP
+from server.rounds.cohort import note_refusals
 from server.rounds.events import Ended, Event, Resumed, Standing, Started, after
 from server.rounds.loop import run_rounds
 from server.rounds.run import Ending, Progress, Run
@@ -69,9 +70,7 @@ def execute(
     """
     evaluation_release(federation)  # refuses an impossible document before anyone connects
     client_privacy = ClientLevelDP(federation, noise or secure()) if federation.privacy.client else None
-    strategy = strategies.build(federation)
-
-    standing = Standing()
+    strategy, standing = strategies.build(federation), Standing()
 
     def record(event: Event) -> None:
         nonlocal standing
@@ -98,6 +97,17 @@ def execute(
         standing = replace(read_run(folder.path), evaluation=progress.evaluation, held_out=progress.held_out_score)
         _catch_up(run, standing, record)
         record(Resumed(round=progress.round, run=name, federation=federation.fingerprint, rounds=rounds))
+
+    def end(ending: Ending) -> dict[str, Any]:
+        note_refusals(run, grid)  # those since the last round began
+        _catch_up(run, standing, record)
+        journal.save_model(run, durably=True)
+        result = _result(run, ending, standing, seconds=journal.seconds)
+        folder.write_json("privacy.json", statement(run))
+        folder.write_json("result.json", result)
+        record(Ended(status=ending.status, reason=ending.reason))
+        return result
+
     try:
         journal.save(run)
         with room_for(federation):
@@ -109,11 +119,9 @@ def execute(
         reason = str(error) if isinstance(error, CloisterError) else f"{type(error).__name__}: {error}"
         journal.undo_what_is_not_saved(run)
         with suppress(RunFolderError):  # what ended the run is what is told
-            _catch_up(run, standing, record)
-            _end(run, Ending("failed", reason), standing, folder, journal, record)
+            end(Ending("failed", reason))
         raise
-    _catch_up(run, standing, record)
-    return _end(run, ending, standing, folder, journal, record)
+    return end(ending)
 
 
 def _first(federation: Federation, client_privacy: ClientLevelDP | None) -> Progress:
@@ -129,22 +137,6 @@ def _catch_up(run: Run, standing: Standing, record: Callable[[Event], None]) -> 
         record(event)
 
 
-def _end(
-    run: Run,
-    ending: Ending,
-    standing: Standing,
-    folder: RunFolder,
-    journal: FolderJournal,
-    record: Callable[[Event], None],
-) -> dict[str, Any]:
-    journal.save_model(run, durably=True)
-    result = _result(run, ending, standing, seconds=journal.seconds)
-    folder.write_json("privacy.json", statement(run))
-    folder.write_json("result.json", result)
-    record(Ended(status=ending.status, reason=ending.reason))
-    return result
-
-
 def _result(run: Run, ending: Ending, standing: Standing, *, seconds: float) -> dict[str, Any]:
     """What result.json holds."""
     row = run.federation.privacy.row
@@ -157,7 +149,7 @@ def _result(run: Run, ending: Ending, standing: Standing, *, seconds: float) -> 
     return {
         "status": ending.status,
         "reason": ending.reason,
-        "rounds": standing.round,
+        "rounds": run.progress.round,  # that of the model; whoever stops a run may do so before its event is told
         "clients": sorted(run.progress.clients),
         "refused": dict(standing.refused),
         "seconds": seconds,

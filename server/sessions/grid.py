@@ -177,7 +177,10 @@ class GrpcGrid(RunGrid):
         return self._names.get(node, str(node))
 
     def refusals(self) -> list[Rejection]:
-        return [Rejection(node_id(name), f.code, f.reason) for name, f in list(self.sessions.refusals.items())]
+        said = list(self.sessions.refusals.items())
+        with self._condition:  # they may never have been ready
+            self._names |= {node_id(name): name for name, _ in said}
+        return [Rejection(node_id(name), refusal.code, refusal.reason) for name, refusal in said]
 
     def settle(self) -> None:
         """Lets clients forget the replies that were taken so far: the rounds they belong to are on disk."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Message
 
 from common.document.federation import Federation
 from common.errors import RunFailed
@@ -18,7 +19,8 @@ from server.rounds.admission import Rejection
 from server.rounds.disclosure import NOT_TOLD
 from server.rounds.events import Event, Refused, State
 from simulations.inline import InlineGrid
-from tests.server.fakes import Clients
+from tests.server import fakes
+from tests.server.fakes import Answer, Clients
 from tests.support import WHOLE, federation
 
 SAID = {BUDGET_EXHAUSTED: "the budget does not cover this run", REFUSED: "policy", FAILED: "no data"}
@@ -107,3 +109,20 @@ def test_a_reason_that_could_tell_when_a_client_was_asked_is_withheld_at_the_doo
     fed = federation(**WHOLE, strategy__fraction=0.5)
     _, told = run(tmp_path / "run", Door({1: BUDGET_EXHAUSTED, 2: BUDGET_EXHAUSTED}), fed)
     assert {e.reason for e in told if isinstance(e, Refused)} == {NOT_TOLD}
+
+
+def test_a_refusal_that_comes_in_the_last_round_is_told_before_the_end(tmp_path):
+    class Late(Door):
+        def refusals(self) -> list[Rejection]:
+            return [Rejection(3, REFUSED, "policy")] if trained else []
+
+    def train(message: Message) -> Answer:
+        trained.append(message)
+        return fakes.train(message)
+
+    trained: list[Message] = []
+    grid = Late({}, here=(1, 2))
+    grid._app = Clients({1: train})  # type: ignore[assignment]
+    result, told = run(tmp_path / "run", grid, federation(training__rounds=1))
+    assert (result["status"], result["refused"]) == ("completed", {"client-3": "refused"})
+    assert [event.KIND for event in told] == ["start", "round", "refused", "end"]

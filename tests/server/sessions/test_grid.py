@@ -318,6 +318,7 @@ def test_a_refusal_of_the_federation_is_kept_with_its_reason(grid, peer):
     ada.say(failure=pb.Failure(code=records.REFUSED, reason="policy says no"))
     until(lambda: grid.refusals() == [Rejection(node_id("ada"), records.REFUSED, "policy says no")])
     assert grid.get_node_ids() == []
+    assert grid.name_of(node_id("ada")) == "ada"  # who has never been ready has a name as well
 
 
 @pytest.mark.parametrize("content", [b"g", b"garbage", content_of()[:-2], b"\xff" * 100])
