@@ -22,7 +22,7 @@ from cloister.audit import lines
 from common.privacy import noise
 from common.privacy.noise import NoiseSource
 
-TRIALS = 900
+TRIALS = 600
 
 
 def audited() -> dict[str, Check]:
