@@ -52,10 +52,12 @@ def wait_for_quorum(run: Run, grid: Grid, wait_s: float | None) -> list[int] | N
 
 
 def note_refusals(run: Run, grid: Grid) -> None:
-    """Tells of each client that refuses to join. Who joins after all has thought better of it."""
+    """Tells of each client that refuses to join, where the grid knows. Who joins after all has changed its mind."""
+    if not isinstance(grid, RunGrid):
+        return
     for node in run.refused.keys() & set(grid.get_node_ids()):
         del run.refused[node]
-    for refusal in grid.refusals() if isinstance(grid, RunGrid) else ():
+    for refusal in grid.refusals():
         if refusal.node_id not in run.refused:
             run.refused[refusal.node_id] = refusal.code
             named = run.disclosure.named(refusal, run.name_of)
