@@ -20,12 +20,12 @@ from common.wire import records
 from common.wire.records import ARRAYS, METRICS, PRIVACY, WEIGHT
 from server.rounds.admission import Admission, Fault, Partial, Rejection, check_weights, reach_of
 from server.rounds.aggregation import Aggregator, EachReply, Mean
-from server.rounds.client_privacy import ClientLevelDP
+from server.rounds.client_privacy import ClientLevelDP, NoisyMean
 from simulations.inline import InlineGrid
 from tests.server.fakes import Clients, outcome, says, train, train_to_nan
 from tests.support import PRIVATE, WHOLE, federation, stated
 
-DOCUMENT = federation(**WHOLE)
+DOCUMENT = federation(**WHOLE, privacy__client__adaptive={"quantile": 0.5, "learning_rate": 0.3, "share": 0.1})
 START: Weights = mlp.weights_of(mlp.build(DOCUMENT))
 MAKERS: dict[str, Callable[[], Aggregator]] = {
     "each": EachReply,
@@ -51,7 +51,8 @@ UPDATES = updates(6)
 
 def told(aggregator: Aggregator) -> list[Any]:
     found = [(node, u.weight, [a.tobytes() for a in u.weights.values()]) for node, u in aggregator.finish()]
-    return [aggregator.loss, found]
+    clip = aggregator._mechanism.clip if isinstance(aggregator, NoisyMean) else None  # which follows from the updates
+    return [aggregator.loss, clip, found]
 
 
 def together(maker: Callable[[], Aggregator], nodes: Iterable[int]) -> Aggregator:

@@ -51,6 +51,29 @@ def test_the_order_of_the_replies_changes_no_bit(order):
     assert all(np.array_equal(first[name], again[name]) for name in LIKE)
 
 
+@given(st.permutations(range(12)), st.integers(1, 11))
+def test_folds_that_are_merged_have_the_bits_of_one(order, cut):
+    parts, weights = states(12), [0.1 * (w + 1) for w in range(12)]
+    one, other = Fold(LIKE), Fold(LIKE)
+    for fold, some in ((one, order[:cut]), (other, order[cut:])):
+        for i in some:
+            fold.add(parts[i], weights[i])
+    one.merge(other)
+    whole, merged = folded(parts, weights), one.mean()
+    assert all(np.array_equal(whole[name], merged[name]) for name in LIKE)
+    assert len(one) == 12
+
+
+def test_what_cancels_between_folds_leaves_what_was_small():
+    # 1e30 + 3 - 1e30 + 5, of weight 1 each: a mean of 2, though no double holds 1e30 + 3.
+    one, other = Fold({"w": np.zeros(1, np.float32)}), Fold({"w": np.zeros(1, np.float32)})
+    for fold, values in ((one, (1e30, 3.0)), (other, (-1e30, 5.0))):
+        for value in values:
+            fold.add({"w": np.array([value], np.float32)}, 1.0)
+    one.merge(other)
+    assert one.mean()["w"].tolist() == [2.0]
+
+
 def test_plain_doubles_would_depend_on_the_order():
     values = np.array([np.concatenate([np.ravel(a) for a in part.values()]) for part in states(12)], np.float64)
     sums = {np.cumsum(np.random.default_rng(seed).permutation(values), axis=0)[-1].tobytes() for seed in range(20)}

@@ -76,7 +76,7 @@ def test_other_refusals_are_named_where_a_run_fails_for_want_of_clients(tmp_path
 def test_while_others_may_come_a_refusal_ends_nothing(tmp_path):
     looks = iter(range(10**9))
     result, told = run(
-        tmp_path / "run", Door({1: BUDGET_EXHAUSTED, 2: REFUSED}, later=lambda: next(looks) > 50), wait_s=60
+        tmp_path / "run", Door({1: BUDGET_EXHAUSTED, 2: BUDGET_EXHAUSTED}, later=lambda: next(looks) > 50), wait_s=60
     )
     # Each is told once, and both have thought better of it.
     assert [e.client for e in told if isinstance(e, Refused)] == ["client-1", "client-2"]
