@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -94,13 +95,9 @@ def train_round(
     """
     started = time.monotonic()
     federation, cohort = this.federation, this.cohort
-    row = federation.privacy.row
-    admission = Admission(
-        asked=cohort.asked,
-        server_round=this.number,
-        metrics={WEIGHT, LOSS} if row is None else {WEIGHT},
-        private=row is not None,
-        limit=math.inf if row is None else row.epsilon,
+    admission = _admission(
+        this,
+        metrics={WEIGHT, LOSS} if federation.privacy.row is None else {WEIGHT},
         sent=weights,
         wire=federation.wire.dtype,
         compare=federation.privacy.client is None,
@@ -130,18 +127,11 @@ def train_round(
 def evaluate_round(
     this: Round, weights: Weights, *, grid: Grid, strategy: Strategy, client_privacy: ClientLevelDP | None
 ) -> EvaluatedRound:
-    """Lets the cohort score `weights`. `client_privacy` adds noise for whole clients; then no reply is an outcome
-    like any other."""
+    """Lets the cohort score `weights`. `client_privacy` adds noise for whole clients; then even no
+    reply at all gives metrics, as it must not tell who was asked."""
     started = time.monotonic()
-    schema, row = this.federation.data_schema, this.federation.privacy.row
-    admission = Admission(
-        asked=this.cohort.asked,
-        server_round=this.number,
-        metrics={WEIGHT, COUNTS},
-        private=row is not None,
-        limit=math.inf if row is None else row.epsilon,
-        counts=count_size(schema),
-    )
+    schema = this.federation.data_schema
+    admission = _admission(this, metrics={WEIGHT, COUNTS}, counts=count_size(schema))
     config, shown = ConfigRecord({RUN: this.run}), CohortGrid(grid, this.cohort.asked)
     messages = strategy.configure_evaluate(this.number, records.from_weights(weights), config, shown)
     told: dict[int, Counts] = {}
@@ -156,6 +146,18 @@ def evaluate_round(
     elif counts:
         metrics = scores_of(np.sum(counts, axis=0), schema)
     return EvaluatedRound(metrics=metrics, answers=_answers(this, admission, started, late=False))
+
+
+def _admission(this: Round, **expected: Any) -> Admission:
+    """Of a round's replies; `expected` is what those to training or to evaluation are like."""
+    row = this.federation.privacy.row
+    return Admission(
+        asked=this.cohort.asked,
+        server_round=this.number,
+        private=row is not None,
+        limit=math.inf if row is None else row.epsilon,
+        **expected,
+    )
 
 
 def _admitted(
