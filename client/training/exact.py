@@ -11,7 +11,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from client.training.kernel import BITS, ExactMLP, sensitivity
+from client.training.kernel import BITS, ExactMLP, Room, sensitivity
 from common.errors import PrivacyError
 from common.model.mlp import MLP
 from common.privacy.noise import NoiseSource
@@ -44,7 +44,7 @@ class ExactOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
             max_grad_norm=max_grad_norm,
             expected_batch_size=expected_batch_size,
         )
-        self._model, self._loss, self._source = model, loss, source
+        self._model, self._loss, self._source, self._room = model, loss, source, Room()
         self._batch: tuple[Tensor, Tensor, Sequence[Tensor]] | None = None
         self._sums: list[Tensor] | None = None
 
@@ -56,7 +56,8 @@ class ExactOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
         assert self._batch is not None, "take() gives a step its rows"
         x, y, masks = self._batch
         self._batch = None
-        net = ExactMLP(self._model.weights(), activation=self._model.activation_name, loss=self._loss)
+        activation, room = self._model.activation_name, self._room
+        net = ExactMLP(self._model.weights(), activation=activation, loss=self._loss, room=room)
         sums = net.clipped_sum(x, y, clip=self.max_grad_norm, masks=masks)
         self._sums = sums if self._sums is None else [a + b for a, b in zip(self._sums, sums, strict=True)]
 

@@ -30,8 +30,8 @@ but for the rounding of floats before, which a factor of 1 + 2^-40 on each 2^15 
 **Edge cases.** A row counts as zeros if one of its inputs is not finite, if the step of a lattice would pass 2^400, or
 if its norm is above S; all of these are decided by the row and the weights. No rows give zeros, and so does a row whose
 error is 0. Numbers far below 2^-400 become 0. With weights that are not finite, or beyond float32's range, rows count
-as zeros. A float32 that is subnormal is taken as 0: whether a processor does that anyway is a mode of each thread, and
-may differ between two halves of a batch.
+as zeros. A float32 that is subnormal is taken as 0, and where the others of its lattice are below 2^-98 or so, so is a
+little more: whether a processor takes it for 0 is a mode of each thread, and may differ between two halves of a batch.
 """
 
 from __future__ import annotations
@@ -71,32 +71,47 @@ def sensitivity(sizes: Sequence[int]) -> float:
 
 
 @dataclass(frozen=True)
-class _OnLattice:
-    """Whole numbers in float64, and the powers of two that they are multiples of."""
-
-    whole: Tensor
-    step: Tensor
-
-
-@dataclass(frozen=True)
 class _Layer:
-    forward: _OnLattice  # [..., out, in], a step for each output: [..., 1, out]
-    backward: _OnLattice | None  # [..., out, in], a step for each input: [..., 1, in]; none for the first layer
+    """Weights on the lattice: for the way there a step for each output, for the way back one for each input."""
+
+    forward: Tensor  # [..., out, in]
+    backward: Tensor | None  # [..., out, in]; none for the first layer
     bias: Tensor  # [..., 1, out]
     fits: Tensor  # bool [..., 1, 1]: are the weights within float32's range?
+
+
+class Room:
+    """Memory for tensors that are made again and again: each name's is kept, and grows when it must.
+
+    Fresh memory is handed over by the operating system page by page, which takes ten times as long as a pass over it.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def __call__(self, name: str, shape: Sequence[int], like: Tensor, dtype: torch.dtype = REAL) -> Tensor:
+        """A tensor where `like` is, with anything in it. The one last made by this name and type is gone."""
+        size = math.prod(shape)
+        kept = self._kept.get((name, dtype))
+        if kept is None or len(kept) < size or kept.device != like.device:
+            kept = self._kept[name, dtype] = torch.empty(size, dtype=dtype, device=like.device)
+        return kept[:size].view(shape)
 
 
 class ExactMLP:
     """A perceptron with given weights: `layers` is (weight [..., out, in], bias [..., out]) for each layer.
 
-    Leading dimensions, if any, are those of several models, each with its own rows.
+    Leading dimensions, if any, are those of several models, each with its own rows. Who makes one after another, for
+    step after step, gives them one `room`, and then uses only the last.
 
     Raises:
         ValueError: an activation or loss that is not known, or more than 2^22 inputs of a layer.
     """
 
     @torch.inference_mode()
-    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], *, activation: str, loss: str) -> None:
+    def __init__(
+        self, layers: Sequence[tuple[Tensor, Tensor]], *, activation: str, loss: str, room: Room | None = None
+    ) -> None:
         if activation not in ("relu", "sigmoid", "tanh"):
             raise ValueError(f"activation must be relu, sigmoid or tanh, got {activation!r}")
         if loss not in ("cross_entropy", "binary_cross_entropy", "mse"):
@@ -105,19 +120,21 @@ class ExactMLP:
         if max(self.sizes) > WIDEST:
             raise ValueError(f"a layer may have at most 2^22 = {WIDEST} units, got {max(self.sizes)}")
         self._activation, self._loss = activation, loss
-        self._layers = [_layer(_real(weight), _real(bias), first=i == 0) for i, (weight, bias) in enumerate(layers)]
+        self._room = room or Room()
+        self._layers = [self._layer(i, weight, bias) for i, (weight, bias) in enumerate(layers)]
 
     @torch.inference_mode()
     def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[..., n, inputs] -> float64 [..., n, outputs], and which rows [..., n] are within range. Others give 0."""
-        rows = _Rows(x)
+        value, alive = x, torch.ones_like(x[..., :1], dtype=torch.bool)
         for i, layer in enumerate(self._layers):
-            rows.alive = rows.alive & layer.fits
-            rows.value = _through(rows.on_lattice(rows.value), layer)
+            a, fits = self._row_on_lattice(f"inputs {i}", value)
+            alive &= fits & layer.fits
+            value = _through(a, layer, self._like(f"outputs {i}", a, layer.bias))
             if i < len(self._layers) - 1:
-                rows.value = _activate(rows.value, self._activation)
-        alive = rows.alive & (rows.value.abs().amax(-1, keepdim=True) < 2.0**FAR)
-        return torch.where(alive, rows.value, 0.0), alive[..., 0]
+                value = _activate(value, self._activation)
+        alive &= value.abs().amax(-1, keepdim=True) < 2.0**FAR
+        return torch.where(alive, value, 0.0), alive[..., 0]
 
     @torch.inference_mode()
     def predictions(self, x: Tensor) -> Tensor:
@@ -152,40 +169,138 @@ class ExactMLP:
         Raises:
             ValueError: `y` has not one number for each row. Broadcast, it would mix rows.
         """
-        if y.shape != x.shape[:-1]:
-            raise ValueError(f"y must have one number for each row, {list(x.shape[:-1])}, got {list(y.shape)}")
         total: list[Tensor] = []
         for start in range(0, max(x.shape[-2], 1), ROWS):
             part = slice(start, start + ROWS)
-            rows = _Rows(x[..., part, :], None if present is None else present[..., part])
-            inputs, errors = self._there_and_back(rows, y[..., part], [mask[..., part, :] for mask in masks])
-            sums = _sum_of_parts(rows.alive, inputs, errors, clip, sensitivity(self.sizes))
+            lefts, rights = self._factors(
+                x[..., part, :],
+                y if y.shape != x.shape[:-1] else y[..., part],
+                clip,
+                [mask[..., part, :] for mask in masks],
+                None if present is None else present[..., part],
+            )
+            sums = [(right.mT @ left).to(WHOLE) for left, right in zip(lefts, rights, strict=True)]
             total = [a + b for a, b in zip(total, sums, strict=True)] if total else sums
         return total
 
+    @torch.inference_mode()
+    def add_clipped_sum(
+        self,
+        onto: Sequence[Tensor],
+        x: Tensor,
+        y: Tensor,
+        *,
+        clip: float,
+        masks: Sequence[Tensor] = (),
+        present: Tensor | None = None,
+    ) -> None:
+        """Adds what `clipped_sum` gives for several models, [models, n, inputs], to float64 whole numbers in place.
+
+        `onto` is [models, out, in + 1] for each layer, such as noise. Exact if n is at most `ROWS` and what is
+        there, with what is added, stays within 2^53. Raises as `clipped_sum`.
+        """
+        lefts, rights = self._factors(x, y, clip, masks, present)
+        for total, left, right in zip(onto, lefts, rights, strict=True):
+            total.baddbmm_(right.mT, left)
+
+    def _factors(
+        self, x: Tensor, y: Tensor, clip: float, masks: Sequence[Tensor], present: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Each layer's left [..., n, in + 1] and right [..., n, out], as the module's docstring defines them: whole
+        numbers, and zeros for rows that do not count."""
+        if y.shape != x.shape[:-1]:
+            raise ValueError(f"y must have one number for each row, {list(x.shape[:-1])}, got {list(y.shape)}")
+        inputs, errors, alive = self._there_and_back(x, y, masks)
+        # A column stands for a layer in what is [..., n, layers].
+        long = self._squares(inputs).add_(1.0)  # with the 1 for the bias
+        length = long.sqrt()
+        sizes = self._squares(errors).mul_(long)
+        square = sizes[..., :1]
+        for layer in range(1, sizes.shape[-1]):  # one after another: a library may add floats in another order
+            square = square + sizes[..., layer : layer + 1]
+        factor = (clip / square.sqrt()).clamp_(max=1.0)  # infinite, and so 1, for an error of zeros
+        reach, error_scale = 2.0**BITS / length, length.mul_(factor * (2.0**BITS / clip))
+        lefts, rights = [], []
+        for layer, (a, d) in enumerate(zip(inputs, errors, strict=True)):
+            column = slice(layer, layer + 1)
+            left = self._room(f"left {layer}", (*a.shape[:-1], a.shape[-1] + 1), a)
+            torch.mul(a, reach[..., column], out=left[..., :-1])
+            left[..., -1:] = reach[..., column]
+            lefts.append(left.round_())
+            rights.append(d.mul_(error_scale[..., column]).round_())
+        alive &= _within(self._squares(lefts), self._squares(rights), sensitivity(self.sizes))
+        _silence(lefts, rights, alive)
+        if present is not None:
+            for right in rights:
+                right.mul_(present[..., None])
+        return lefts, rights
+
     def _there_and_back(
-        self, rows: _Rows, y: Tensor, masks: Sequence[Tensor]
-    ) -> tuple[list[_OnLattice], list[_OnLattice]]:
-        """Each layer's inputs and errors."""
+        self, x: Tensor, y: Tensor, masks: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Each layer's inputs and errors on their lattices, and which rows [..., n, 1] were within range all the way;
+        what stands in the others may be anything."""
         inputs, errors, active = [], [], []
+        value, alive = x, torch.ones_like(x[..., :1], dtype=torch.bool)
         for i, layer in enumerate(self._layers):
-            rows.alive = rows.alive & layer.fits
-            inputs.append(rows.on_lattice(rows.value))
-            rows.value = _through(inputs[-1], layer)
+            a, fits = self._row_on_lattice(f"inputs {i}", value)
+            alive &= fits & layer.fits
+            inputs.append(a)
+            value = _through(a, layer, self._like(f"outputs {i}", a, layer.bias))
             if i < len(self._layers) - 1:
-                rows.value = _activate(rows.value, self._activation)
-                active.append(rows.value)
+                value = _activate(value, self._activation)
+                active.append(value)
                 if masks:
-                    rows.value = rows.value * masks[i]
-        error = _error(rows.value, y, self._loss)
+                    value = value * masks[i]
+        error = _error(value, y, self._loss)
         for i in range(len(self._layers) - 1, -1, -1):
-            errors.append(rows.on_lattice(error))
+            d, fits = self._row_on_lattice(f"errors {i}", error)
+            alive &= fits
+            errors.append(d)
             if (back := self._layers[i].backward) is not None:
-                error = (errors[-1].whole @ back.whole) * errors[-1].step * back.step
+                error = torch.matmul(d, back, out=self._like(f"back {i}", d, back))
                 if masks:
-                    error = error * masks[i - 1]
-                error = error * _slope(active[i - 1], self._activation)
-        return inputs, errors[::-1]
+                    error *= masks[i - 1]
+                _times_slope(error, active[i - 1], self._activation)
+        return inputs, errors[::-1], alive
+
+    def _layer(self, i: int, weight: Tensor, bias: Tensor) -> _Layer:
+        out, fan_in = weight.shape[-2:]
+        top = self._top(weight, -1)
+        largest = top.amax(-2, keepdim=True)
+        forward, _ = self._on_lattice(f"forward {i}", weight, top, weight_bits(fan_in))
+        backward = None
+        if i > 0:
+            backward, _ = self._on_lattice(f"backward {i}", weight, self._top(weight, -2), weight_bits(out))
+        fits = (largest <= LARGEST) & (bias.abs().amax(-1)[..., None, None] <= LARGEST)  # NaN does not
+        return _Layer(forward, backward, _real(bias)[..., None, :], fits)
+
+    def _row_on_lattice(self, name: str, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row [..., n, width] on a lattice of so many bits that products are exact, and is it within range?"""
+        return self._on_lattice(name, a, self._top(a, -1), row_bits(a.shape[-1]))
+
+    def _top(self, a: Tensor, dim: int) -> Tensor:
+        """The largest size along `dim`, float64; NaN if one is."""
+        return torch.abs(a, out=self._room("scratch", a.shape, a, a.dtype)).amax(dim, keepdim=True).to(REAL)
+
+    def _on_lattice(self, name: str, a: Tensor, top: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        """Multiples of a power of two of at most `bits` bits, where no number is larger than `top`; and is that power
+        within range? If it is not, they are of no use."""
+        anchor, fits = _anchor(top, bits, -125 if a.dtype == torch.float32 else -FAR)
+        out = self._room(name, a.shape, a)
+        # A float32 is copied first: added to a float64, it would be copied to fresh memory.
+        out = torch.add(a, anchor, out=out) if a.dtype == REAL else out.copy_(a).add_(anchor)
+        return out.sub_(anchor), fits
+
+    def _like(self, name: str, rows: Tensor, columns: Tensor) -> Tensor:
+        """Room for as many rows as `rows` has, of as many columns as `columns`."""
+        return self._room(name, (*rows.shape[:-1], columns.shape[-1]), rows)
+
+    def _squares(self, sides: list[Tensor]) -> Tensor:
+        """The sum of squares of each row, exact on its lattice: a column for each layer, [..., n, layers]."""
+        return torch.cat(
+            [torch.mul(v, v, out=self._room("scratch", v.shape, v)).sum(-1, keepdim=True) for v in sides], -1
+        )
 
 
 def exact_counts(model: MLP, x: Tensor, y: Tensor, *, schema: Schema, loss: str) -> Counts:
@@ -198,82 +313,36 @@ def exact_counts(model: MLP, x: Tensor, y: Tensor, *, schema: Schema, loss: str)
     return total
 
 
-class _Rows:
-    """A batch on its way through the layers, and which of its rows still count."""
-
-    def __init__(self, x: Tensor, present: Tensor | None = None) -> None:
-        self.value = _real(x)
-        self.alive = torch.ones_like(self.value[..., :1], dtype=torch.bool) if present is None else present[..., None]
-
-    def on_lattice(self, a: Tensor) -> _OnLattice:
-        """Each row [..., n, width] as whole numbers of so many bits that products of them are exact, and its step
-        [..., n, 1]. A row that is too large, or not finite, becomes zeros and counts no more."""
-        found, fits = _on_lattice(a, -1, row_bits(a.shape[-1]))
-        self.alive = self.alive & fits
-        return _OnLattice(torch.where(fits, found.whole, 0.0), found.step)
-
-
-def _layer(weight: Tensor, bias: Tensor, *, first: bool) -> _Layer:
-    out, fan_in = weight.shape[-2:]
-    forward, _ = _on_lattice(weight, -1, weight_bits(fan_in))
-    backward = None if first else _on_lattice(weight, -2, weight_bits(out))[0]
-    largest = weight.abs().amax((-2, -1), keepdim=True)
-    fits = (largest <= LARGEST) & (bias.abs().amax(-1)[..., None, None] <= LARGEST)  # NaN does not
-    return _Layer(_OnLattice(forward.whole, forward.step.mT), backward, bias[..., None, :], fits)
-
-
 def _real(a: Tensor) -> Tensor:
     """In float64. A float32 that is subnormal becomes 0, and is compared as 0 where the processor takes it for that."""
     return torch.where(a.abs() < SMALLEST, 0.0, a).to(REAL) if a.dtype == torch.float32 else a.to(REAL)
 
 
-def _through(rows: _OnLattice, layer: _Layer) -> Tensor:
-    """[..., n, in] -> [..., n, out]."""
-    return (rows.whole @ layer.forward.whole.mT) * rows.step * layer.forward.step + layer.bias
+def _through(a: Tensor, layer: _Layer, out: Tensor) -> Tensor:
+    """[..., n, in] -> [..., n, out], in `out`. The product is exact; the bias is added to it as to a single number."""
+    return torch.matmul(a, layer.forward.mT, out=out).add_(layer.bias)
 
 
-def _on_lattice(a: Tensor, dim: int, bits: int) -> tuple[_OnLattice, Tensor]:
-    """Along `dim`, whole numbers of at most `bits` bits and their step; and whether the step is within range."""
-    top = a.abs().amax(dim, keepdim=True).view(WHOLE)  # NaN if one of them is, whose exponent is the largest
-    # top < 2^(exponent - 1022), and the bits of the step's exponent are 1 - bits more than its own.
-    exponent = top.bitwise_and_(_EXPONENT).add_((1 - bits) << _FRACTION)
+def _anchor(top: Tensor, bits: int, least: int) -> tuple[Tensor, Tensor]:
+    """What numbers up to `top` are added to, and it is taken away again, to round them to multiples of a power of two
+    of at most `bits` bits, ties to even; and is that power within range?
+
+    Floats from 2^52 to 2^53 steps are one step apart, so the anchor is 1.5 x 2^52 steps. A step is 2^`least` or more:
+    with -125 a subnormal float32 is less than half of one, and becomes 0 whatever a processor takes it for.
+    """
+    # top < 2^(exponent - 1022), and the bits of the step's exponent are 1 - bits more. NaN's exponent is the largest.
+    exponent = (top.view(WHOLE) & _EXPONENT).add_((1 - bits) << _FRACTION)
     fits = exponent <= (1023 + FAR) << _FRACTION
-    exponent.clamp_((1023 - FAR) << _FRACTION, (1023 + FAR) << _FRACTION)
-    inverse = ((2046 << _FRACTION) - exponent).view(REAL)
-    return _OnLattice((a * inverse).round_(), exponent.view(REAL)), fits
+    exponent.clamp_((1023 + least) << _FRACTION, (1023 + FAR) << _FRACTION)
+    return exponent.add_((52 << _FRACTION) | (1 << _FRACTION - 1)).view(REAL), fits
 
 
-def _sum_of_parts(
-    alive: Tensor, inputs: list[_OnLattice], errors: list[_OnLattice], clip: float, most: float
-) -> list[Tensor]:
-    """The sum over rows of right x left, as the module's docstring defines them. A column stands for a layer in what
-    is [..., n, layers]."""
-    in_step, error_step = (torch.cat([each.step for each in side], -1) for side in (inputs, errors))
-    length = _squares([each.whole for each in inputs]).sqrt_() * in_step
-    length = (length * length).add_(1.0).sqrt_()  # with the 1 for the bias
-    size = _squares([each.whole for each in errors]).sqrt_().mul_(error_step).mul_(length)
-    size = size * size
-    square = size[..., :1]
-    for layer in range(1, size.shape[-1]):  # one after another: a library may add floats in another order
-        square = square + size[..., layer : layer + 1]
-    factor = (clip / square.sqrt()).clamp_(max=1.0)  # infinite, and so 1, for an error of zeros
-    reach = 2.0**BITS / length
-    in_scale, error_scale = in_step * reach, length * error_step * factor * (2.0**BITS / clip)
-    lefts, rights = [], []
-    for layer, (a, d) in enumerate(zip(inputs, errors, strict=True)):
-        column = slice(layer, layer + 1)
-        lefts.append(torch.cat([a.whole * in_scale[..., column], reach[..., column]], -1).round_())
-        rights.append((d.whole * error_scale[..., column]).round_())
-    alive = alive & _within(_squares(lefts), _squares(rights), most)
-    return [
-        (torch.where(alive, right, 0.0).mT @ torch.where(alive, left, 0.0)).to(WHOLE)
-        for left, right in zip(lefts, rights, strict=True)
-    ]
-
-
-def _squares(sides: list[Tensor]) -> Tensor:
-    """The sum of squares of each row's whole numbers, exact: a column for each layer, [..., n, layers]."""
-    return torch.cat([(side * side).sum(-1, keepdim=True) for side in sides], -1)
+def _silence(lefts: list[Tensor], rights: list[Tensor], alive: Tensor) -> None:
+    """Makes zeros of the rows that are not alive, in place. Looks first where that costs less than doing it."""
+    if alive.is_cuda or not bool(alive.all()):
+        dead = ~alive
+        for side in (*lefts, *rights):
+            side.masked_fill_(dead, 0.0)
 
 
 def _within(left: Tensor, right: Tensor, most: float) -> Tensor:
@@ -321,18 +390,19 @@ def _sigmoid(h: Tensor) -> Tensor:
 
 def _activate(h: Tensor, activation: str) -> Tensor:
     if activation == "relu":
-        return h.clamp(min=0.0)
+        return h.clamp_(min=0.0)
     if activation == "sigmoid":
         return _sigmoid(h)
     z = _exp(h.abs() * -2.0)
     return torch.where(h >= 0, 1.0 - z, z - 1.0).div_(z + 1.0)
 
 
-def _slope(active: Tensor, activation: str) -> Tensor:
-    """The activation's derivative, from its value."""
+def _times_slope(error: Tensor, active: Tensor, activation: str) -> None:
+    """Multiplies `error` by the activation's derivative, which follows from its value `active`."""
     if activation == "relu":
-        return (active > 0).to(REAL)
-    return active * (1.0 - active) if activation == "sigmoid" else 1.0 - active * active
+        torch.ops.aten.threshold_backward.grad_input(error, active, 0.0, grad_input=error)
+    else:
+        error.mul_(active * (1.0 - active) if activation == "sigmoid" else 1.0 - active * active)
 
 
 def _error(out: Tensor, y: Tensor, loss: str) -> Tensor:

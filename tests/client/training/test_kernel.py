@@ -92,10 +92,13 @@ CASES = {
 PLAIN = {"loss": "cross_entropy", "activation": "relu", "kind": "even", "size": 0.5, "bad": 0}
 
 
-def case(rows: int, **drawn: Any) -> tuple[ExactMLP, Tensor, Tensor]:
-    rng = np.random.default_rng(drawn["seed"])
+def layers_of_case(**drawn: Any) -> Layers:
     sizes = [drawn["inputs"], *drawn["hidden"], outputs_of(drawn["loss"])]
-    layers = draw_layers(rng, sizes, drawn["size"], drawn["kind"])
+    return draw_layers(np.random.default_rng(drawn["seed"]), sizes, drawn["size"], drawn["kind"])
+
+
+def case(rows: int, **drawn: Any) -> tuple[ExactMLP, Tensor, Tensor]:
+    layers, rng = layers_of_case(**drawn), np.random.default_rng([drawn["seed"], 1])
     x, y = draw_rows(rng, rows, drawn["inputs"], drawn["loss"], drawn["bad"])
     return ExactMLP(layers, activation=drawn["activation"], loss=drawn["loss"]), x, y
 
@@ -433,10 +436,38 @@ def test_powers_of_two_are_exact():
     a = torch.tensor([1.0, 1.5, 0.75, 0.0, 3e38, 2.0**419.9, 2.0**-419, 2.0**-500, 2.0**420], dtype=torch.float64)[
         :, None
     ]
-    found, fits = kernel._on_lattice(a, -1, 20)
+    anchor, fits = kernel._anchor(a.abs(), 20, -400)
     assert fits[:, 0].tolist() == [True] * 8 + [False]  # steps are from 2^-400 to 2^400
-    assert (found.whole[:8].abs() <= 2**20).all()
-    assert found.step[[0, 2, 6, 7], 0].tolist() == [2.0**-19, 2.0**-20, 2.0**-400, 2.0**-400]
-    value = (found.whole * found.step)[:, 0]
+    value = ((a + anchor) - anchor)[:, 0]
+    for i, step in [(0, 2.0**-19), (2, 2.0**-20), (6, 2.0**-400), (7, 2.0**-400)]:
+        assert anchor[i].item() == 1.5 * 2.0**52 * step
+        assert (value[i] / step).item().is_integer() and abs(value[i] / step) <= 2**20
     assert torch.equal(value[:4], a[:4, 0]) and value[7] == 0
     assert torch.allclose(value[:7], a[:7, 0], rtol=2.0**-20, atol=2.0**-400)
+
+
+def test_ties_on_the_lattice_go_to_even():
+    a = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 1023.0], dtype=torch.float64)
+    anchor, _ = kernel._anchor(a.abs().amax(0, keepdim=True), 10, -400)
+    assert ((a + anchor) - anchor).tolist() == [0.0, 2.0, 2.0, -0.0, -2.0, -2.0, 1023.0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(1, 40), **CASES)
+def test_sums_added_to_noise_are_the_same_whole_numbers(rows, clip, **drawn):
+    net, x, y = case(rows, **drawn)
+    room = kernel.Room()
+    rng = np.random.default_rng(drawn["seed"])
+    expected, onto = [], []
+    for part in net.clipped_sum(x, y, clip=clip):
+        noise = torch.from_numpy(rng.integers(-(2**52), 2**52, part.shape))
+        expected.append(part + noise)
+        onto.append(noise.double()[None])
+    for _ in range(2):  # in memory that another batch has used
+        layers = [(torch.full((1, 90, 90), 7.0), torch.ones(1, 90)) for _ in range(3)]
+        other = ExactMLP(layers, activation="tanh", loss="cross_entropy", room=room)
+        other.clipped_sum(torch.full((1, 50, 90), math.nan), torch.zeros(1, 50, dtype=torch.int64), clip=1.0)
+    stacked = [(weight[None], bias[None]) for weight, bias in layers_of_case(**drawn)]
+    again = ExactMLP(stacked, activation=drawn["activation"], loss=drawn["loss"], room=room)
+    again.add_clipped_sum(onto, x[None], y[None], clip=clip)
+    assert same([part[0].to(torch.int64) for part in onto], expected)
