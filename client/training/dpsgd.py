@@ -70,7 +70,7 @@ def _exact_steps(
     if rate and (ids is None or len(ids) != len(y)):
         raise ValueError("dropout in exact arithmetic needs the ids of the rows")
     optimizer = ExactOptimizer(
-        make_optimizer(model, training),
+        make_optimizer(model.parameters(), training),
         model=model,
         loss=training.loss,
         source=noise,
@@ -99,7 +99,7 @@ def _float_steps(
     """Opacus' own arithmetic, for any module that it can wrap."""
     module = GradSampleModule(model, loss_reduction="sum")
     optimizer = _FloatOptimizer(
-        make_optimizer(model, training),
+        make_optimizer(model.parameters(), training),
         noise_multiplier=dpsgd.noise_multiplier,
         max_grad_norm=dpsgd.clip,
         expected_batch_size=dpsgd.expected_batch_size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -27,11 +27,10 @@ def fit(
     """Trains `model` in place without privacy, on shuffled batches, and returns the mean loss of a row."""
     start = copies(model)
     model.train()
-    optimizer = make_optimizer(model, training)
-    rng = np.random.default_rng(noise.integer())
+    optimizer = make_optimizer(model.parameters(), training)
     total, rows = 0.0, 0
     with torch_seed(noise.integer(), x.device):
-        batches = _batches(len(y), training.batch_size, rng)
+        batches = _batches(len(y), training.batch_size, noise)
         for _ in range(steps):
             index = torch.from_numpy(next(batches)).to(x.device)
             optimizer.zero_grad(set_to_none=True)
@@ -44,22 +43,22 @@ def fit(
     return total / rows
 
 
-def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """The document's optimizer over the model's parameters. Raises `ValueError` for one that is not known."""
+def make_optimizer(parameters: Iterable[Tensor], training: Training) -> torch.optim.Optimizer:
+    """The document's optimizer over a model's parameters. Raises `ValueError` for one that is not known."""
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=rate, weight_decay=decay)
+        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
     if training.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
     if training.optimizer == "sgd":
         momentum, nesterov = training.momentum, training.nesterov
-        return torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum, nesterov=nesterov, weight_decay=decay)
+        return torch.optim.SGD(parameters, lr=rate, momentum=momentum, nesterov=nesterov, weight_decay=decay)
     raise ValueError(f"optimizer must be sgd, adam or adamw, got {training.optimizer!r}")
 
 
-def _batches(rows: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+def _batches(rows: int, size: int, noise: NoiseSource) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
     while True:
-        order = rng.permutation(rows)
+        order = noise.permutation(rows)
         for start in range(0, rows, size):
             yield order[start : start + size]
 

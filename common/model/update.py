@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from common.model.weights import Weights
 
@@ -14,3 +18,27 @@ class Update:
     weights: Weights
     weight: float
     loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Updates:
+    """Several clients' updates. `flat` float32 [clients, parameters] has each one's arrays, one after another, as they
+    are in `like`; `weights` and `losses`, float64 [clients], are what each counts and its loss, None under privacy."""
+
+    flat: NDArray[np.float32]
+    weights: NDArray[np.float64]
+    losses: NDArray[np.float64] | None
+    like: Weights
+
+    def __len__(self) -> int:
+        return len(self.flat)
+
+    def __iter__(self) -> Iterator[Update]:
+        """Each one's, sharing memory."""
+        for i, flat in enumerate(self.flat):
+            arrays, at = {}, 0
+            for name, array in self.like.items():
+                arrays[name] = flat[at : at + array.size].reshape(array.shape)
+                at += array.size
+            loss = None if self.losses is None else float(self.losses[i])
+            yield Update(weights=arrays, weight=float(self.weights[i]), loss=loss)

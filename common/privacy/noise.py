@@ -91,8 +91,12 @@ class NoiseSource:
         return two_sided_geometric(epsilon, self._below)
 
     def integer(self) -> int:
-        """A number in [0, 2^63), to seed what needs no secrecy (dropout, the order of rows)."""
+        """A number in [0, 2^63), to seed what needs no secrecy (dropout)."""
         return int.from_bytes(self._random_bytes(8), "little") >> 1
+
+    def permutation(self, size: int) -> NDArray[np.int64]:
+        """The numbers below `size` in a random order, which needs no secrecy."""
+        return np.random.default_rng(self.integer()).permutation(size)
 
     def _below(self, limit: int) -> int:
         """A whole number in [0, limit), all equally likely."""

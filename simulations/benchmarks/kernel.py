@@ -56,7 +56,7 @@ def _compare(name: str, sizes: list[int], rows: int, device: torch.device) -> li
     training = Training(rounds=1, local_steps=1, batch_size=32, learning_rate=0.1)
     module = GradSampleModule(copy.deepcopy(model), loss_reduction="sum")
     hooked = _FloatOptimizer(
-        make_optimizer(module, training), noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=32
+        make_optimizer(module.parameters(), training), noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=32
     )
 
     def hooks() -> None:

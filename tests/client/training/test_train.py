@@ -67,7 +67,7 @@ def test_counts_have_noise_if_the_scoring_says_so_and_are_exact_otherwise():
 def test_an_optimizer_or_a_loss_that_is_not_known_is_an_error_and_nothing_else_is_taken_for_it():
     model = mlp.build(federation())
     with pytest.raises(ValueError, match=r"^optimizer must be sgd, adam or adamw, got 'lion'$"):
-        make_optimizer(model, federation().training.model_copy(update={"optimizer": "lion"}))
+        make_optimizer(model.parameters(), federation().training.model_copy(update={"optimizer": "lion"}))
     logits, y = torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)
     for asked in (lambda: objective.row_losses(logits, y, "hinge"), lambda: objective.predictions(logits, "hinge")):
         with pytest.raises(ValueError, match=r"^loss must be cross_entropy, binary_cross_entropy or mse, got 'hinge'$"):

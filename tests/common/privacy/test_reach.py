@@ -21,7 +21,7 @@ def carried(fed: Federation, steps: int) -> float:
     """How far the document's optimizer goes in that many steps, if every gradient is 1 and points the same way."""
     module = torch.nn.Linear(1, 1, bias=False).double()
     torch.nn.init.zeros_(module.weight)
-    optimizer = make_optimizer(module, fed.training)
+    optimizer = make_optimizer(module.parameters(), fed.training)
     for _ in range(steps):
         module.weight.grad = torch.ones_like(module.weight)
         optimizer.step()

@@ -1,0 +1,170 @@
+"""SGD of many clients at once, without privacy and without autograd: what client/training/plain.py makes of each, but
+for the last bits of floats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from client.training.kernel import Room
+from client.training.plain import make_optimizer
+from common.document.federation import Federation
+from simulations.vector.batches import shuffled_batches
+from simulations.vector.jobs import Job, Rows
+from simulations.vector.parameters import Layers, layers_of
+
+
+@torch.no_grad()
+def train_plainly(
+    federation: Federation, start: Tensor, jobs: Sequence[Job], room: Room, *, width: int
+) -> tuple[Tensor, Tensor]:
+    """Trains every job's client from `start`, [parameters]; `width` is that of `shuffled_batches`.
+
+    Returns:
+        [jobs, parameters], which the next call with this `room` overwrites, and the mean loss of each job's rows.
+    """
+    training, sizes, rate = federation.training, federation.layer_sizes, federation.model.dropout
+    steps, mu = [job.recipe.steps for job in jobs], jobs[0].recipe.proximal_mu
+    rows, models = Rows(jobs), (len(jobs), len(start))
+    flat, gradient, done, moved = (
+        room(name, models, start, start.dtype) for name in ("flat", "gradient", "done", "moved")
+    )
+    flat.copy_(start)
+    gradient.zero_()
+    layers = layers_of(flat, sizes)
+    step_at_once = training.optimizer == "sgd" and not (training.momentum or training.weight_decay or mu)
+    if not step_at_once:
+        flat.grad = gradient
+    optimizer = make_optimizer([flat], training)
+    gradients = None if step_at_once else layers_of(gradient, sizes)
+    net = _Net(layers, federation.model.activation, training.loss, room)
+    dropout = [torch.Generator().manual_seed(job.noise.integer()) for job in jobs]
+    losses, taken = torch.zeros(len(jobs), dtype=torch.float64), torch.zeros(len(jobs), dtype=torch.int64)
+    for step, places in enumerate(shuffled_batches(jobs, training.batch_size, width=width)):
+        present = torch.from_numpy(places >= 0)
+        counts = present.sum(1)
+        x, y = rows.take(places, room("x", (*places.shape, rows.inputs), start, rows.dtype))
+        share = (present.to(start.dtype) / counts[:, None].clamp(min=1)).to(start.device)  # of a row in the mean
+        net.forward(x.to(start.dtype), _masks(places, sizes[1:-1], rate, dropout, start) if rate else ())
+        told = net.losses(y)
+        losses += torch.where(present, told.cpu(), 0.0).sum(1)
+        taken += counts
+        if gradients is None:
+            net.descend(y, share, training.learning_rate)
+        else:
+            net.gradient(y, share, gradients)
+            if mu:
+                gradient.add_(torch.sub(flat, start, out=moved), alpha=mu)
+            optimizer.step()
+        for i, last in enumerate(steps):
+            if step + 1 == last:
+                done[i] = flat[i]
+    return done, losses / taken
+
+
+def _masks(
+    places: np.ndarray[tuple[int, int], np.dtype[np.int64]],
+    widths: Sequence[int],
+    rate: float,
+    generators: Sequence[torch.Generator],
+    like: Tensor,
+) -> list[Tensor]:
+    """What torch's dropout draws for each client's batch by itself, [clients, n, width] for each hidden layer."""
+    together = [torch.ones(*places.shape, width, dtype=like.dtype) for width in widths]
+    for i, generator in enumerate(generators):
+        rows = int((places[i] >= 0).sum())
+        for mask in together if rows else ():
+            drawn = torch.empty(rows, mask.shape[2], dtype=like.dtype).bernoulli_(1.0 - rate, generator=generator)
+            mask[i, :rows] = drawn.div_(1.0 - rate)
+    return [mask.to(like.device) for mask in together]
+
+
+class _Net:
+    """Forward and backward passes of many perceptrons, in memory that is kept."""
+
+    def __init__(self, layers: Layers, activation: str, loss: str, room: Room) -> None:
+        self._layers, self._activation, self._loss, self._room = layers, activation, loss, room
+        self._inputs: list[Tensor] = []
+        self._active: list[Tensor] = []
+        self._masks: Sequence[Tensor] = ()
+
+    def forward(self, x: Tensor, masks: Sequence[Tensor] = ()) -> None:
+        """`x` [models, n, inputs], and dropout's masks for each hidden layer."""
+        self._inputs, self._active, self._masks = [], [], masks
+        value = x
+        for i, (weight, bias) in enumerate(self._layers):
+            self._inputs.append(value)
+            out = self._room(f"outputs {i}", (*value.shape[:2], weight.shape[1]), value, value.dtype)
+            value = torch.baddbmm(bias[:, None, :], value, weight.mT, out=out)
+            if i < len(self._layers) - 1:
+                _activate(value, self._activation)
+                self._active.append(value)
+                if masks:
+                    value = value * masks[i]
+        self._out = value
+
+    def losses(self, y: Tensor) -> Tensor:
+        """[models, n]: the loss of each row."""
+        out = self._out
+        if self._loss == "cross_entropy":
+            return functional.cross_entropy(out.movedim(-1, 1), y, reduction="none")
+        if self._loss == "binary_cross_entropy":
+            return functional.binary_cross_entropy_with_logits(out[..., 0], y.to(out.dtype), reduction="none")
+        return functional.mse_loss(out[..., 0], y.to(out.dtype), reduction="none")
+
+    def descend(self, y: Tensor, share: Tensor, rate: float) -> None:
+        """A step of plain SGD on the mean of the losses, of which each row has its `share` [models, n]."""
+        error = self._error(y, share)
+        for i in range(len(self._layers) - 1, -1, -1):
+            weight, bias = self._layers[i]
+            before = self._back(error, i) if i else error
+            weight.baddbmm_(error.mT, self._inputs[i], alpha=-rate)
+            bias.add_(error.sum(1), alpha=-rate)
+            error = before
+
+    def gradient(self, y: Tensor, share: Tensor, onto: Layers) -> None:
+        """Writes the mean's gradient."""
+        error = self._error(y, share)
+        for i in range(len(self._layers) - 1, -1, -1):
+            weight, bias = onto[i]
+            torch.baddbmm(weight, error.mT, self._inputs[i], beta=0.0, out=weight)
+            torch.sum(error, 1, out=bias)
+            error = self._back(error, i) if i else error
+
+    def _error(self, y: Tensor, share: Tensor) -> Tensor:
+        """The derivative by the logits, which are overwritten. Of a row without a share it is 0, whatever the row."""
+        out, loss = self._out, self._loss
+        if loss == "cross_entropy":
+            error = torch.softmax(out, -1)
+            error.scatter_add_(-1, y[..., None], error.new_full((1,), -1.0).expand_as(y)[..., None])
+        elif loss == "binary_cross_entropy":
+            error = torch.sigmoid(out) - y[..., None]
+        else:
+            error = (out - y[..., None]).mul_(2.0)
+        return error.mul_(share[..., None]).masked_fill_(share[..., None] == 0.0, 0.0)
+
+    def _back(self, error: Tensor, i: int) -> Tensor:
+        """The error of layer i - 1's outputs from that of layer i's."""
+        weight, active = self._layers[i][0], self._active[i - 1]
+        out = self._room(f"back {i}", active.shape, active, active.dtype)
+        before = torch.bmm(error, weight, out=out)
+        if self._masks:
+            before *= self._masks[i - 1]
+        if self._activation == "relu":
+            torch.ops.aten.threshold_backward.grad_input(before, active, 0.0, grad_input=before)
+            return before
+        slope = active * (1.0 - active) if self._activation == "sigmoid" else 1.0 - active * active
+        return before.mul_(slope)
+
+
+def _activate(value: Tensor, activation: str) -> None:
+    if activation == "relu":
+        value.relu_()
+    elif activation == "sigmoid":
+        value.sigmoid_()
+    else:
+        value.tanh_()

@@ -1,0 +1,90 @@
+"""DP-SGD of many clients at once, in exact arithmetic: bit for bit what client/training/dpsgd.py makes of each.
+
+Sums of clipped gradients are the same whole numbers in any batch (client/training/kernel.py), and all that follows is
+done number by number, by the same operations. So it matters neither which clients share a chunk nor how many.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from client.training.dropout import masks
+from client.training.kernel import BITS, ExactMLP, Room, sensitivity
+from client.training.plain import make_optimizer
+from common.document.federation import Federation
+from simulations.vector.batches import poisson_batches
+from simulations.vector.jobs import Index, Job, Rows
+from simulations.vector.parameters import layers_of
+
+MOST_TAU = 2.0**49  # noise and sums stay within the 2^53 that a float64 holds
+
+
+@torch.no_grad()
+def train_privately(federation: Federation, start: Tensor, jobs: Sequence[Job], room: Room) -> Tensor:
+    """Trains every job's client from `start`, float32 [parameters]. Returns [jobs, parameters], which the next call
+    with this `room` overwrites."""
+    training, sizes, rate = federation.training, federation.layer_sizes, federation.model.dropout
+    plans = [job.recipe.private for job in jobs]
+    clip, batch = (next(getattr(plan, name) for plan in plans if plan) for name in ("clip", "expected_batch_size"))
+    taus = [math.nextafter(plan.noise_multiplier * sensitivity(sizes), math.inf) for plan in plans if plan]
+    steps = [plan.steps for plan in plans if plan]
+    unit, mu = clip / 4.0**BITS, jobs[0].recipe.proximal_mu
+    rows, models = Rows(jobs), (len(jobs), len(start))
+    flat, gradient, done, moved = (
+        room(name, models, start, torch.float32) for name in ("flat", "gradient", "done", "moved")
+    )
+    flat.copy_(start)
+    gradient.zero_()
+    flat.grad = gradient
+    optimizer = make_optimizer([flat], training)
+    layers, gradients = layers_of(flat, sizes), layers_of(gradient, sizes)
+    shapes = [(len(jobs), weight.shape[1], weight.shape[2] + 1) for weight, _ in layers]
+    sums = [room(f"sum {i}", shape, start) for i, shape in enumerate(shapes)]
+    noise = [room(f"noise {i}", shape, torch.empty(0), torch.float32) for i, shape in enumerate(shapes)]
+    for step, (places, keys) in enumerate(poisson_batches(jobs, keys=bool(rate))):
+        x, y = rows.take(places, room("x", (*places.shape, rows.inputs), start, torch.float32))
+        for of_layer, total in zip(noise, sums, strict=True):
+            for i, job in enumerate(jobs):
+                if step < steps[i]:
+                    job.noise.fill_with_rounded_normals(of_layer[i].view(-1), taus[i])
+            total.copy_(of_layer)
+        net = ExactMLP(layers, activation=federation.model.activation, loss=training.loss, room=room)
+        net.add_clipped_sum(
+            sums,
+            x,
+            y,
+            clip=clip,
+            masks=_masks(jobs, places, keys, sizes[1:-1], rate, start.device) if rate else (),
+            present=torch.from_numpy(places >= 0).to(start.device),
+        )
+        for total, (weight, bias) in zip(sums, gradients, strict=True):
+            total.mul_(unit)
+            weight.copy_(total[..., :-1])
+            bias.copy_(total[..., -1])
+        gradient.div_(batch)
+        if mu:
+            gradient.add_(torch.sub(flat, start, out=moved), alpha=mu)
+        optimizer.step()
+        for i, last in enumerate(steps):
+            if step + 1 == last:
+                done[i] = flat[i]
+    return done
+
+
+def _masks(
+    jobs: Sequence[Job], places: Index, keys: list[bytes], widths: Sequence[int], rate: float, device: torch.device
+) -> list[Tensor]:
+    """Dropout's masks of each client's rows, float64 [clients, n, width]; 1 where there is no row."""
+    together = [torch.ones(*places.shape, width, dtype=torch.float64) for width in widths]
+    for i, (job, key) in enumerate(zip(jobs, keys, strict=True)):
+        mine = places[i][places[i] >= 0]
+        if not len(mine):
+            continue
+        assert job.ids is not None, "dropout in exact arithmetic needs the ids of the rows"
+        for mask, own in zip(together, masks(job.ids[mine], widths, rate=rate, key=key), strict=True):
+            mask[i, : len(mine)] = own
+    return [mask.to(device) for mask in together]
