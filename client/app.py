@@ -30,6 +30,7 @@ from common.errors import BudgetExhausted, CloisterError, ConfigError, DataError
 from common.model.memory import room_for
 from common.model.weights import Weights, check_fit, is_finite
 from common.privacy import noise
+from common.privacy.noise import NoiseSource
 from common.wire import compression, records
 from common.wire.identity import task_name
 from common.wire.records import ARRAYS, CONFIG, COUNTS, METRICS, PRIVACY, RUN, WEIGHT
@@ -65,32 +66,38 @@ def _answer(
                 raise Refusal("this task is of another run than the one that this client was welcomed to")
             with room_for(site.federation):
                 return Message(work(site, message, run), reply_to=message)
-    except BudgetExhausted as refusal:
-        log.error("a task was refused: %s", refusal)
-        return Message(Error(code=records.BUDGET_EXHAUSTED, reason=refusal.public), reply_to=message)
-    except OutOfMemory as error:
-        log.error("a task failed: %s", error)
-        return Message(Error(code=records.FAILED, reason=error.public or records.CLIENT_FAILED), reply_to=message)
-    except Refusal as refusal:
-        return Message(Error(code=records.REFUSED, reason=refusal.public), reply_to=message)
     except Exception as error:
-        # Our own errors say what is wrong, others where.
-        log.error("a task failed: %s", error, exc_info=not isinstance(error, CloisterError))
-        return Message(Error(code=records.FAILED, reason=records.CLIENT_FAILED), reply_to=message)
+        return Message(told_of(error), reply_to=message)
+
+
+def told_of(error: Exception) -> Error:
+    """What the server is told of an error in a task. What else there is to say is logged here."""
+    if isinstance(error, BudgetExhausted):
+        log.error("a task was refused: %s", error)
+        return Error(code=records.BUDGET_EXHAUSTED, reason=error.public)
+    if isinstance(error, OutOfMemory):
+        log.error("a task failed: %s", error)
+        return Error(code=records.FAILED, reason=error.public or records.CLIENT_FAILED)
+    if isinstance(error, Refusal):
+        return Error(code=records.REFUSED, reason=error.public)
+    # Our own errors say what is wrong, others where.
+    log.error("a task failed: %s", error, exc_info=error if not isinstance(error, CloisterError) else None)
+    return Error(code=records.FAILED, reason=records.CLIENT_FAILED)
 
 
 def _train(site: Site, message: Message, run: str) -> RecordDict:
     start = _weights(site, message)
     recipe = site.account.charge_update(run, _task(message, run))
-    update = train(recipe, start, site.dataset, noise=site.account.noise)
-    packed = compression.pack(update.weights, start, site.federation.wire.dtype, site.account.noise.uniform)
+    noise = _noise(site, message)
+    update = train(recipe, start, site.dataset, noise=noise)
+    packed = compression.pack(update.weights, start, site.federation.wire.dtype, noise.uniform)
     return _with_statement(records.from_update(replace(update, weights=packed)), site, run)
 
 
 def _evaluate(site: Site, message: Message, run: str) -> RecordDict:
     weights = _weights(site, message)
     scoring = site.account.charge_evaluation(run, _task(message, run))
-    counts = evaluate(scoring, weights, site.dataset, noise=site.account.noise)
+    counts = evaluate(scoring, weights, site.dataset, noise=_noise(site, message))
     content = RecordDict({METRICS: MetricRecord({WEIGHT: 1.0, COUNTS: counts.tolist()})})
     return _with_statement(content, site, run)
 
@@ -107,6 +114,10 @@ def _weights(site: Site, message: Message) -> Weights:
     if not is_finite(weights):
         raise Refusal("the weights that were sent are not finite")
     return weights
+
+
+def _noise(site: Site, message: Message) -> NoiseSource:
+    return site.noise_of(f"{message.metadata.message_type}/{message.metadata.group_id}")
 
 
 def _task(message: Message, run: str) -> str:
@@ -156,14 +167,14 @@ def _simulated_site(context: Context, federation: Federation) -> Site:
     key = hashlib.sha256(f"{federation.training.seed}".encode()).digest()
     device = resolve_device("auto", exact=federation.privacy.row is not None)
     rows = data.read(files[number], federation.data_schema, key=key)
+    source = noise.secure()
     state = Path(tempfile.gettempdir()) / f"cloister-{os.getuid()}" / f"run-{context.run_id}"
     return simulated_site(
         federation,
-        rows,
+        data.split(rows, federation.data_schema, key=key, device=device, use_up=True),
         name=files[number].stem,
-        key=key,
         ledger=Ledger(state / f"{number}.ledger"),
-        noise=noise.secure(),
+        noise_of=lambda task: source,
         device=device,
     )
 

@@ -163,16 +163,15 @@ def split(
     it is within the part. Rows that differ have equal digests with probability 2^-64 a pair. Dealt by whom they are
     about, rows of one person are where the key says, however many they are, and all others stay where they are.
     """
-    validation = _deal(rows, key) < schema.validation_fraction
+    validation = in_validation(rows.digests, rows.people, schema, key=key)
     # Before rows are moved.
-    ids, content = row_ids(rows.digests[~validation]), hashlib.sha256(rows.digests.tobytes()).hexdigest()
+    ids, content = row_ids(rows.digests[~validation]), content_name(rows.digests)
     validation_x, validation_y = rows.x[validation], rows.y[validation]
     x, y = _moved_up(rows.x, ~validation) if use_up else rows.x[~validation], rows.y[~validation]
 
     def tensor(array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(device)
 
-    how = "\x1f".join([DEAL, hashlib.sha256(key).hexdigest(), repr(schema.validation_fraction), *rows.columns])
     return Dataset(
         x=tensor(x),
         y=tensor(y),
@@ -180,16 +179,26 @@ def split(
         validation_x=tensor(validation_x),
         validation_y=tensor(validation_y),
         content=content,
-        split=("" if rows.people is None else BY_ID) + hashlib.sha256(how.encode()).hexdigest()[:16],
+        split=split_name(rows, schema, key=key),
         report=rows.report,
     )
 
 
-def _deal(rows: Rows, key: bytes) -> NDArray[np.float64]:
-    """Where each row is dealt to, in [0, 1]."""
-    if rows.people is None:
-        return positions(row_ids(rows.digests), key)
-    return positions(np.stack([rows.people, np.zeros_like(rows.people)], axis=1), key)
+def in_validation(digests: Digests, people: Digests | None, schema: Schema, *, key: bytes) -> Mask:
+    """Which rows of a table are dealt to the validation part (`split`)."""
+    ids = row_ids(digests) if people is None else np.stack([people, np.zeros_like(people)], axis=1)
+    return positions(ids, key) < schema.validation_fraction
+
+
+def content_name(digests: Digests) -> str:
+    """`Dataset.content` of rows with these digests."""
+    return hashlib.sha256(digests.tobytes()).hexdigest()
+
+
+def split_name(rows: Rows, schema: Schema, *, key: bytes) -> str:
+    """`Dataset.split` of these rows, or of some of them."""
+    how = "\x1f".join([DEAL, hashlib.sha256(key).hexdigest(), repr(schema.validation_fraction), *rows.columns])
+    return ("" if rows.people is None else BY_ID) + hashlib.sha256(how.encode()).hexdigest()[:16]
 
 
 def _moved_up(array: NDArray[np.float32], where: Mask) -> NDArray[np.float32]:

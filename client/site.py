@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from client.account.account import Account
 from client.account.approval import check_approval
 from client.account.books import Books, write_refusal
 from client.account.ledger import Ledger
+from client.account.memory_ledger import Charges
 from client.account.policy import for_one_run
 from client.data import Dataset, Rows
 from client.device import describe_device, resolve_device
@@ -33,6 +35,7 @@ class Site:
     name: str
     account: Account
     device: torch.device
+    noise_of: Callable[[str], NoiseSource]  # what a task ("train/7") draws from
     run: str | None = None  # the run that a server welcomed us to; None where there is no welcome
 
     @property
@@ -106,8 +109,9 @@ def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Sit
         rows = _read(settings, federation, key, ledger)
         dataset = data.split(rows, federation.data_schema, key=key, device=device, use_up=True)
         books = Books(policy=settings.policy, ledger=ledger, federation=federation, dataset=dataset)
-        account = Account(books, noise=noises.secure(), arithmetic=settings.arithmetic)
-        return Site(name=name, account=account, device=device)
+        noise = noises.secure()
+        account = Account(books, noise=noise, arithmetic=settings.arithmetic)
+        return Site(name=name, account=account, device=device, noise_of=lambda task: noise)
     except BaseException:
         ledger.close()
         raise
@@ -115,22 +119,16 @@ def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Sit
 
 def simulated_site(
     federation: Federation,
-    rows: Rows,
+    dataset: Dataset,
     *,
     name: str,
-    key: bytes,
-    ledger: Ledger,
-    noise: NoiseSource,
+    ledger: Charges,
+    noise_of: Callable[[str], NoiseSource],
     device: torch.device,
 ) -> Site:
-    """A participant whose owner allows this federation once, as it is planned, and nothing after it.
-
-    Args:
-        key: by which rows are dealt to training and validation.
-    """
-    dataset = data.split(rows, federation.data_schema, key=key, device=device, use_up=True)
+    """A participant whose owner allows this federation once, as it is planned, and nothing after it."""
     books = Books(policy=for_one_run(federation), ledger=ledger, federation=federation, dataset=dataset)
-    return Site(name=name, account=Account(books, noise=noise), device=device)
+    return Site(name=name, account=Account(books, noise=noise_of("plan")), device=device, noise_of=noise_of)
 
 
 def _read(settings: ClientFile, federation: Federation, key: bytes, ledger: Ledger) -> Rows:

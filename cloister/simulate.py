@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,7 +20,7 @@ from cloister.verbs import (
 )
 
 if TYPE_CHECKING:
-    from client.site import Site
+    from simulations.sites import Sites
 
 MOST_TABLES = 10  # of which all is told; of more only what is hardly meant
 MOST_LINES = 20
@@ -38,6 +37,9 @@ def simulate(
     partition: Annotated[str, typer.Option(help="iid, dirichlet:ALPHA, shards:PER_CLIENT or by:COLUMN.")] = "iid",
     seed: Annotated[int | None, typer.Option(help="Seed of everything random [default: the federation's].")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    engine: Annotated[
+        Literal["vector", "inline"], typer.Option(help="vector: clients together; inline: one by one, to compare.")
+    ] = "vector",
     out: OutOption = None,
     held_out: HeldOutOption = None,
     encoding: EncodingOption = None,
@@ -58,7 +60,8 @@ def simulate(
     from common.logs import quiet_flower
     from server.folder.folder import RunFolder
     from server.observers.scoring import HeldOut
-    from simulations import engine
+    from simulations.engine import simulate as run_simulation
+    from simulations.engine import sites_from_files, sites_from_table
 
     form, console = file_format(encoding, decimal), progress_console(quiet)
     federation = federations.load(document)
@@ -73,28 +76,32 @@ def simulate(
     if data_dir is not None:
         if clients is not None or partition != "iid":
             raise DataError("--data-dir has one client a file; --clients and --partition belong to --data")
-        sites = engine.sites_from_files(federation, data_dir, seed=seed, device=where, form=form)
+        sites = sites_from_files(federation, data_dir, seed=seed, device=where, form=form)
     else:
         table = data if data is not None else generate
         assert table is not None
-        sites = engine.sites_from_table(
-            federation, table, clients=clients, how=partition, seed=seed, device=where, form=form
-        )
+        sites = sites_from_table(federation, table, clients=clients, how=partition, seed=seed, device=where, form=form)
     quiet_flower()
     run = f"{federation.name}-{secrets.token_hex(8)}"
-    sites, refused = engine.willing(sites, run=run)
-    for name, reason in refused.items():
-        console.print(f"{name} is left out: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def left_out(name: str, reason: str) -> None:
+        if len(sites.refused) <= MOST_LINES:
+            said = f"{name} is left out: {reason}"
+            console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    sites.on_refusal = left_out
     for line in _met(sites, one_table=data_dir is None) + (scorer.report.lines(of="held-out table") if scorer else []):
         tell(console, line)
     folder = RunFolder.create(federation, path=out)
     console.print(f"simulating {federation.name}: {len(sites)} clients on {describe_device(where)}", highlight=False)
     with ProgressDisplay(console, limits=federation.privacy.limits) as display:
-        result = engine.simulate(federation, sites, folder, run=run, observe=display, held_out=scorer)
+        result = run_simulation(federation, sites, folder, run=run, engine=engine, observe=display, held_out=scorer)
+    if len(sites.refused) > MOST_LINES:
+        tell(console, f"and {len(sites.refused) - MOST_LINES} more clients are left out")
     finish(result, folder.path)
 
 
-def _met(sites: Sequence[Site], *, one_table: bool) -> list[str]:
+def _met(sites: Sites, *, one_table: bool) -> list[str]:
     """What encoding met in the tables, which are whoever simulates' own."""
     if one_table:
         return sites[0].dataset.report.lines()

@@ -1,8 +1,4 @@
-"""One table or many, as a federation in this process.
-
-Sites are the real ones of `client`, but for their noise, which is drawn from the run's seed so that a
-simulation can be repeated, and their ledgers, which live in memory.
-"""
+"""One table or many, as a federation in this process (simulations/sites.py)."""
 
 from __future__ import annotations
 
@@ -10,48 +6,51 @@ import hashlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 import torch
 
 from client import data
-from client.account.ledger import Ledger
 from client.app import client_app, table_files
 from client.data import Rows
-from client.site import Site, simulated_site
 from common.data import tables
 from common.data.cells import Cells, holds_cells
 from common.data.tables import AS_IT_SEEMS, FileFormat, Table
 from common.document.federation import Federation
 from common.document.schema import Classes
-from common.errors import ConfigError, DataError, Refusal
+from common.errors import DataError
 from common.model.scores import Scores
 from common.model.weights import Weights
 from common.privacy import noise
-from common.wire.identity import node_id, number
+from common.wire.identity import number
 from server.app import execute
 from server.folder.folder import RunFolder
 from server.rounds.events import Event
 from simulations import partition
 from simulations.inline import InlineGrid
+from simulations.sites import SharedTable, Sites
 from simulations.synthetic import generate
+from simulations.vector.grid import VectorGrid
+
+Engine = Literal["vector", "inline"]  # many clients as one program, or one after another: the plain oracle
 
 QUANTILES = 10  # a numeric target is dealt by its decile
 
 
 def sites_from_files(
     federation: Federation, folder: Path, *, seed: int, device: torch.device, form: FileFormat = AS_IT_SEEMS
-) -> list[Site]:
+) -> Sites:
     """One site a file of `folder`. Raises `DataError`."""
     key = _split_key(seed)
-    named: dict[str, Rows] = {}
+    named: dict[str, tuple[SharedTable, partition.Index]] = {}
     for path in table_files(folder):
         if path.stem in named:
             raise DataError(f"{path}: another table in this folder is called {path.stem} too; clients need two names")
-        named[path.stem] = data.read(path, federation.data_schema, key=key, form=form)
-    return _sites(federation, named, seed=seed, device=device)
+        rows = data.read(path, federation.data_schema, key=key, form=form)
+        named[path.stem] = SharedTable(rows, federation.data_schema, key=key, device=device), np.arange(len(rows.y))
+    return Sites(federation, named, seed=seed, device=device)
 
 
 def sites_from_table(
@@ -63,7 +62,7 @@ def sites_from_table(
     seed: int,
     device: torch.device,
     form: FileFormat = AS_IT_SEEMS,
-) -> list[Site]:
+) -> Sites:
     """Deals one table to sites.
 
     Args:
@@ -83,51 +82,30 @@ def sites_from_table(
         read = tables.read(table, schema, form)
     rows = data.encode_rows(read, schema, key=key)
     parts = _deal(rows, read, federation, clients=clients, how=how, rng=np.random.default_rng([seed, 0xDEA1]))
-    return _sites(federation, {name: rows.take(index) for name, index in parts.items()}, seed=seed, device=device)
-
-
-def willing(sites: list[Site], *, run: str) -> tuple[list[Site], dict[str, str]]:
-    """Plans every site's budget; those that refuse the run are left out, as they would stay away in a real one.
-
-    Returns:
-        The sites that take part, and why each of the others does not, by its name.
-
-    Raises:
-        Refusal: fewer than `min_clients` are willing.
-    """
-    refused: dict[str, str] = {}
-    for site in sites:
-        try:
-            site.account.budget(run)
-        except Refusal as refusal:
-            refused[site.name] = str(refusal)
-    able = [site for site in sites if site.name not in refused]
-    least = sites[0].federation.strategy.min_clients
-    if len(able) < least:
-        name, reason = next(iter(refused.items()))
-        raise Refusal(f"{len(refused)} of {len(sites)} clients refuse, and {least} are needed; {name}: {reason}")
-    return able, refused
+    shared = SharedTable(rows, schema, key=key, device=device)
+    return Sites(federation, {name: (shared, index) for name, index in parts.items()}, seed=seed, device=device)
 
 
 def simulate(
     federation: Federation,
-    sites: list[Site],
+    sites: Sites,
     folder: RunFolder,
     *,
     run: str,
+    engine: Engine = "vector",
     observe: Callable[[Event], None] = lambda event: None,
     held_out: Callable[[Weights], Scores] | None = None,
 ) -> dict[str, Any]:
-    """Runs the federation over the sites, one after another. Returns what result.json holds."""
-    by_node = {node_id(site.name): site for site in sites}
-    app = client_app(lambda context: nullcontext(by_node[context.node_id]))
+    """Runs the federation over the sites, by an engine. Returns what result.json holds."""
+    app = client_app(lambda context: nullcontext(sites.asked(context.node_id, run=run)))
+    grid = InlineGrid(app, sites.nodes, run=run) if engine == "inline" else VectorGrid(app, sites, run=run)
     return execute(
         federation,
-        InlineGrid(app, by_node, run=run),
+        grid,
         folder,
         name=run,
         observe=observe,
-        name_of=lambda node: by_node[node].name,
+        name_of=sites.name_of,
         held_out=held_out,
         wait_s=0.0,  # whoever is not here now never comes
         noise=noise.seeded(federation.training.seed, number("server")),
@@ -173,25 +151,6 @@ def _labels(rows: Rows, federation: Federation) -> list[int]:
     if isinstance(federation.data_schema.target, Classes):
         return [int(v) for v in rows.y]
     return [int(v) for v in np.minimum(rows.y * QUANTILES, QUANTILES - 1)]
-
-
-def _sites(federation: Federation, named: dict[str, Rows], *, seed: int, device: torch.device) -> list[Site]:
-    key = _split_key(seed)
-    least = federation.strategy.min_clients
-    if len(named) < least:
-        raise ConfigError([f"strategy.min_clients is {least}, but there are only {len(named)} clients"])
-    return [
-        simulated_site(
-            federation,
-            rows,
-            name=name,
-            key=key,
-            ledger=Ledger.in_memory(),
-            noise=noise.seeded(seed, number(name)),
-            device=device,
-        )
-        for name, rows in named.items()
-    ]
 
 
 def _split_key(seed: int) -> bytes:

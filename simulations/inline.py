@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -17,10 +17,7 @@ class InlineGrid(RunGrid):
     def __init__(self, app: ClientApp, nodes: Iterable[int], *, run: str) -> None:
         super().__init__(run)
         self._app = app
-        self._contexts: Mapping[int, Context] = {
-            node: Context(run_id=self._run_id, node_id=node, node_config={}, state=RecordDict(), run_config={})
-            for node in nodes
-        }
+        self._contexts: dict[int, Context | None] = dict.fromkeys(nodes)
         self._replies: dict[str, Message] = {}
         self._sent = 0
 
@@ -32,8 +29,16 @@ class InlineGrid(RunGrid):
         for message in messages:
             self._sent += 1
             ids.append(str(self._sent))
-            self._replies[ids[-1]] = self._app(message, self._contexts[message.metadata.dst_node_id])
+            self._replies[ids[-1]] = self._app(message, self._context(message.metadata.dst_node_id))
         return ids
+
+    def _context(self, node: int) -> Context:
+        """A node's, made when it is first called: there may be many nodes."""
+        context = self._contexts[node]
+        if context is None:
+            context = Context(run_id=self._run_id, node_id=node, node_config={}, state=RecordDict(), run_config={})
+            self._contexts[node] = context
+        return context
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         return [self._replies.pop(i) for i in message_ids if i in self._replies]

@@ -46,6 +46,7 @@ EDGES = {
         "server/rounds/",
         "server/sessions/",
         "simulations/inline.py",
+        "simulations/vector/grid.py",
         "simulations/benchmarks/",
     ),
     "grpc": ("client/node.py", "server/sessions/", "cloister/status.py", "simulations/benchmarks/"),

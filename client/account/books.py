@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from client.account.entries import Entry, Mechanism, Part, deal, spent
-from client.account.ledger import Ledger
+from client.account.memory_ledger import Charges
 from client.account.policy import Policy
 from client.data import Dataset
 from common.document.federation import Federation
@@ -26,7 +26,7 @@ class Books:
     """
 
     policy: Policy
-    ledger: Ledger
+    ledger: Charges
     federation: Federation
     dataset: Dataset
 
@@ -94,7 +94,7 @@ class Books:
         return self.policy.pause(self.ledger.last_round(), datetime.now(UTC))
 
 
-def write_refusal(ledger: Ledger, federation: Federation) -> None:
+def write_refusal(ledger: Charges, federation: Federation) -> None:
     """Notes that a document did not fit the table, which its sender hears: a limit on bits and not on epsilon."""
     ledger.charge(
         Entry(

@@ -19,7 +19,7 @@ from typing import Any
 
 from client.account.books import NOT_COVERED, Books
 from client.account.entries import Entry, Part, spent
-from client.account.ledger import Ledger
+from client.account.memory_ledger import Charges
 from common.errors import BudgetExhausted, Refusal
 from common.privacy.noise import NoiseSource
 from common.privacy.plan import Plan, plan_for, row_privacy
@@ -136,7 +136,7 @@ def store(books: Books, run: str, plan: Plan) -> None:
     books.ledger.store_plan(run, {**asdict(plan), **made_for})
 
 
-def stored(ledger: Ledger, run: str) -> StoredPlan | None:
+def stored(ledger: Charges, run: str) -> StoredPlan | None:
     """A run's plan, if the run was ever planned here."""
     body: dict[str, Any] | None = ledger.plan(run)
     if body is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,27 @@ class Updates:
     losses: NDArray[np.float64] | None
     like: Weights
 
+    @classmethod
+    def of(cls, update: Update) -> Updates:
+        """One client's alone."""
+        return cls(
+            flat=np.concatenate([array.reshape(-1) for array in update.weights.values()])[None],
+            weights=np.array([update.weight]),
+            losses=None if update.loss is None else np.array([update.loss]),
+            like=update.weights,
+        )
+
     def __len__(self) -> int:
         return len(self.flat)
+
+    def take(self, index: Sequence[int]) -> Updates:
+        """Those of some clients."""
+        losses = None if self.losses is None else self.losses[index]
+        return replace(self, flat=self.flat[index], weights=self.weights[index], losses=losses)
+
+    def copy(self) -> Updates:
+        """The same in memory of its own."""
+        return replace(self, flat=self.flat.copy())
 
     def __iter__(self) -> Iterator[Update]:
         """Each one's, sharing memory."""

@@ -37,11 +37,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from numpy.typing import NDArray
 
 from common.document.federation import Dtype
 from common.errors import ProtocolError
+from common.model.update import Updates
 from common.model.weights import Weights
 from common.privacy.statement import Statement
 from common.text import shown
@@ -131,7 +133,8 @@ class Admission:
     def take_partial(self, partial: Partial) -> bool:
         """Admits what a grid has put together of several clients' updates, or notes for each of them why not.
 
-        The grid has checked each update (`check_weights`), and what did not pass is in `partial.rejected`.
+        The grid has checked each update (`check_weights` or `faults_of`, `too_heavy`), and what did not pass is in
+        `partial.rejected`.
         """
         told = [*partial.nodes, *(rejection.node_id for rejection in partial.rejected)]
         try:
@@ -170,12 +173,11 @@ class Admission:
         return [reply for reply in waiting if not self._outweighs(reply, median)]
 
     def _outweighs(self, reply: Message, median: float) -> bool:
-        if (weight := records.weight_of(reply.content)) <= MOST_OF_MEDIAN * median:
+        if (fault := too_heavy(records.weight_of(reply.content), median)) is None:
             return False
         node_id = reply.metadata.src_node_id
         self.nodes.discard(node_id)
-        said = f"weight {weight:g} is more than {MOST_OF_MEDIAN:.0f} times the median of this round, {median:g}"
-        self.rejected.append(Rejection(node_id, 0, said))
+        self.rejected.append(fault.of(node_id))
         return True
 
     @property
@@ -194,6 +196,13 @@ class Fault(Exception):
 
 class Diverged(Fault):
     """... because training has left all bounds."""
+
+
+def too_heavy(weight: float, median: float) -> Fault | None:
+    """Is a weight too far above the median of its round?"""
+    if weight <= MOST_OF_MEDIAN * median:
+        return None
+    return Fault(f"weight {weight:g} is more than {MOST_OF_MEDIAN:.0f} times the median of this round, {median:g}")
 
 
 def _check_arrays(reply: Message, sent: Weights, wire: Dtype, reach: float) -> None:
@@ -227,6 +236,25 @@ def check_weights(weights: Mapping[str, NDArray[Any]], sent: Weights, reach: flo
             raise Diverged(f"array {name} has NaN or infinite values")
         if largest > reach:
             raise Diverged(f"array {name} has an entry of size {largest:.3g}; at most {reach:.3g} fits the model")
+
+
+def faults_of(updates: Updates, sent: Weights, reach: float) -> dict[int, Fault]:
+    """What is wrong with each of several clients' updates that must not count, by its place."""
+    largest = np.maximum(updates.flat.max(1, initial=0), -updates.flat.min(1, initial=0))  # NaN if there is one
+    doubtful = ~(largest <= reach) | ~((updates.weights >= 1) & (updates.weights <= LARGEST_WEIGHT))
+    if updates.losses is not None:
+        doubtful |= ~(np.abs(updates.losses) <= LARGEST_METRIC)
+    found: dict[int, Fault] = {}
+    for place in np.flatnonzero(doubtful).tolist():
+        (update,) = updates.take([place])
+        try:
+            check_weights(update.weights, sent, reach)
+            if update.loss is not None:
+                _check_metric(LOSS, update.loss)
+            _check_weight(update.weight)
+        except Fault as fault:
+            found[place] = fault
+    return found
 
 
 def _largest(array: NDArray[Any]) -> float:
@@ -264,11 +292,19 @@ def _check_metrics(reply: Message, expected: Collection[str], counts: int | None
         values = value if isinstance(value, list) else [value]
         if isinstance(value, list) != (name == COUNTS) or (name == COUNTS and len(values) != counts):
             raise Fault(f"metric {name} has the wrong size")
-        if not all(_is_finite(v) for v in values):
-            raise (Diverged if name == LOSS else Fault)(f"metric {name} is NaN or infinite")
-        if name != WEIGHT and any(abs(v) > LARGEST_METRIC for v in values):
-            raise (Diverged if name == LOSS else Fault)(f"metric {name} is larger than {LARGEST_METRIC:g}")
-    weight = record[WEIGHT]
+        for v in values:
+            _check_metric(name, v)
+    _check_weight(record[WEIGHT])
+
+
+def _check_metric(name: str, value: float) -> None:
+    if not _is_finite(value):
+        raise (Diverged if name == LOSS else Fault)(f"metric {name} is NaN or infinite")
+    if name != WEIGHT and abs(value) > LARGEST_METRIC:
+        raise (Diverged if name == LOSS else Fault)(f"metric {name} is larger than {LARGEST_METRIC:g}")
+
+
+def _check_weight(weight: object) -> None:
     if not (isinstance(weight, int | float) and 1 <= weight <= LARGEST_WEIGHT):
         raise Fault(f"weight {WEIGHT} must be from 1 to {LARGEST_WEIGHT:g}, got {weight}")
 

@@ -11,9 +11,10 @@ gets this one as if a single client had sent it: memory grows with the model, no
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol, Self
 
-from common.model.update import Update
+from common.model.update import Update, Updates
 from common.model.weights import Weights
 from server.rounds.fold import Fold
 
@@ -25,6 +26,9 @@ class Aggregator(Protocol):
 
     def add(self, node: int, update: Update) -> None:
         """Takes a client's update, which was admitted."""
+
+    def add_all(self, nodes: Sequence[int], updates: Updates) -> None:
+        """Takes several clients' updates, as `add` would one after another. Their memory is not kept."""
 
     def merge(self, other: Self) -> None:
         """Takes what another aggregator of the same round has, of other clients."""
@@ -47,6 +51,10 @@ class Losses:
         if update.loss is not None:
             self._heard.append((update.weight, update.loss))
 
+    def hear_all(self, updates: Updates) -> None:
+        if updates.losses is not None:
+            self._heard += zip(updates.weights.tolist(), updates.losses.tolist(), strict=True)
+
     def merge(self, other: Losses) -> None:
         self._heard += other._heard
 
@@ -67,6 +75,10 @@ class EachReply:
     def add(self, node: int, update: Update) -> None:
         self._updates[node] = update
         self._losses.hear(update)
+
+    def add_all(self, nodes: Sequence[int], updates: Updates) -> None:
+        for node, update in zip(nodes, updates.copy(), strict=True):
+            self.add(node, update)
 
     def merge(self, other: EachReply) -> None:
         self._updates |= other._updates
@@ -89,6 +101,10 @@ class Mean:
     def add(self, node: int, update: Update) -> None:
         self._fold.add(update.weights, update.weight)
         self._losses.hear(update)
+
+    def add_all(self, nodes: Sequence[int], updates: Updates) -> None:
+        self._fold.add_all(updates.flat, updates.weights)
+        self._losses.hear_all(updates)
 
     def merge(self, other: Mean) -> None:
         self._fold.merge(other._fold)

@@ -30,7 +30,7 @@ times the unit: a rounded Gaussian mechanism of sensitivity S, hence at most as 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from common.document.federation import ClientPrivacy, Federation
 from common.errors import PrivacyError
 from common.model.scores import COUNT_UNIT, Counts, count_sensitivity, count_size, rows_of
-from common.model.update import Update
+from common.model.update import Update, Updates
 from common.model.weights import Weights
 from common.privacy.noise import NoiseSource
 from common.privacy.releases import client_releases, epsilon
@@ -264,6 +264,10 @@ class NoisyMean:
         part = clipped(moved, unit=self.unit, steps=STEPS, weight=self._mechanism.weight(update))
         self.total += part.whole
         self.within += HALF if part.within else -HALF
+
+    def add_all(self, nodes: Sequence[int], updates: Updates) -> None:
+        for node, update in zip(nodes, updates, strict=True):
+            self.add(node, update)
 
     def merge(self, other: NoisyMean) -> None:
         self.total += other.total

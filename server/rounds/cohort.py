@@ -115,7 +115,7 @@ class Cohort:
     """Whom a round asks."""
 
     nodes: list[int]  # who is there, in a fixed order
-    asked: list[int]  # of those
+    asked: list[int]  # of those, in the order in which they are asked
     needed: int  # so many replies, and the round goes on without the others
 
 
@@ -134,7 +134,7 @@ def choose(run: Run, nodes: list[int], server_round: int) -> Cohort:
     needed = min(max(strategy.min_clients, round(strategy.fraction * len(awake))), len(awake))
     asked = min(math.ceil(needed * (1 + strategy.over_selection)), len(awake))
     rng = random.Random(f"{run.federation.training.seed}/sampling/{server_round}")
-    return Cohort(nodes, sorted(rng.sample(awake, asked)), needed)
+    return Cohort(nodes, rng.sample(awake, asked), needed)
 
 
 def note_strikes(run: Run, cohort: Iterable[int], counted: set[int], excused: set[int], server_round: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +107,10 @@ def train_round(
     shown = CohortGrid(grid, cohort.asked or cohort.nodes)
     strategies.forget_model(strategy)
     messages = strategy.configure_train(this.number, records.from_weights(weights), config, shown)
-    messages = [m for m in messages if m.metadata.dst_node_id in cohort.asked]
+    # Strategies ask in a random order of their own, which no seed repeats; where not all are needed, it tells.
+    place = {node: i for i, node in enumerate(cohort.asked)}
+    messages = [message for message in messages if message.metadata.dst_node_id in place]
+    messages.sort(key=lambda message: place[message.metadata.dst_node_id])
     together = aggregator()
     for answer in _admitted(this, grid, messages, admission, aggregator):
         if isinstance(answer, Partial):
@@ -177,15 +180,21 @@ def _admitted(
         for reply in filter(admission.take, grid.send_and_receive(sent, timeout=timeout)):
             yield from admission.weigh(reply)
     else:
-        stream = grid.answers(sent, aggregator=aggregator, timeout=timeout) if aggregator else None
-        with closing(stream or grid.stream(sent, timeout=timeout)) as answers:
+        needed = this.cohort.needed
+        if aggregator is None:
+            stream: Generator[Message | Partial] = grid.stream(sent, timeout=timeout)
+        else:
+            stream = grid.answers(
+                sent, aggregator=aggregator, needed=needed, compare=admission.compare, timeout=timeout
+            )
+        with closing(stream) as answers:
             for answer in answers:
                 if isinstance(answer, Partial):
                     if admission.take_partial(answer):
                         yield answer
                 elif admission.take(answer):
                     yield from admission.weigh(answer)
-                if len(admission.nodes) >= this.cohort.needed:
+                if len(admission.nodes) >= needed:
                     break
     yield from admission.release()
 

@@ -40,11 +40,18 @@ class RunGrid(Grid):
         yield from self.send_and_receive(messages, timeout=timeout)
 
     def answers(
-        self, messages: Iterable[Message], *, aggregator: Callable[[], Aggregator], timeout: float | None = None
+        self,
+        messages: Iterable[Message],
+        *,
+        aggregator: Callable[[], Aggregator],
+        needed: int,
+        compare: bool,
+        timeout: float | None = None,
     ) -> Generator[Message | Partial]:
         """The replies to a round of training as they come.
 
         A grid that has many clients at hand may put their updates together in aggregators of its own, made by
-        `aggregator`, and answer for all of them with one `Partial`.
+        `aggregator`, and answer for all of them with one `Partial`: of those that pass what admission checks, their
+        weights beside each other's if `compare`, and of no more than `needed`.
         """
         yield from self.stream(messages, timeout=timeout)

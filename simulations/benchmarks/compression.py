@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.site import Site
 from common.document import documents
 from common.document import federation as federations
 from common.document.federation import Dtype, Federation
@@ -35,21 +34,22 @@ from common.wire import compression
 from common.wire.compression import Uniform
 from server.folder.folder import RunFolder, load_model
 from simulations import HEART
-from simulations.engine import simulate, sites_from_files, sites_from_table, willing
+from simulations.engine import simulate, sites_from_files, sites_from_table
+from simulations.sites import Sites
 from simulations.small import federation
 
 SEEDS, CPU = 5, torch.device("cpu")
 CLIENTS, ROWS = 10, 8000
 
 original_pack = compression.pack
-SitesOf = Callable[[Federation, int], list[Site]]
+SitesOf = Callable[[Federation, int], Sites]
 
 
-def hospitals(fed: Federation, seed: int) -> list[Site]:
+def hospitals(fed: Federation, seed: int) -> Sites:
     return sites_from_files(fed, HEART, seed=seed, device=CPU)
 
 
-def dealt(fed: Federation, seed: int) -> list[Site]:
+def dealt(fed: Federation, seed: int) -> Sites:
     return sites_from_table(fed, ROWS, clients=CLIENTS, how="dirichlet:1", seed=seed, device=CPU)
 
 
@@ -82,7 +82,7 @@ def pack(state: Weights, start: Weights, dtype: Dtype, uniform: Uniform) -> dict
 def accuracy(fed: Federation, sites_of: SitesOf, seed: int) -> float:
     """Percent of all clients' validation rows that the last model tells."""
     fed = changed(fed, training={**json.loads(fed.canonical)["training"], "seed": seed})
-    sites, _ = willing(sites_of(fed, seed), run="benchmark")
+    sites = sites_of(fed, seed)
     with tempfile.TemporaryDirectory() as where, patch.object(compression, "pack", pack):
         folder = RunFolder.create(fed, path=Path(where) / "run")
         simulate(fed, sites, folder, run="benchmark")

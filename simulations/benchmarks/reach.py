@@ -33,6 +33,7 @@ from common.privacy import reach
 from server.folder.folder import RunFolder, load_model
 from simulations import HEART
 from simulations.engine import simulate, sites_from_files, sites_from_table
+from simulations.sites import Sites
 
 SEEDS, RATES, ROUNDS = 3, (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0), (15, 30)
 CPU = torch.device("cpu")
@@ -75,7 +76,7 @@ def made_up_table(path: Path, features: int) -> None:
     pl.DataFrame({f"x{i}": x[:, i] for i in range(features)} | {"y": (score > 0).astype(int)}).write_csv(path)
 
 
-def measured(fed: Federation, sites: list[Any]) -> tuple[float, float]:
+def measured(fed: Federation, sites: Sites) -> tuple[float, float]:
     """Exact accuracy in percent on all validation rows, and how far the model has moved."""
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder.create(fed, path=Path(folder) / "run")
@@ -93,7 +94,7 @@ def measured(fed: Federation, sites: list[Any]) -> tuple[float, float]:
 def _grid(
     name: str,
     document: Callable[[int, float, int], Federation],
-    sites: Callable[[Federation, int], list[Any]],
+    sites: Callable[[Federation, int], Sites],
     *,
     rounds: Sequence[int] = ROUNDS,
     seeds: int = SEEDS,

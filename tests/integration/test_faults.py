@@ -86,7 +86,8 @@ def reference(
             federation=federation,
             dataset=data.split(rows, federation.data_schema, key=key, device=cpu),
         )
-        sites[node] = Site(name=name, account=Account(books, noise=noise.seeded(0)), device=cpu)
+        source = noise.seeded(0)
+        sites[node] = Site(name=name, account=Account(books, noise=source), device=cpu, noise_of=lambda _, s=source: s)
 
     @contextmanager
     def site_of(context: Context) -> Iterator[Site]:

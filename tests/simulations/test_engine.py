@@ -15,7 +15,8 @@ from common.errors import ConfigError, DataError, RunFailed
 from common.privacy.plan import plan_for
 from server.folder.folder import RunFolder, load_model
 from server.rounds.events import RoundEnded
-from simulations.engine import simulate, sites_from_files, sites_from_table, willing
+from simulations.engine import simulate, sites_from_files, sites_from_table
+from simulations.sites import Sites
 from tests.support import PRIVATE, federation, table
 
 CPU = torch.device("cpu")
@@ -37,7 +38,7 @@ def source(tmp_path) -> Path:
 
 def dealt(
     source: Path | int, *, clients: int | None = 4, how: str = "iid", seed: int = 0, document: Federation | None = None
-) -> list[Site]:
+) -> Sites:
     return sites_from_table(document or federation(), source, clients=clients, how=how, seed=seed, device=CPU)
 
 
@@ -181,9 +182,13 @@ def test_a_client_with_nothing_to_train_on_is_left_out_and_named(tmp_path):
     for name, rows_ in (("big", 60), ("small", 40), ("tiny", 1)):
         table(rows_).write_csv(tmp_path / f"{name}.csv")
     document = federation(schema__validation_fraction=0.9)
-    sites, left_out = willing(sites_from_files(document, tmp_path, seed=0, device=CPU), run="run")
-    assert [site.name for site in sites] == ["big", "small"]
-    assert left_out == {"tiny": "all 1 rows fell into the validation part; the table is too small to train on"}
+    sites = sites_from_files(document, tmp_path, seed=0, device=CPU)
+    told: list[tuple[str, str]] = []
+    sites.on_refusal = lambda name, reason: told.append((name, reason))
+    result = run(document, sites, tmp_path / "run")
+    assert result["status"] == "completed" and result["clients"] == ["big", "small"]
+    reason = "all 1 rows fell into the validation part; the table is too small to train on"
+    assert told == [("tiny", reason)] and sites.refused == {"tiny": reason}
 
 
 def test_files_whose_names_begin_with_a_dot_are_no_tables(tmp_path):
@@ -195,9 +200,8 @@ def test_files_whose_names_begin_with_a_dot_are_no_tables(tmp_path):
 
 def test_clients_with_fewer_rows_than_a_batch_train_on_what_there_is(tmp_path):
     document = federation(training__batch_size=64)
-    sites, left_out = willing(dealt(200, clients=40, document=document), run="run")
-    assert len(sites) > 35 and not left_out
-    assert run(document, sites, tmp_path / "run")["status"] == "completed"
+    sites = dealt(200, clients=40, document=document)
+    assert run(document, sites, tmp_path / "run")["status"] == "completed" and not sites.refused
     rows_ = len(sites[0].dataset.y)
     assert "fewer rows than training.batch_size 64: each step takes all of them" in sites[0].describe()
     one = dealt(200, clients=2, document=document)[0]
@@ -209,7 +213,7 @@ def test_fewer_clients_than_the_federation_needs_are_refused_before_the_run(sour
         dealt(source, document=federation(strategy__min_clients=5))
 
 
-def run(document: Federation, sites: list[Site], where: Path, **more: Any) -> dict[str, Any]:
+def run(document: Federation, sites: Sites, where: Path, **more: Any) -> dict[str, Any]:
     return simulate(document, sites, RunFolder.create(document, path=where), run="test", **more)
 
 

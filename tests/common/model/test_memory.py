@@ -65,7 +65,8 @@ def test_a_client_without_the_memory_answers_that_its_task_failed_and_goes_on(tm
     monkeypatch.setattr("client.training.plain.fit", fit)
     fed, told = federation(training__rounds=2), []
     sites = sites_from_table(fed, 200, clients=3, how="iid", seed=0, device=torch.device("cpu"))
-    result = simulate(fed, sites, RunFolder.create(fed, path=tmp_path / "run"), run="test", observe=told.append)
+    folder = RunFolder.create(fed, path=tmp_path / "run")
+    result = simulate(fed, sites, folder, run="test", engine="inline", observe=told.append)
     first, second = [event for event in told if isinstance(event, RoundEnded)]
     assert "too little memory for a model of 66 parameters" in first.rejected[0].reason
     assert (result["status"], second.clients) == ("completed", 3)

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.account.ledger import Ledger
+from common.model.update import Updates
 from common.wire import records
 from common.wire.identity import identify_process
 from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, COUNTS, FAILED, LOSS, METRICS, PRIVACY, REFUSED, WEIGHT
-from server.rounds.admission import Admission
+from server.rounds.admission import Admission, faults_of, reach_of
 from simulations.inline import InlineGrid
 from tests.client.account.test_budget import opened
 from tests.support import stated
@@ -421,3 +422,25 @@ def test_of_two_replies_neither_is_the_wrong_one():
 
 def test_weights_are_not_compared_where_one_client_may_not_matter_to_another():
     assert weighed(1.0, 1.0, 1e9, compare=False)[0] == [1.0, 1.0, 1e9]
+
+
+# What a grid checks of several clients' updates at once
+
+
+def test_of_several_updates_each_that_must_not_count_is_found_with_its_reason():
+    sent = {"w": np.zeros((2, 3), np.float32), "b": np.zeros(2, np.float32)}
+    flat, weights, losses = np.zeros((8, 8), np.float32), np.ones(8), np.zeros(8)
+    flat[1, 2], flat[2, 7], flat[3, 6] = np.nan, np.inf, -2e9
+    weights[4], weights[5] = 0.5, np.nan
+    losses[6], losses[7] = np.nan, 1e31
+    found = faults_of(Updates(flat=flat, weights=weights, losses=losses, like=sent), sent, reach_of(sent))
+    assert {place: str(fault) for place, fault in found.items()} == {
+        1: "array w has NaN or infinite values",
+        2: "array b has NaN or infinite values",
+        3: "array b has an entry of size 2e+09; at most 1e+09 fits the model",
+        4: "weight num-examples must be from 1 to 1e+12, got 0.5",
+        5: "weight num-examples must be from 1 to 1e+12, got nan",
+        6: "metric train_loss is NaN or infinite",
+        7: "metric train_loss is larger than 1e+30",
+    }
+    assert [place for place, fault in found.items() if fault.of(1).diverged] == [1, 2, 3, 6, 7]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from common.document.federation import Federation
 from common.model import mlp
-from common.model.update import Update
+from common.model.update import Update, Updates
 from common.model.weights import Weights
 from common.privacy.noise import seeded
 from common.wire import records
@@ -73,6 +73,37 @@ def test_neither_the_order_nor_where_updates_were_put_together_changes_a_bit(kin
     assert told(whole) == told(together(maker, UPDATES))
 
 
+def stacked(nodes: Iterable[int]) -> Updates:
+    some = [UPDATES[node] for node in nodes]
+    return Updates(
+        flat=np.array([np.concatenate([a.reshape(-1) for a in u.weights.values()]) for u in some], np.float32),
+        weights=np.array([u.weight for u in some]),
+        losses=np.array([u.loss for u in some]),
+        like=START,
+    )
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@given(st.permutations(list(UPDATES)), st.integers(1, 5))
+def test_updates_taken_all_at_once_are_as_if_taken_one_by_one(kind, order, cut):
+    found = MAKERS[kind]()
+    for some in (order[:cut], order[cut:]):
+        updates = stacked(some)
+        found.add_all(some, updates)
+        updates.flat[:] = np.nan  # their memory is another's now
+    assert told(found) == told(together(MAKERS[kind], UPDATES))
+
+
+def test_updates_can_be_picked_and_are_those_of_single_clients():
+    several = stacked([3, 1, 5]).take([2, 0])
+    assert [(u.weight, u.loss) for u in several] == [(UPDATES[n].weight, UPDATES[n].loss) for n in (5, 3)]
+    for found, node in zip(several, (5, 3), strict=True):
+        assert all(np.array_equal(found.weights[name], array) for name, array in UPDATES[node].weights.items())
+    (alone,) = Updates.of(UPDATES[2])
+    assert (alone.weight, alone.loss) == (UPDATES[2].weight, UPDATES[2].loss)
+    assert all(np.array_equal(alone.weights[name], array) for name, array in UPDATES[2].weights.items())
+
+
 @pytest.mark.parametrize("kind, replies", [("each", 0), ("mean", 0), ("noisy mean", 1)])
 def test_of_nothing_comes_nothing_unless_that_would_tell_who_was_asked(kind, replies):
     nothing = MAKERS[kind]()
@@ -99,7 +130,7 @@ class FoldingGrid(InlineGrid):
     """Calls clients as an InlineGrid does, and answers for three of them at a time."""
 
     def answers(
-        self, messages: Iterable[Message], *, aggregator: Callable[[], Aggregator], timeout: float | None = None
+        self, messages: Iterable[Message], *, aggregator: Callable[[], Aggregator], **others: Any
     ) -> Generator[Message | Partial]:
         sent_to = list(messages)
         for some in (sent_to[i : i + 3] for i in range(0, len(sent_to), 3)):

@@ -64,6 +64,27 @@ def test_folds_that_are_merged_have_the_bits_of_one(order, cut):
     assert len(one) == 12
 
 
+def flat(parts: list[Weights]) -> np.ndarray:
+    rows = [np.concatenate([array.reshape(-1) for array in part.values()]) for part in parts]
+    return np.array(rows, np.float32).reshape(len(parts), sum(array.size for array in LIKE.values()))
+
+
+@given(st.permutations(range(12)), st.lists(st.integers(0, 12), max_size=4), st.integers(1, 40))
+def test_states_added_several_at_a_time_have_the_bits_of_one_after_another(order, cuts, block):
+    parts, weights = states(12), np.array([0.1 * (w + 1) for w in range(12)])
+    whole, fold = folded(parts, weights.tolist()), Fold(LIKE)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(folding, "BLOCK", block)
+        several = Fold(LIKE)
+        for start, end in zip([0, *sorted(cuts)], [*sorted(cuts), 12], strict=True):
+            some = order[start:end]
+            for into in (several, fold):
+                into.add_all(flat([parts[i] for i in some]), weights[some])
+    for into in (several, fold):
+        assert all(np.array_equal(whole[name], into.mean()[name]) for name in LIKE)
+        assert len(into) == 12
+
+
 def test_what_cancels_between_folds_leaves_what_was_small():
     # 1e30 + 3 - 1e30 + 5, of weight 1 each: a mean of 2, though no double holds 1e30 + 3.
     one, other = Fold({"w": np.zeros(1, np.float32)}), Fold({"w": np.zeros(1, np.float32)})

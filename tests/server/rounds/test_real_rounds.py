@@ -25,14 +25,16 @@ from tests.support import PRIVATE, federation, recomputed, table
 CPU = torch.device("cpu")
 
 
-def run(document: Federation, where: Path, *, clients: int = 3, rows: int = 240) -> tuple[dict[str, Any], RunFolder]:
+def run(
+    document: Federation, where: Path, *, clients: int = 3, rows: int = 240, **how: Any
+) -> tuple[dict[str, Any], RunFolder]:
     """Simulates `document` on the shared table; returns result.json and the folder."""
     where.mkdir(parents=True, exist_ok=True)
     source = where / "table.csv"
     table(rows).write_csv(source)
     sites = sites_from_table(document, source, clients=clients, how="iid", seed=document.training.seed, device=CPU)
     folder = RunFolder.create(document, path=where / "run")
-    simulate(document, sites, folder, run="test", held_out=HeldOut(document, source))
+    simulate(document, sites, folder, run="test", held_out=HeldOut(document, source), **how)
     return json.loads((folder.path / "result.json").read_text()), folder
 
 
@@ -145,7 +147,7 @@ def test_clients_send_these_metrics_and_no_other(tmp_path, monkeypatch, privacy,
                 yield reply
 
     monkeypatch.setattr(engine, "InlineGrid", Listening)
-    run(federation(**privacy, training__rounds=1), tmp_path)
+    run(federation(**privacy, training__rounds=1), tmp_path, engine="inline")
     assert sent == {"train": {frozenset(training_metrics)}, "evaluate": {frozenset({WEIGHT, COUNTS})}}
 
 

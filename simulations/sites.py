@@ -1,0 +1,173 @@
+"""Simulated sites: many clients that share one table, each made when it is first asked for.
+
+A site is one of `client`, but for three things: its rows are those of a shared table, its ledger is in memory, and its
+noise comes from the run's seed, a stream of its own for each task, so that it does not matter where tasks are done, nor
+in which order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from client import data
+from client.account.memory_ledger import MemoryLedger
+from client.data import Dataset, Rows
+from client.site import Site, simulated_site
+from client.training.dropout import RowIds, row_ids
+from common.data.cells import Mask
+from common.data.encoding import EncodingReport
+from common.document.federation import Federation
+from common.document.schema import Schema
+from common.errors import ConfigError, Refusal
+from common.wire.identity import node_id
+from simulations.noise import SimulationNoise
+from simulations.partition import Index
+
+
+class SharedTable:
+    """Encoded rows on a device, of which each client has some."""
+
+    def __init__(self, rows: Rows, schema: Schema, *, key: bytes, device: torch.device) -> None:
+        """`key` is that by which rows are dealt to training and validation."""
+        self.rows, self.schema, self.key = rows, schema, key
+        self.x, self.y = torch.from_numpy(rows.x).to(device), torch.from_numpy(rows.y).to(device)
+        self.split = data.split_name(rows, schema, key=key)
+
+
+class View(Dataset):
+    """A client's rows of a shared table. What is asked for is taken out of it each time."""
+
+    def __init__(self, table: SharedTable, rows: Index) -> None:
+        # The fields of a frozen dataclass, all of which are properties here.
+        self.__dict__ |= {"table": table, "rows": rows}
+
+    table: SharedTable
+    rows: Index  # of the table, in both parts
+
+    @cached_property
+    def _in_validation(self) -> Mask:
+        digests = self.table.rows.digests[self.rows]
+        return data.in_validation(digests, None, self.table.schema, key=self.table.key)
+
+    @cached_property
+    def index(self) -> Index:
+        """The training rows."""
+        return self.rows[~self._in_validation]
+
+    @cached_property
+    def validation_index(self) -> Index:
+        """The validation rows."""
+        return self.rows[self._in_validation]
+
+    @property
+    def x(self) -> Tensor:
+        return self._take(self.table.x, self.index)
+
+    @property
+    def y(self) -> Tensor:
+        return self._take(self.table.y, self.index)
+
+    @property
+    def validation_x(self) -> Tensor:
+        return self._take(self.table.x, self.validation_index)
+
+    @property
+    def validation_y(self) -> Tensor:
+        return self._take(self.table.y, self.validation_index)
+
+    @property
+    def ids(self) -> RowIds:
+        return row_ids(self.table.rows.digests[self.index])
+
+    @property
+    def content(self) -> str:
+        return data.content_name(self.table.rows.digests[self.rows])
+
+    @property
+    def split(self) -> str:
+        return self.table.split
+
+    @property
+    def report(self) -> EncodingReport:
+        return self.table.rows.report
+
+    def _take(self, whole: Tensor, index: Index) -> Tensor:
+        return whole[torch.from_numpy(index).to(whole.device)]
+
+
+class Sites(Sequence[Site]):
+    """The clients of a simulation, by name and by node."""
+
+    def __init__(
+        self,
+        federation: Federation,
+        parts: Mapping[str, tuple[SharedTable, Index]],
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """`parts` is each client's table and which of its rows it has. Raises `ConfigError` if there are too few."""
+        if len(parts) < (least := federation.strategy.min_clients):
+            raise ConfigError([f"strategy.min_clients is {least}, but there are only {len(parts)} clients"])
+        self.federation, self.device, self.names = federation, device, [*parts]
+        self.most_rows = max(len(rows) for _, rows in parts.values())
+        self.refused: dict[str, str] = {}  # who does not take part, and why
+        self.on_refusal: Callable[[str, str], None] = lambda name, reason: None
+        self._parts, self._seed = parts, seed
+        self._names = {node_id(name): name for name in parts}
+        self._made: dict[str, Site] = {}
+        self._planned: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, place: int) -> Site: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Site]: ...
+    def __getitem__(self, place: int | slice) -> Site | list[Site]:
+        if isinstance(place, slice):
+            return [self._site(name) for name in self.names[place]]
+        return self._site(self.names[place])
+
+    def __iter__(self) -> Iterator[Site]:
+        return map(self._site, self.names)
+
+    @property
+    def nodes(self) -> Sequence[int]:
+        return [*self._names]
+
+    def name_of(self, node: int) -> str:
+        return self._names[node]
+
+    def asked(self, node: int, *, run: str) -> Site:
+        """The site that is asked to take part in a run. The first time it plans its budget, and if it refuses, that is
+        noted; it will refuse its tasks too."""
+        name = self._names[node]
+        site = self._site(name)
+        if name not in self._planned:
+            self._planned.add(name)
+            try:
+                site.account.budget(run)
+            except Refusal as refusal:
+                self.refused[name] = str(refusal)
+                self.on_refusal(name, str(refusal))
+        return site
+
+    def _site(self, name: str) -> Site:
+        if name not in self._made:
+            table, rows = self._parts[name]
+            self._made[name] = simulated_site(
+                self.federation,
+                View(table, rows),
+                name=name,
+                ledger=MemoryLedger(),
+                noise_of=lambda task: SimulationNoise(self._seed, name, task),
+                device=self.device,
+            )
+        return self._made[name]

@@ -1,0 +1,223 @@
+"""Whole runs on the vector grid are held against those on the inline one: bit for bit under privacy, to floats'
+rounding without."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message, RecordDict
+
+from client.account.account import Account
+from client.app import client_app
+from common.document.federation import Federation
+from common.model.weights import Weights, initial_weights
+from common.wire import records
+from common.wire.records import ARRAYS
+from server.folder.folder import RunFolder, load_model
+from server.rounds.admission import Partial
+from simulations import engine
+from simulations.engine import simulate, sites_from_files, sites_from_table
+from simulations.inline import InlineGrid
+from simulations.sites import Sites
+from simulations.vector.grid import VectorGrid
+from simulations.vector.train import Trainer
+from tests.support import PRIVATE, WHOLE, federation, table
+
+CPU = torch.device("cpu")
+CLIENTS = 7
+
+
+def sites_of(fed: Federation, clients: int = CLIENTS) -> Sites:
+    return sites_from_table(fed, 40 * clients, clients=clients, how="dirichlet:1", seed=3, device=CPU)
+
+
+def run(
+    fed: Federation, where: Path, how: str, sites: Sites | None = None
+) -> tuple[Weights, dict[str, Any], list[Any]]:
+    """The last model, result.json and the events, without what differs by the clock or by the run's name."""
+    folder = RunFolder.create(fed, path=where / how)
+    result = simulate(fed, sites or sites_of(fed), folder, run="test", engine=how)  # type: ignore[arg-type]
+    told = [json.loads(line) for line in (folder.path / "events.jsonl").read_text().splitlines()]
+    for event in (result, *told):
+        for name in ("seconds", "time", "waiting"):
+            event.pop(name, None)
+    return load_model(folder.path), result, told
+
+
+def same_bits(one: Weights, other: Weights) -> bool:
+    return all(one[name].tobytes() == other[name].tobytes() for name in one)
+
+
+EACH = {"strategy__name": "fedmedian"}
+PRIVATELY: list[dict[str, Any]] = [
+    {},
+    {"training__optimizer": "adam", "model__activation": "tanh", "model__hidden": [5, 4]},
+    {"training__momentum": 0.9, "training__nesterov": True, "model__dropout": 0.3},
+    {"strategy__name": "fedprox", "strategy__proximal_mu": 0.5},
+    {"strategy__name": "fedadam"},
+    EACH,
+    {"strategy__name": "krum", "strategy__num_malicious_nodes": 1, "strategy__min_clients": 5},
+    {"strategy__fraction": 0.6, "strategy__over_selection": 0.4},
+    {"wire__dtype": "int8"},
+    {"wire__dtype": "bfloat16"},
+    {"privacy__row__sampling_rate": 0.3, "privacy__row__count_epsilon": None},
+    {"training__local_steps": ..., "training__local_epochs": 2},
+    {"privacy__client": {**WHOLE["privacy"]["client"], "adaptive": {}}},
+]
+
+
+@pytest.mark.parametrize("changes", PRIVATELY, ids=lambda changes: " ".join(changes) or "fedavg")
+def test_a_private_run_is_bit_for_bit_that_of_clients_called_one_after_another(tmp_path, changes):
+    fed = federation(**PRIVATE, **changes)
+    found, result, told = run(fed, tmp_path, "vector")
+    expected, its_result, its_events = run(fed, tmp_path, "inline")
+    assert same_bits(found, expected)
+    assert result == its_result and told == its_events
+    assert result["status"] == "completed"
+
+
+PLAINLY: list[dict[str, Any]] = [
+    {},
+    EACH,
+    {"strategy__name": "qfedavg"},
+    {"training__optimizer": "adamw", "training__weight_decay": 0.1, "model__activation": "sigmoid"},
+    {"training__local_steps": ..., "training__local_epochs": 2, "model__dropout": 0.2},
+    {"strategy__fraction": 0.5},
+    {"wire__dtype": "bfloat16"},
+    WHOLE,
+]
+
+
+@pytest.mark.parametrize("changes", PLAINLY, ids=lambda changes: " ".join(changes) or "fedavg")
+def test_a_run_without_privacy_is_the_same_to_a_hundred_thousandth(tmp_path, changes):
+    fed = federation(**changes)
+    found, result, told = run(fed, tmp_path, "vector")
+    expected, its_result, its_events = run(fed, tmp_path, "inline")
+    assert max(float(np.abs(found[name] - expected[name]).max()) for name in found) < 1e-5
+    for event, other in zip(told, its_events, strict=True):
+        trained, expected_loss = event.pop("train", None), other.pop("train", None)
+        if trained and trained["loss"] is not None:
+            assert trained["loss"] == pytest.approx(expected_loss["loss"], abs=1e-5)
+    assert result == its_result and told == its_events
+
+
+@pytest.mark.parametrize("privacy", [{}, PRIVATE, WHOLE], ids=["plain", "row", "client"])
+def test_the_size_of_chunks_changes_no_bit(tmp_path, monkeypatch, privacy):
+    fed = federation(**privacy)
+    models = []
+    for chunk in (1, 3, CLIENTS):
+        monkeypatch.setattr(
+            engine, "VectorGrid", lambda app, sites, run, chunk=chunk: VectorGrid(app, sites, run=run, chunk=chunk)
+        )
+        models.append(run(fed, tmp_path / str(chunk), "vector")[0])
+    assert same_bits(models[0], models[1]) and same_bits(models[0], models[2])
+
+
+def test_a_client_whose_numbers_explode_is_left_out_with_its_reason(tmp_path):
+    # One epoch is one step at two of them, and ten at the third, whose numbers grow with each.
+    fed = federation(
+        training__learning_rate=1e3,
+        training__loss="mse",
+        training__local_steps=...,
+        training__local_epochs=1,
+        training__rounds=1,
+        schema__target={"name": "y", "bounds": [-1, 1]},
+        schema__validation_fraction=0,
+    )
+    for name, rows in (("a", 8), ("b", 80), ("c", 8)):
+        frame = table(rows)
+        frame.with_columns(y=frame["a"]).write_csv(tmp_path / f"{name}.csv")
+
+    def sites() -> Sites:
+        return sites_from_files(fed, tmp_path, seed=1, device=CPU)
+
+    found, expected = (run(fed, tmp_path, how, sites())[2][1] for how in ("vector", "inline"))
+    assert found["clients"] == 2 == expected["clients"]
+    (rejection,) = found["rejected"]
+    assert rejection["client"] == "b"
+    assert rejection["reason"].startswith("array layers.0.weight has")
+
+
+def test_one_partial_result_answers_for_all_who_were_asked(tmp_path, monkeypatch):
+    answers = []
+
+    class Listening(VectorGrid):
+        def answers(self, *asked: Any, **how: Any) -> Any:
+            for answer in super().answers(*asked, **how):
+                answers.append(answer)
+                yield answer
+
+    monkeypatch.setattr(engine, "VectorGrid", Listening)
+    fed = federation(**PRIVATE)
+    run(fed, tmp_path, "vector")
+    assert len(answers) == fed.training.rounds
+    for answer in answers:
+        assert isinstance(answer, Partial) and len(answer.nodes) == CLIENTS == len(answer.statements)
+
+
+def test_a_client_that_cannot_be_one_of_many_is_trained_alone(tmp_path, monkeypatch):
+    fed = federation(**PRIVATE)
+    expected, *_ = run(fed, tmp_path, "inline")
+    monkeypatch.setattr("simulations.vector.grid.unfit", lambda recipe, rows: "odd" if rows % 2 else "")
+    trained = []
+    real = Trainer.train
+    monkeypatch.setattr(Trainer, "train", lambda self, w, jobs: (trained.append(len(jobs)), real(self, w, jobs))[1])
+    found, *_ = run(fed, tmp_path, "vector")
+    assert same_bits(found, expected)
+    assert 0 < sum(trained) < fed.training.rounds * CLIENTS
+
+
+def test_a_round_that_is_over_trains_nobody_any_more(tmp_path):
+    fed = federation(strategy__min_clients=2, training__rounds=1)
+    sites = sites_of(fed)
+    grid = VectorGrid(client_app(lambda context: None), sites, run="test", chunk=1)  # type: ignore[arg-type,return-value]
+    asked = messages(grid, fed, sites)
+    (answer,) = grid.answers(asked, aggregator=Counting, needed=9, compare=True, timeout=-1.0)
+    assert isinstance(answer, Partial) and not answer.nodes
+    (answer,) = grid.answers(messages(grid, fed, sites), aggregator=Counting, needed=3, compare=True, timeout=60.0)
+    assert isinstance(answer, Partial) and len(answer.nodes) == 3
+
+
+class Counting:
+    """An aggregator that only counts."""
+
+    loss = None
+
+    def __init__(self) -> None:
+        self.nodes: list[int] = []
+
+    def add_all(self, nodes: list[int], updates: Any) -> None:
+        self.nodes += nodes
+
+
+def messages(grid: InlineGrid, fed: Federation, sites: Sites) -> list[Message]:
+    content = RecordDict({ARRAYS: records.from_weights(initial_weights(fed))})
+    return [grid.create_message(content, "train", node, "1") for node in sites.nodes]
+
+
+def test_a_weight_far_above_the_others_is_left_out(monkeypatch):
+    fed = federation()
+    sites = sites_of(fed)
+    grid = VectorGrid(client_app(lambda context: None), sites, run="test")  # type: ignore[arg-type,return-value]
+    heavy = sites.nodes[2]
+    real = Account.charge_update
+
+    def charge(self: Account, run: str, task: str) -> Any:
+        recipe = real(self, run, task)
+        return replace(recipe, weight=1e9) if self is sites[2].account else recipe
+
+    monkeypatch.setattr(Account, "charge_update", charge)
+    for compare in (True, False):
+        asked = messages(grid, fed, sites)
+        (answer,) = grid.answers(asked, aggregator=Counting, needed=99, compare=compare)
+        assert isinstance(answer, Partial)
+        assert (heavy in answer.nodes) is not compare
+    (rejection,) = next(grid.answers(messages(grid, fed, sites), aggregator=Counting, needed=9, compare=True)).rejected
+    assert rejection.node_id == heavy
+    assert rejection.reason.startswith("weight 1e+09 is more than 100000 times the median of this round")
