@@ -63,6 +63,15 @@ class Dataset:
     split: str
     report: EncodingReport
 
+    @property
+    def rows(self) -> int:
+        """How many there are to train on."""
+        return len(self.y)
+
+    @property
+    def validation_rows(self) -> int:
+        return len(self.validation_y)
+
 
 def read(
     path: Path,

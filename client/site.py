@@ -57,7 +57,7 @@ class Site:
 
     def describe(self) -> list[str]:
         """Device, table and what encoding met, for the owner's eyes only."""
-        rows, validation = len(self.dataset.y), len(self.dataset.validation_y)
+        rows, validation = self.dataset.rows, self.dataset.validation_rows
         return [
             f"device {describe_device(self.device)}{self._how()}",
             f"{rows + validation} rows: {rows} to train on, {validation} to validate on{self._share()}",
@@ -67,7 +67,7 @@ class Site:
 
     def _share(self) -> str:
         """The share of rows to validate on: each is dealt by chance, or with all that are about one person."""
-        rows, validation = len(self.dataset.y), len(self.dataset.validation_y)
+        rows, validation = self.dataset.rows, self.dataset.validation_rows
         wanted = self.federation.data_schema.validation_fraction
         return f" ({validation / (rows + validation):.1%} for {wanted:.1%})" if rows + validation and wanted else ""
 

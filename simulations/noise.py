@@ -42,9 +42,9 @@ class SimulationNoise(NoiseSource):
 
     def rounded_normal(self, size: int, tau: float) -> Integers:
         """[size] integers rint(N(0, tau^2)) of a float32's 24 bits."""
-        drawn = self.fill_with_rounded_normals(torch.empty(size), tau)
+        drawn = self.fill_with_normals(torch.empty(size), tau).round_()
         return drawn.to(torch.int64).numpy()
 
-    def fill_with_rounded_normals(self, out: Tensor, tau: float) -> Tensor:
-        """What `rounded_normal` gives, in `out`, float32 [size]."""
-        return out.normal_(0.0, tau, generator=self._normal).round_()
+    def fill_with_normals(self, out: Tensor, tau: float) -> Tensor:
+        """What `rounded_normal` gives, but for the rounding, in `out`, float32 [size]."""
+        return out.normal_(0.0, tau, generator=self._normal)

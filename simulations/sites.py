@@ -42,27 +42,27 @@ class SharedTable:
 class View(Dataset):
     """A client's rows of a shared table. What is asked for is taken out of it each time."""
 
-    def __init__(self, table: SharedTable, rows: Index) -> None:
+    def __init__(self, table: SharedTable, places: Index) -> None:
         # The fields of a frozen dataclass, all of which are properties here.
-        self.__dict__ |= {"table": table, "rows": rows}
+        self.__dict__ |= {"table": table, "_places": places}
 
     table: SharedTable
-    rows: Index  # of the table, in both parts
+    _places: Index  # of the client's rows in the table, for both parts
 
     @cached_property
     def _in_validation(self) -> Mask:
-        digests = self.table.rows.digests[self.rows]
+        digests = self.table.rows.digests[self._places]
         return data.in_validation(digests, None, self.table.schema, key=self.table.key)
 
     @cached_property
     def index(self) -> Index:
         """The training rows."""
-        return self.rows[~self._in_validation]
+        return self._places[~self._in_validation]
 
     @cached_property
     def validation_index(self) -> Index:
         """The validation rows."""
-        return self.rows[self._in_validation]
+        return self._places[self._in_validation]
 
     @property
     def x(self) -> Tensor:
@@ -84,9 +84,17 @@ class View(Dataset):
     def ids(self) -> RowIds:
         return row_ids(self.table.rows.digests[self.index])
 
-    @property
+    @cached_property
     def content(self) -> str:
-        return data.content_name(self.table.rows.digests[self.rows])
+        return data.content_name(self.table.rows.digests[self._places])
+
+    @property
+    def rows(self) -> int:
+        return len(self.index)
+
+    @property
+    def validation_rows(self) -> int:
+        return len(self.validation_index)
 
     @property
     def split(self) -> str:

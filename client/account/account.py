@@ -50,7 +50,7 @@ class Account:
             BudgetExhausted: the plan has no round and no attempt left, or other runs have spent what it needs.
             LedgerError: the charge could not be written.
         """
-        federation, rows = self.books.federation, len(self.books.dataset.y)
+        federation, rows = self.books.federation, self.books.dataset.rows
         budget = self.budget(run)
         if budget is not None:
             dpsgd = budget.charge_update(task)
@@ -83,6 +83,6 @@ class Account:
 
     def _check_rows(self) -> None:
         dataset = self.books.dataset
-        if len(dataset.y) == 0:
-            rows = f"all {len(dataset.validation_y)} rows fell into the validation part"
+        if dataset.rows == 0:
+            rows = f"all {dataset.validation_rows} rows fell into the validation part"
             raise Refusal(f"{rows}; the table is too small to train on", public="it has no rows to train on")

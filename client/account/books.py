@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 from client.account.entries import Entry, Mechanism, Part, deal, spent
@@ -30,6 +31,10 @@ class Books:
     federation: Federation
     dataset: Dataset
 
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.federation.fingerprint
+
     @property
     def deal(self) -> tuple[str, str]:
         """What decides which part a row is in."""
@@ -44,7 +49,7 @@ class Books:
             task=task,
             attempt=1,
             mechanism=mechanism,
-            federation=self.federation.fingerprint,
+            federation=self._fingerprint,
             content=self.dataset.content,
             **figures,
         )

@@ -109,7 +109,7 @@ def _released_rows(books: Books, noise: NoiseSource, run: str) -> int:
             return entry.value
     count = books.entry(run, f"{run}/rows", "train", "geometric", epsilon=count_epsilon)
     books.check_covered([count])
-    told = len(dataset.y) + noise.two_sided_geometric(count_epsilon)
+    told = dataset.rows + noise.two_sided_geometric(count_epsilon)
     books.write(replace(count, value=told), after=len(known))
     return told
 

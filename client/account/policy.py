@@ -57,7 +57,7 @@ class Policy(Document):
             _at_most("federation_delta", row.delta, self.federation_delta)
             _at_most("federation_epsilon", row.epsilon, self.federation_epsilon)
             _at_most("max_clip", row.clip, self.max_clip)
-            if federation.evaluation_rounds and "evaluation" in self.releases:
+            if federation.evaluates(training.rounds) and "evaluation" in self.releases:
                 self.check_noise(federation.privacy.evaluation.noise)
         self.check_rounds(training.rounds)
         if training.local_steps is not None:

@@ -66,9 +66,10 @@ class ExactOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
         tau = math.nextafter(self.noise_multiplier * sensitivity(self._model.sizes), math.inf)
         unit = self.max_grad_norm / 4.0**BITS
         parameters = iter(self._model.parameters())
-        for total in self._sums:
-            noise = torch.from_numpy(self._source.rounded_normal(total.numel(), tau)).to(total.device)
-            noisy = (total + noise.view_as(total)).to(torch.float64) * unit
+        sizes = [total.numel() for total in self._sums]
+        drawn = torch.split(torch.from_numpy(self._source.rounded_normal(sum(sizes), tau)), sizes)
+        for total, noise in zip(self._sums, drawn, strict=True):
+            noisy = (total + noise.to(total.device).view_as(total)).to(torch.float64) * unit
             for part in (noisy[:, :-1], noisy[:, -1]):
                 p = next(parameters)
                 p.grad = part.to(p.dtype)

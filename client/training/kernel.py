@@ -54,6 +54,7 @@ BITS = 15  # of each factor of a row's part in the sum
 EXACT = 53  # whole numbers up to 2^53 are exact in float64
 FAR = 400  # a lattice's power of two is from 2^-400 to 2^400
 SMALLEST, LARGEST = 2.0**-126, 2.0**128  # of float32's normal numbers
+FEW = 4  # numbers in a row
 ROWS = 2**21  # summed at a time: 2^21 rows of at most 2^31 stay within 2^53
 
 _TERMS = 9  # of exp's series
@@ -298,9 +299,7 @@ class ExactMLP:
 
     def _squares(self, sides: list[Tensor]) -> Tensor:
         """The sum of squares of each row, exact on its lattice: a column for each layer, [..., n, layers]."""
-        return torch.cat(
-            [torch.mul(v, v, out=self._room("scratch", v.shape, v)).sum(-1, keepdim=True) for v in sides], -1
-        )
+        return torch.cat([_sum_of_rows(torch.mul(v, v, out=self._room("scratch", v.shape, v))) for v in sides], -1)
 
 
 def exact_counts(model: MLP, x: Tensor, y: Tensor, *, schema: Schema, loss: str) -> Counts:
@@ -321,6 +320,16 @@ def _real(a: Tensor) -> Tensor:
 def _through(a: Tensor, layer: _Layer, out: Tensor) -> Tensor:
     """[..., n, in] -> [..., n, out], in `out`. The product is exact; the bias is added to it as to a single number."""
     return torch.matmul(a, layer.forward.mT, out=out).add_(layer.bias)
+
+
+def _sum_of_rows(a: Tensor) -> Tensor:
+    """Exact sums [..., n, 1] of a few numbers each or of many. Of few, torch's own is several times as slow."""
+    if a.shape[-1] > FEW:
+        return a.sum(-1, keepdim=True)
+    total = a[..., :1].clone()
+    for i in range(1, a.shape[-1]):
+        total += a[..., i : i + 1]
+    return total
 
 
 def _anchor(top: Tensor, bits: int, least: int) -> tuple[Tensor, Tensor]:
@@ -413,5 +422,5 @@ def _error(out: Tensor, y: Tensor, loss: str) -> Tensor:
         return _sigmoid(out) - _real(y)[..., None]
     fine = 2.0 ** (EXACT - 1 - _log2(out.shape[-1]))
     whole = _exp(out - out.amax(-1, keepdim=True)).mul_(fine).round_()  # so that their sum is exact
-    share = whole / whole.sum(-1, keepdim=True)
+    share = whole / _sum_of_rows(whole)
     return share - (torch.arange(out.shape[-1], device=out.device) == y[..., None]).to(REAL)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from common.document.federation import Federation, RowPrivacy
 from common.privacy.releases import GaussianRelease, calibrate, epsilon, evaluation_release
@@ -47,6 +48,7 @@ class Plan:
             noise_multiplier=self.noise_multiplier, sampling_rate=self.sampling_rate, steps=self.steps
         )
 
+    @lru_cache(maxsize=4096)  # noqa: B019  # plans are small, and equal ones share what was computed
     def epsilon(self, *, rounds: int, evaluations: int) -> float:
         """What so much of the plan costs a row, which is in one part while the table stays as it is."""
         updates = epsilon([replace(self.update, steps=self.steps * rounds)], self.delta)

@@ -100,6 +100,7 @@ def agrees(ours: float, history: History, delta: float) -> bool:
     return theirs.accountant == "PRV" and bool(history) and ours <= (1 + LOOSE) * _adding(history, delta)
 
 
+@lru_cache(maxsize=4096)
 def of_plan(plan: Plan, *, rounds: int, evaluations: int) -> Opinion:
     """What Opacus says so much of a plan costs; the row count's epsilon, which is exact, is added to the updates'."""
     updates, counts = (opinion(h, plan.delta) for h in (_updates(plan, rounds), _counts(plan, evaluations)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from common.text import shown
@@ -60,7 +60,7 @@ class Statement:
 
     def to_wire(self) -> dict[str, int | float]:
         """As named numbers, which is how it travels."""
-        told = {name: value for name, value in asdict(self).items() if value is not None}
+        told = {name: value for name, value in vars(self).items() if value is not None}
         return {name: int(value) if isinstance(value, bool) else value for name, value in told.items()}
 
     @classmethod

@@ -101,7 +101,7 @@ class VectorGrid(InlineGrid):
 
     def _train(self, this: _Round, messages: Sequence[Message]) -> None:
         charged = self._comparable(this, [task for message in messages if (task := self._charge(this, message))])
-        alone = [task for task in charged if unfit(task.recipe, len(_view(task).index))]
+        alone = [task for task in charged if unfit(task.recipe, task.site.dataset.rows)]
         fit = [task for task in charged if task not in alone] if alone else charged
         if fit:
             for places, updates in self._trainer.train(this.start, [_job(task) for task in fit]):

@@ -44,14 +44,16 @@ def train_privately(federation: Federation, start: Tensor, jobs: Sequence[Job], 
     layers, gradients = layers_of(flat, sizes), layers_of(gradient, sizes)
     shapes = [(len(jobs), weight.shape[1], weight.shape[2] + 1) for weight, _ in layers]
     sums = [room(f"sum {i}", shape, start) for i, shape in enumerate(shapes)]
-    noise = [room(f"noise {i}", shape, torch.empty(0), torch.float32) for i, shape in enumerate(shapes)]
+    numbers = [shape[1] * shape[2] for shape in shapes]
+    noise = room("noise", (len(jobs), sum(numbers)), torch.empty(0), torch.float32).zero_()
     for step, (places, keys) in enumerate(poisson_batches(jobs, keys=bool(rate))):
         x, y = rows.take(places, room("x", (*places.shape, rows.inputs), start, torch.float32))
-        for of_layer, total in zip(noise, sums, strict=True):
-            for i, job in enumerate(jobs):
-                if step < steps[i]:
-                    job.noise.fill_with_rounded_normals(of_layer[i].view(-1), taus[i])
-            total.copy_(of_layer)
+        for i, job in enumerate(jobs):
+            if step < steps[i]:
+                job.noise.fill_with_normals(noise[i], taus[i])
+        noise.round_()
+        for total, of_layer in zip(sums, torch.split(noise, numbers, 1), strict=True):
+            total.copy_(of_layer.view(total.shape))
         net = ExactMLP(layers, activation=federation.model.activation, loss=training.loss, room=room)
         net.add_clipped_sum(
             sums,

@@ -43,7 +43,7 @@ def test_batches_may_be_drawn_ahead_of_the_noise():
 
 def test_what_is_filled_is_what_is_drawn():
     drawn = SimulationNoise(5).rounded_normal(100, 2.0**31)
-    filled = SimulationNoise(5).fill_with_rounded_normals(torch.empty(100), 2.0**31)
+    filled = SimulationNoise(5).fill_with_normals(torch.empty(100), 2.0**31).round_()
     assert np.array_equal(filled.to(torch.int64).numpy(), drawn)
 
 

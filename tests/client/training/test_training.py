@@ -402,10 +402,12 @@ def test_what_leaves_is_the_sum_of_integers_rounded_once():
     optimizer.take(x.float(), y)
     optimizer.pre_step()
     sums = kernel.ExactMLP(model.weights(), activation="relu", loss="cross_entropy").clipped_sum(x.float(), y, clip=0.3)
-    source, gradients = noise.seeded(3), iter(model.parameters())
+    gradients = iter(model.parameters())
     tau = np.nextafter(1.5 * kernel.sensitivity([4, 60, 50, 3]), np.inf)
+    drawn = noise.seeded(3).rounded_normal(sum(total.numel() for total in sums), tau)
     for total in sums:
-        noisy = total.numpy() + source.rounded_normal(total.numel(), tau).reshape(total.shape)
+        here, drawn = np.split(drawn, [total.numel()])
+        noisy = total.numpy() + here.reshape(total.shape)
         assert np.abs(noisy).max() > 2**24 * 2**6  # so that a float32 does not hold it
         told = (noisy.astype(np.float64) * (0.3 / 4.0**15)).astype(np.float32) / np.float32(8)
         assert np.array_equal(next(gradients).grad.numpy(), told[:, :-1])
