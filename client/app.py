@@ -28,6 +28,7 @@ from common.document import federation as federations
 from common.document.federation import Federation
 from common.errors import BudgetExhausted, CloisterError, ConfigError, DataError, OutOfMemory, Refusal
 from common.model.memory import room_for
+from common.model.scores import Counts
 from common.model.weights import Weights, check_fit, is_finite
 from common.privacy import noise
 from common.privacy.noise import NoiseSource
@@ -97,7 +98,11 @@ def _train(site: Site, message: Message, run: str) -> RecordDict:
 def _evaluate(site: Site, message: Message, run: str) -> RecordDict:
     weights = _weights(site, message)
     scoring = site.account.charge_evaluation(run, _task(message, run))
-    counts = evaluate(scoring, weights, site.dataset, noise=_noise(site, message))
+    return counted(evaluate(scoring, weights, site.dataset, noise=_noise(site, message)), site, run)
+
+
+def counted(counts: Counts, site: Site, run: str) -> RecordDict:
+    """What a site answers to an evaluation."""
     content = RecordDict({METRICS: MetricRecord({WEIGHT: 1.0, COUNTS: counts.tolist()})})
     return _with_statement(content, site, run)
 

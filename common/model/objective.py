@@ -49,12 +49,17 @@ def counts(predicted: Tensor, y: Tensor, schema: Schema) -> Counts:
     if isinstance(schema.target, Classes):
         k = schema.outputs
         return np.bincount((y * k + predicted).cpu().numpy(), minlength=k * k).astype(np.float64)
+    return np.array([part.sum() for part in errors_of_rows(predicted, y)])
+
+
+def errors_of_rows(predicted: Tensor, y: Tensor) -> list[Counts]:
+    """What each row [rows] adds to the counts of numbers: 1, its error and the error's square."""
     error = (predicted.double() - y.double()).abs()  # a subnormal float, whatever becomes of it, is far below a unit
     # A model can put out NaN; an error of 1, the largest there is, keeps the sensitivity true.
     error = torch.nan_to_num(error, nan=1.0)
-    # Each row's is rounded by itself: sums of whole numbers are exact, in whatever order they are added.
-    sums = [(part / COUNT_UNIT).round().sum().item() * COUNT_UNIT for part in (error, error * error)]
-    return np.array([len(y), *sums])
+    # Each row's is rounded by itself: sums of multiples of one unit are exact, in whatever order they are added.
+    rounded = [((part / COUNT_UNIT).round() * COUNT_UNIT).cpu().numpy() for part in (error, error * error)]
+    return [np.ones(len(y)), *rounded]
 
 
 def _unknown(loss: str) -> ValueError:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
-import numpy as np
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from client.app import told_of
+from client.app import counted, told_of
 from client.site import Site
-from client.training.recipe import Recipe
-from client.training.train import train
+from client.training.recipe import Recipe, Scoring
+from client.training.train import noisy_counts, train
 from common.model.update import Updates
 from common.model.weights import Weights
 from common.text import shown
@@ -27,7 +28,10 @@ from simulations.inline import InlineGrid
 from simulations.noise import SimulationNoise
 from simulations.sites import Sites, View
 from simulations.vector.jobs import Job
+from simulations.vector.score import count_together
 from simulations.vector.train import Trainer, unfit
+
+SCORED = 100  # clients at a time: always the same ones together, so that a float's last bits are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,7 @@ class _Round:
 
 
 class VectorGrid(InlineGrid):
-    """The grid of one run over simulated sites. What is not training is done for one client after another."""
+    """The grid of one run over simulated sites."""
 
     def __init__(self, app: ClientApp, sites: Sites, *, run: str, chunk: int | None = None) -> None:
         """`chunk` so many clients are trained at once; by default as many as turn out to be fastest."""
@@ -85,7 +89,7 @@ class VectorGrid(InlineGrid):
         this = _Round(
             start=records.to_weights(left[0].content.array_records[ARRAYS]),
             aggregate=aggregator(),
-            deadline=np.inf if timeout is None else time.monotonic() + timeout,
+            deadline=math.inf if timeout is None else time.monotonic() + timeout,
             compare=compare,
         )
         while left and len(this.nodes) < needed and not this.is_late:
@@ -98,6 +102,50 @@ class VectorGrid(InlineGrid):
             statements=this.statements,
             rejected=tuple(this.rejected),
         )
+
+    def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Generator[Message]:
+        """Answers to evaluations, some clients at a time. What else there is, is done for one after another."""
+        left = list(messages)
+        if any(message.metadata.message_type != "evaluate" for message in left):
+            yield from super().stream(left, timeout=timeout)
+            return
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while left and time.monotonic() <= deadline:
+            some, left = left[:SCORED], left[SCORED:]
+            yield from self._evaluate(some)
+
+    def _evaluate(self, messages: Sequence[Message]) -> Iterator[Message]:
+        charged: list[tuple[Message, Site, Scoring]] = []
+        for message in messages:
+            try:
+                site = self._sites.asked(message.metadata.dst_node_id, run=self._name)
+                charged.append((message, site, site.account.charge_evaluation(self._name, self._task(message))))
+            except Exception as error:
+                yield Message(told_of(error), reply_to=message)
+        for table, of_table in groupby(charged, lambda task: _view(task[1]).table):
+            tasks = list(of_table)
+            scoring, arrays = tasks[0][2], tasks[0][0].content.array_records[ARRAYS]
+            counts = count_together(
+                self._federation,
+                records.to_weights(arrays),
+                table.x,
+                table.y,
+                [_view(site).validation_index for _, site, _ in tasks],
+                exact=scoring.noise_multiplier is not None and scoring.arithmetic == "exact",
+            )
+            for (message, site, its), found in zip(tasks, counts, strict=True):
+                if its.noise_multiplier is not None:
+                    noise = self._noise(site, message)
+                    found = noisy_counts(found, self._federation.data_schema, its.noise_multiplier, noise)
+                yield Message(counted(found, site, self._name), reply_to=message)
+
+    def _task(self, message: Message) -> str:
+        return task_name(self._name, message.metadata.message_type, message.metadata.group_id)
+
+    def _noise(self, site: Site, message: Message) -> SimulationNoise:
+        noise = site.noise_of(f"{message.metadata.message_type}/{message.metadata.group_id}")
+        assert isinstance(noise, SimulationNoise)
+        return noise
 
     def _train(self, this: _Round, messages: Sequence[Message]) -> None:
         charged = self._comparable(this, [task for message in messages if (task := self._charge(this, message))])
@@ -116,18 +164,15 @@ class VectorGrid(InlineGrid):
 
     def _charge(self, this: _Round, message: Message) -> _Charged | None:
         """Has a client pay for the task, as it would if it were asked alone, or notes why it does not take part."""
-        told, node = message.metadata, message.metadata.dst_node_id
+        node = message.metadata.dst_node_id
         try:
             site = self._sites.asked(node, run=self._name)
-            task = task_name(self._name, told.message_type, told.group_id)
-            recipe = site.account.charge_update(self._name, task)
+            recipe = site.account.charge_update(self._name, self._task(message))
         except Exception as error:
             said = told_of(error)
             this.rejected.append(Rejection(node, said.code, shown(said.reason or "no reason given")))
             return None
-        noise = site.noise_of(f"{told.message_type}/{told.group_id}")
-        assert isinstance(noise, SimulationNoise)
-        return _Charged(node=node, site=site, recipe=recipe, noise=noise)
+        return _Charged(node=node, site=site, recipe=recipe, noise=self._noise(site, message))
 
     def _comparable(self, this: _Round, charged: list[_Charged]) -> list[_Charged]:
         """Those whose weight is not too far above the others'."""
@@ -163,14 +208,14 @@ class VectorGrid(InlineGrid):
         this.nodes.update(nodes)
 
 
-def _view(task: _Charged) -> View:
-    dataset = task.site.dataset
+def _view(site: Site) -> View:
+    dataset = site.dataset
     assert isinstance(dataset, View)
     return dataset
 
 
 def _job(task: _Charged) -> Job:
-    view = _view(task)
+    view = _view(task.site)
     private = task.recipe.private is not None and task.recipe.federation.model.dropout > 0
     return Job(
         recipe=task.recipe,

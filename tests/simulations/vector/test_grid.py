@@ -55,12 +55,14 @@ def same_bits(one: Weights, other: Weights) -> bool:
 
 
 EACH = {"strategy__name": "fedmedian"}
+NUMBER = {"schema__target": {"name": "y", "bounds": [-3, 5]}, "training__loss": "mse"}
 PRIVATELY: list[dict[str, Any]] = [
     {},
     {"training__optimizer": "adam", "model__activation": "tanh", "model__hidden": [5, 4]},
     {"training__momentum": 0.9, "training__nesterov": True, "model__dropout": 0.3},
     {"strategy__name": "fedprox", "strategy__proximal_mu": 0.5},
     {"strategy__name": "fedadam"},
+    NUMBER,
     EACH,
     {"strategy__name": "krum", "strategy__num_malicious_nodes": 1, "strategy__min_clients": 5},
     {"strategy__fraction": 0.6, "strategy__over_selection": 0.4},
@@ -84,6 +86,7 @@ def test_a_private_run_is_bit_for_bit_that_of_clients_called_one_after_another(t
 
 PLAINLY: list[dict[str, Any]] = [
     {},
+    NUMBER,
     EACH,
     {"strategy__name": "qfedavg"},
     {"training__optimizer": "adamw", "training__weight_decay": 0.1, "model__activation": "sigmoid"},
@@ -104,6 +107,9 @@ def test_a_run_without_privacy_is_the_same_to_a_hundred_thousandth(tmp_path, cha
         trained, expected_loss = event.pop("train", None), other.pop("train", None)
         if trained and trained["loss"] is not None:
             assert trained["loss"] == pytest.approx(expected_loss["loss"], abs=1e-5)
+    for event, other in zip((result, *told), (its_result, *its_events), strict=True):
+        if changes is NUMBER and "evaluation" in event:  # else they are counts of predictions, which are the same
+            assert event.pop("evaluation") == pytest.approx(other.pop("evaluation"), abs=1e-4)
     assert result == its_result and told == its_events
 
 
