@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import typer
@@ -18,6 +20,8 @@ from server.rounds.events import Event, Refused, RoundEnded, Standing, Waiting, 
 NO_ROWS = "no validation rows"
 _SAYS = {"refused": "refuses to take part", "budget_exhausted": "cannot take part", "failed": "could not join"}
 LINES = 10  # of progress that stay on the screen
+MOST_ROWS = 10  # of clients in the closing table; of more, it tells the least, the median and the largest
+PACE_S = 5.0
 
 
 class ProgressDisplay:
@@ -28,6 +32,7 @@ class ProgressDisplay:
         self._console, self._limits = console, limits
         self._standing = Standing()
         self._first: tuple[int, float] | None = None  # the first round that was seen, and when it ended
+        self._pace = Pace()
         self._bar: Progress | None = None
         if console.is_terminal:
             columns = (
@@ -56,6 +61,14 @@ class ProgressDisplay:
         elif isinstance(event, RoundEnded):
             self._round(event)
 
+    def trained(self, done: int, asked: int) -> None:
+        """Tell it how many clients of a round are trained, of how many that were asked, as a simulation goes."""
+        self._pace.note(done, time.monotonic())
+        if self._bar is not None and (pace := self._pace.updates) is not None:
+            rounds = self._standing.rounds - self._standing.round
+            left = duration(max(rounds * asked - done, 0) / pace) if pace else "?"
+            self._bar.update(self._task, left=f"{self._pace} {left} left")
+
     def _warn(self, text: str, style: str = "yellow") -> None:
         """A line that stays, above the live one."""
         self._console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
@@ -79,8 +92,9 @@ class ProgressDisplay:
         if done % max(1, rounds // LINES) == 0 or done == rounds:
             self._console.print(line, highlight=False, soft_wrap=True)
         if self._bar is not None:
-            left = self._left(done, rounds)
-            self._bar.update(self._task, description=line, completed=done, total=rounds, left=left)
+            self._bar.update(self._task, description=line, completed=done, total=rounds)
+            if self._pace.updates is None:
+                self._bar.update(self._task, left=self._left(done, rounds))
 
     def _left(self, done: int, rounds: int) -> str:
         """The time left, by the rounds after the first, which also pays for starting up."""
@@ -100,7 +114,35 @@ class ProgressDisplay:
             parts.append(f"held out: {headline(event.held_out)}")
         for unit, spent in event.privacy.items():
             parts.append(f"epsilon of a {unit} {spent['epsilon']:.2f} of {self._limits[unit]:g}")
+        if self._bar is None and self._pace.updates is not None:
+            parts.append(str(self._pace))
         return "  ".join(parts)
+
+
+class Pace:
+    """How many clients are trained a second, in the last few seconds."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()  # when, and how many by then
+        self._total = self._of_round = 0
+
+    def note(self, done: int, now: float) -> None:
+        """`done` of a round are trained; fewer than before means that another round has begun."""
+        self._total += done - self._of_round if done > self._of_round else done
+        self._of_round = done
+        self._seen.append((now, self._total))
+        while now - self._seen[1 if len(self._seen) > 1 else 0][0] > PACE_S:
+            self._seen.popleft()
+
+    @property
+    def updates(self) -> float | None:
+        """Client updates a second; None before there were two moments to compare."""
+        (began, before), (ended, now) = (self._seen[0], self._seen[-1]) if self._seen else ((0.0, 0), (0.0, 0))
+        return (now - before) / (ended - began) if ended > began else None
+
+    def __str__(self) -> str:
+        pace = self.updates or 0.0
+        return f"{pace:,.0f} client updates/s" if pace >= 10 else f"{pace:.1f} client updates/s"
 
 
 def headline(metrics: dict[str, Any]) -> str:
@@ -140,8 +182,8 @@ def _summary(result: dict[str, Any]) -> Table:
     for name, value in _held_out(result["held_out"] or {}):
         table.add_row(name, value)
     if (row := result["privacy"]["row"]) is not None:
-        for client, epsilon in row["per_client"].items():
-            table.add_row(f"epsilon of {escape(client)}", f"{epsilon:.2f}")
+        for name, epsilon in _epsilons(row["per_client"]):
+            table.add_row(name, f"{epsilon:.2f}")
         if row["epsilon"] is not None:
             table.add_row("epsilon of a row, at most (whole plan)", f"{row['epsilon']:.2f}")
         table.add_row("delta", f"{row['delta']:g}")
@@ -149,12 +191,28 @@ def _summary(result: dict[str, Any]) -> Table:
         table.add_row("epsilon of a whole client", f"{unit['epsilon']:.2f}")
         table.add_row("delta of a client", f"{unit['delta']:g}")
     table.add_row("clients", str(len(result["clients"])))
-    for client, kind in result["refused"].items():
-        table.add_row(f"refused by {escape(client)}", kind.replace("_", " "))
+    for name, value in _refused(result["refused"]):
+        table.add_row(name, value)
     table.add_row("time", duration(result["seconds"]))
     if result["reason"]:
         table.add_row("reason", escape(result["reason"]))
     return table
+
+
+def _epsilons(per_client: dict[str, float]) -> list[tuple[str, float]]:
+    """What rows have paid: of each client, or of many in short."""
+    if len(per_client) <= MOST_ROWS:
+        return [(f"epsilon of {escape(client)}", epsilon) for client, epsilon in per_client.items()]
+    found = sorted(per_client.values())
+    figures = {"least": found[0], "median": median(found), "largest": found[-1]}
+    return [(f"epsilon of {len(found)} clients, {name}", epsilon) for name, epsilon in figures.items()]
+
+
+def _refused(kinds: dict[str, str]) -> list[tuple[str, str]]:
+    if len(kinds) <= MOST_ROWS:
+        return [(f"refused by {escape(client)}", kind.replace("_", " ")) for client, kind in kinds.items()]
+    counts = Counter(kinds.values())
+    return [(f"refused by clients: {kind.replace('_', ' ')}", str(number)) for kind, number in counts.most_common()]
 
 
 def _held_out(metrics: dict[str, Any]) -> list[tuple[str, str]]:

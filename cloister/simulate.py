@@ -40,13 +40,16 @@ def simulate(
     engine: Annotated[
         Literal["vector", "inline"], typer.Option(help="vector: clients together; inline: one by one, to compare.")
     ] = "vector",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that train [default: one a core, if the run is long enough].")
+    ] = None,
     out: OutOption = None,
     held_out: HeldOutOption = None,
     encoding: EncodingOption = None,
     decimal: DecimalOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Run a whole federation in this process, without a network.
+    """Run a whole federation on this machine, without a network.
 
     Example: `cloister simulate simulations/article.yaml --generate 1000 --clients 4`
     """
@@ -90,12 +93,23 @@ def simulate(
             console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     sites.on_refusal = left_out
+    sites.check_quorum(run=run)
     for line in _met(sites, one_table=data_dir is None) + (scorer.report.lines(of="held-out table") if scorer else []):
         tell(console, line)
     folder = RunFolder.create(federation, path=out)
     console.print(f"simulating {federation.name}: {len(sites)} clients on {describe_device(where)}", highlight=False)
     with ProgressDisplay(console, limits=federation.privacy.limits) as display:
-        result = run_simulation(federation, sites, folder, run=run, engine=engine, observe=display, held_out=scorer)
+        result = run_simulation(
+            federation,
+            sites,
+            folder,
+            run=run,
+            engine=engine,
+            workers=workers,
+            progress=display.trained,
+            observe=display,
+            held_out=scorer,
+        )
     if len(sites.refused) > MOST_LINES:
         tell(console, f"and {len(sites.refused) - MOST_LINES} more clients are left out")
     finish(result, folder.path)

@@ -9,6 +9,7 @@
     ├── LedgerError              the privacy ledger cannot be trusted or written
     ├── DeviceError              the device that was asked for is not there
     ├── OutOfMemory              a model is too large for the memory of this machine
+    ├── WorkerLost               a process that trained simulated clients has ended
     ├── CertificateError         missing, unreadable, expired or foreign TLS material
     ├── ConnectionFailed         a peer that is not there, or a link that broke
     ├── ProtocolError            a peer said something the session protocol does not allow
@@ -73,6 +74,10 @@ class OutOfMemory(CloisterError):
     def __init__(self, message: str, *, public: str | None = None) -> None:
         super().__init__(message)
         self.public = public
+
+
+class WorkerLost(CloisterError):
+    """A process that trained simulated clients has ended."""
 
 
 class CertificateError(CloisterError):

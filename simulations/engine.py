@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from contextlib import nullcontext
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,23 +94,58 @@ def simulate(
     *,
     run: str,
     engine: Engine = "vector",
+    workers: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, asked: None,
     observe: Callable[[Event], None] = lambda event: None,
     held_out: Callable[[Weights], Scores] | None = None,
 ) -> dict[str, Any]:
-    """Runs the federation over the sites, by an engine. Returns what result.json holds."""
+    """Runs the federation over the sites, by an engine. Returns what result.json holds.
+
+    Args:
+        workers: processes that train, for `vector`; by default one for each core, or for each GPU where the sites are
+            on one. They are started if the run takes long enough. The outcome does not depend on it.
+        progress: is told how many clients of a round are trained, of how many, by `vector`.
+    """
     app = client_app(lambda context: nullcontext(sites.asked(context.node_id, run=run)))
-    grid = InlineGrid(app, sites.nodes, run=run) if engine == "inline" else VectorGrid(app, sites, run=run)
-    return execute(
-        federation,
-        grid,
-        folder,
-        name=run,
-        observe=observe,
-        name_of=sites.name_of,
-        held_out=held_out,
-        wait_s=0.0,  # whoever is not here now never comes
-        noise=noise.seeded(federation.training.seed, number("server")),
-    )
+    with ExitStack() as stack:
+        if engine == "inline":
+            grid = InlineGrid(app, sites.nodes, run=run)
+        else:
+            stack.enter_context(_one_thread())
+            grid = VectorGrid(app, sites, run=run, devices=devices_for(sites.device, workers), progress=progress)
+            stack.callback(grid.close)
+        return execute(
+            federation,
+            grid,
+            folder,
+            name=run,
+            observe=observe,
+            name_of=sites.name_of,
+            held_out=held_out,
+            wait_s=0.0,  # whoever is not here now never comes
+            noise=noise.seeded(federation.training.seed, number("server")),
+        )
+
+
+def devices_for(device: torch.device, workers: int | None) -> list[torch.device]:
+    """The device of each worker process, for sites on `device`."""
+    if device.type == "cuda" and device.index is None:
+        gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+        return [gpus[i % len(gpus)] for i in range(len(gpus) if workers is None else workers)]
+    if device.type != "cpu":
+        return [device] * (workers or 1)
+    return [device] * (len(os.sched_getaffinity(0)) if workers is None else workers)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Products of a chunk are too small for several threads, which wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _deal(

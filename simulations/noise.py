@@ -8,6 +8,7 @@ once may draw them ahead of the noise.
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,11 +24,19 @@ class SimulationNoise(NoiseSource):
 
     def __init__(self, *seed: int | str) -> None:
         super().__init__(self._bytes, hardened=False)
-        digest = hashlib.sha256(repr(seed).encode()).digest()
-        self._uniform, self._normal = (
-            torch.Generator().manual_seed(int.from_bytes(digest[start : start + 8], "little", signed=True))
-            for start in (0, 8)
-        )
+        self.seed = seed
+
+    @cached_property
+    def _uniform(self) -> torch.Generator:
+        return self._generator(0)
+
+    @cached_property
+    def _normal(self) -> torch.Generator:
+        return self._generator(8)
+
+    def _generator(self, start: int) -> torch.Generator:
+        digest = hashlib.sha256(repr(self.seed).encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[start : start + 8], "little", signed=True))
 
     def _bytes(self, size: int) -> bytes:
         return self.words(-(-size // 8)).tobytes()[:size]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import overload
 
 import torch
@@ -34,7 +35,7 @@ class SharedTable:
 
     def __init__(self, rows: Rows, schema: Schema, *, key: bytes, device: torch.device) -> None:
         """`key` is that by which rows are dealt to training and validation."""
-        self.rows, self.schema, self.key = rows, schema, key
+        self.digests, self.report, self.schema, self.key = rows.digests, rows.report, schema, key
         self.x, self.y = torch.from_numpy(rows.x).to(device), torch.from_numpy(rows.y).to(device)
         self.split = data.split_name(rows, schema, key=key)
 
@@ -51,7 +52,7 @@ class View(Dataset):
 
     @cached_property
     def _in_validation(self) -> Mask:
-        digests = self.table.rows.digests[self._places]
+        digests = self.table.digests[self._places]
         return data.in_validation(digests, None, self.table.schema, key=self.table.key)
 
     @cached_property
@@ -82,11 +83,11 @@ class View(Dataset):
 
     @property
     def ids(self) -> RowIds:
-        return row_ids(self.table.rows.digests[self.index])
+        return row_ids(self.table.digests[self.index])
 
     @cached_property
     def content(self) -> str:
-        return data.content_name(self.table.rows.digests[self._places])
+        return data.content_name(self.table.digests[self._places])
 
     @property
     def rows(self) -> int:
@@ -102,7 +103,7 @@ class View(Dataset):
 
     @property
     def report(self) -> EncodingReport:
-        return self.table.rows.report
+        return self.table.report
 
     def _take(self, whole: Tensor, index: Index) -> Tensor:
         return whole[torch.from_numpy(index).to(whole.device)]
@@ -150,6 +151,11 @@ class Sites(Sequence[Site]):
     def nodes(self) -> Sequence[int]:
         return [*self._names]
 
+    @property
+    def tables(self) -> list[SharedTable]:
+        """Each once."""
+        return list({id(table): table for table, _ in self._parts.values()}.values())
+
     def name_of(self, node: int) -> str:
         return self._names[node]
 
@@ -166,6 +172,16 @@ class Sites(Sequence[Site]):
                 self.refused[name] = str(refusal)
                 self.on_refusal(name, str(refusal))
         return site
+
+    def check_quorum(self, *, run: str) -> None:
+        """Asks clients until as many as a round needs are willing. Raises `Refusal` if there are not so many."""
+        least = self.federation.strategy.min_clients
+        willing = (node for node in self._names if self.asked(node, run=run).name not in self.refused)
+        if len(list(islice(willing, least))) < least:
+            name, reason = next(iter(self.refused.items()))
+            raise Refusal(
+                f"{len(self.refused)} of {len(self)} clients refuse, and {least} are needed; {name}: {reason}"
+            )
 
     def _site(self, name: str) -> Site:
         if name not in self._made:

@@ -21,6 +21,7 @@ class Account:
         """`noise` is what plans and releases draw from; `arithmetic` that of private training and evaluation."""
         self.books, self.noise, self.arithmetic = books, noise, arithmetic
         self._budgets: dict[str, Budget] = {}
+        self._allowed = False
 
     def budget(self, run: str) -> Budget | None:
         """A run's plan and what of it is charged; None if the federation trains without privacy.
@@ -30,7 +31,9 @@ class Account:
                 or no row is left to train on, if that may be told.
         """
         books = self.books
-        books.policy.check(books.federation)
+        if not self._allowed:
+            books.policy.check(books.federation)
+            self._allowed = True  # neither of them changes
         if books.federation.privacy.row is None:
             self._check_rows()
             return None

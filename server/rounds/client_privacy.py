@@ -131,12 +131,6 @@ class ClientLevelDP:
         """The Gaussian mechanism on integers, rounded."""
         return total + self._noise.rounded_normal(len(total), math.nextafter(noise_multiplier * sensitivity, math.inf))
 
-    def weight(self, update: Update) -> float:
-        """What an update counts, from 0 to 1."""
-        if (cap := self.settings.weight_cap) is None:
-            return 1.0
-        return min(update.weight, cap) / cap
-
     def _follow(self, within: int) -> None:
         """Moves the clip towards its quantile (Andrew et al. 2021, algorithm 1).
 
@@ -253,15 +247,20 @@ class NoisyMean:
     loss = None  # none is told
 
     def __init__(self, mechanism: ClientLevelDP, weights: Weights) -> None:
-        self._mechanism, self.weights = mechanism, weights
+        self._mechanism: ClientLevelDP | None = mechanism
+        self._cap, self.weights = mechanism.settings.weight_cap, weights
         self.start, self.unit = _flat(weights), mechanism.clip / STEPS
         self.total: Integers = np.zeros(len(self.start), np.int64)
         self.within = 0  # for the adaptive clip: 1/2 for each update within it and -1/2 for each other, times 2^20
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: it can add and be merged. Noise, and so the end, stays where it was made."""
+        return {**vars(self), "_mechanism": None}
+
     def add(self, node: int, update: Update) -> None:
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite counts as zeros
             moved = _flat(update.weights) - self.start
-        part = clipped(moved, unit=self.unit, steps=STEPS, weight=self._mechanism.weight(update))
+        part = clipped(moved, unit=self.unit, steps=STEPS, weight=weight_of(update, self._cap))
         self.total += part.whole
         self.within += HALF if part.within else -HALF
 
@@ -275,7 +274,13 @@ class NoisyMean:
 
     def finish(self) -> list[tuple[int, Update]]:
         """No update at all gives an outcome like any other: else one would tell who was asked."""
+        assert self._mechanism is not None, "only where it was made does it get its noise"
         return [(TOGETHER, Update(weights=self._mechanism.finish(self), weight=1.0))]
+
+
+def weight_of(update: Update, cap: float | None) -> float:
+    """What an update counts, from 0 to 1."""
+    return 1.0 if cap is None else min(update.weight, cap) / cap
 
 
 def _flat(weights: Weights) -> NDArray[np.float64]:

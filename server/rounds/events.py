@@ -34,7 +34,7 @@ class Event:
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in events.jsonl."""
-        told = asdict(self)
+        told = {**vars(self)}
         return {"event": self.KIND, **{k: v for k, v in told.items() if k != "time"}, "time": self.time}
 
 
@@ -113,6 +113,7 @@ class RoundEnded(Event):
 
     def to_json(self) -> dict[str, Any]:
         told = super().to_json()
+        told["rejected"] = [asdict(each) for each in self.rejected]
         for name in ("strikes", "privacy", "failed", "advice"):
             if not told[name]:
                 del told[name]

@@ -26,6 +26,8 @@ from server.rounds.events import RoundEnded
 from server.rounds.round import Answers, Round, RoundFailed, TrainedRound, evaluate_round, train_round
 from server.rounds.run import Ending, Run
 
+MOST_TOLD = 100  # clients whose epsilon each round's event has; of more, only what the run leaves behind does
+
 
 def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None = None) -> Ending:
     """Runs the rounds that are left.
@@ -211,7 +213,9 @@ def _privacy(run: Run) -> dict[str, dict[str, Any]]:
     """Epsilon so far, for each unit that is protected."""
     spent: dict[str, dict[str, Any]] = {}
     if (epsilon := run.epsilon) is not None:
-        spent["row"] = {"epsilon": epsilon, "per_client": run.epsilon_per_client}
+        spent["row"] = {"epsilon": epsilon}
+        if len(run.progress.statements) <= MOST_TOLD:
+            spent["row"]["per_client"] = run.epsilon_per_client
     if run.client_privacy is not None:
         spent["client"] = {"epsilon": run.client_privacy.epsilon}
     return spent

@@ -8,29 +8,33 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
+import torch
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from client.app import counted, told_of
 from client.site import Site
-from client.training.recipe import Recipe, Scoring
+from client.training.recipe import Scoring
 from client.training.train import noisy_counts, train
 from common.model.update import Updates
-from common.model.weights import Weights
 from common.text import shown
-from common.wire import compression, records
+from common.wire import records
 from common.wire.identity import task_name
 from common.wire.records import ARRAYS
-from server.rounds.admission import LEAST_TO_COMPARE, Partial, Rejection, faults_of, reach_of, too_heavy
+from server.rounds.admission import LEAST_TO_COMPARE, Partial, Rejection, too_heavy
 from server.rounds.aggregation import Aggregator
 from simulations.inline import InlineGrid
 from simulations.noise import SimulationNoise
 from simulations.sites import Sites, View
+from simulations.vector.fold import Folding
 from simulations.vector.jobs import Job
 from simulations.vector.score import count_together
 from simulations.vector.train import Trainer, unfit
+from simulations.vector.workers import Workers
 
+WORTH_S = 5.0
 SCORED = 100  # clients at a time: always the same ones together, so that a float's last bits are
 
 
@@ -38,22 +42,21 @@ SCORED = 100  # clients at a time: always the same ones together, so that a floa
 class _Charged:
     """A client's task, paid for."""
 
-    node: int
     site: Site
-    recipe: Recipe
-    noise: SimulationNoise
+    job: Job
 
 
 @dataclass(kw_only=True)
 class _Round:
     """What has been answered of one round."""
 
-    start: Weights
-    aggregate: Aggregator
+    folding: Folding
+    aggregator: Callable[[], Aggregator]
+    asked: int
     deadline: float
     compare: bool
-    nodes: set[int] = field(default_factory=set)
-    rejected: list[Rejection] = field(default_factory=list)
+    done: int = 0
+    rejected: list[Rejection] = field(default_factory=list)  # before any training
     statements: dict[int, dict[str, object]] = field(default_factory=dict)
 
     @property
@@ -64,13 +67,37 @@ class _Round:
 class VectorGrid(InlineGrid):
     """The grid of one run over simulated sites."""
 
-    def __init__(self, app: ClientApp, sites: Sites, *, run: str, chunk: int | None = None) -> None:
-        """`chunk` so many clients are trained at once; by default as many as turn out to be fastest."""
+    def __init__(
+        self,
+        app: ClientApp,
+        sites: Sites,
+        *,
+        run: str,
+        chunk: int | None = None,
+        devices: Sequence[torch.device] = (),
+        worth_s: float = WORTH_S,
+        progress: Callable[[int, int], None] = lambda done, asked: None,
+    ) -> None:
+        """
+        Args:
+            chunk: so many clients are trained at once; by default as many as turn out to be fastest.
+            devices: two or more: each is for a worker process. They are started when the rounds to come are seen to
+                take more than `worth_s` seconds without them.
+            progress: is told how many clients of a round are trained, of how many.
+        """
         super().__init__(app, sites.nodes, run=run)
         federation = sites.federation
-        width = min(federation.training.batch_size, sites.most_rows)
         self._name, self._sites, self._federation = run, sites, federation
-        self._trainer = Trainer(federation, width=width, chunk=chunk)
+        self._how: dict[str, Any] = {"width": min(federation.training.batch_size, sites.most_rows), "chunk": chunk}
+        self._trainer = Trainer(federation, **self._how)
+        self._devices, self._worth_s, self._progress = devices, worth_s, progress
+        self._workers: Workers | None = None
+        self._rounds = 0
+
+    def close(self) -> None:
+        """Ends worker processes, if there are any."""
+        if self._workers is not None:
+            self._workers.close()
 
     def answers(
         self,
@@ -81,27 +108,37 @@ class VectorGrid(InlineGrid):
         compare: bool,
         timeout: float | None = None,
     ) -> Generator[Message | Partial]:
-        left = list(messages)
+        left, started = list(messages), time.monotonic()
         if not left:
             return
         arrays = left[0].content[ARRAYS]
         assert all(message.content[ARRAYS] is arrays for message in left), "a round sends everyone the same weights"
+        start = records.to_weights(left[0].content.array_records[ARRAYS])
         this = _Round(
-            start=records.to_weights(left[0].content.array_records[ARRAYS]),
-            aggregate=aggregator(),
+            folding=Folding(start, aggregator(), dtype=self._federation.wire.dtype),
+            aggregator=aggregator,
+            asked=min(needed, len(left)),
             deadline=math.inf if timeout is None else time.monotonic() + timeout,
             compare=compare,
         )
-        while left and len(this.nodes) < needed and not this.is_late:
-            missing = needed - len(this.nodes)
+        while left and (missing := needed - len(this.folding.nodes)) > 0 and not this.is_late:
             some, left = left[:missing], left[missing:]
             self._train(this, some)
+        self._rounds += 1
+        self._consider_workers(time.monotonic() - started)
         yield Partial(
-            aggregate=this.aggregate,
-            nodes=frozenset(this.nodes),
+            aggregate=this.folding.aggregate,
+            nodes=frozenset(this.folding.nodes),
             statements=this.statements,
-            rejected=tuple(this.rejected),
+            rejected=(*this.rejected, *this.folding.rejected),
         )
+
+    def _consider_workers(self, seconds: float) -> None:
+        """Starts worker processes if the last round took so long that they are worth their start."""
+        rounds_left = self._federation.training.rounds - self._rounds
+        if self._workers is None and len(self._devices) > 1 and seconds * rounds_left > self._worth_s:
+            tables = [(table.x, table.y) for table in self._sites.tables]
+            self._workers = Workers(self._federation, tables, devices=self._devices, **self._how)
 
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Generator[Message]:
         """Answers to evaluations, some clients at a time. What else there is, is done for one after another."""
@@ -149,18 +186,41 @@ class VectorGrid(InlineGrid):
 
     def _train(self, this: _Round, messages: Sequence[Message]) -> None:
         charged = self._comparable(this, [task for message in messages if (task := self._charge(this, message))])
-        alone = [task for task in charged if unfit(task.recipe, task.site.dataset.rows)]
-        fit = [task for task in charged if task not in alone] if alone else charged
+        alone: list[_Charged] = []
+        fit: list[_Charged] = []
+        for task in charged:
+            (alone if unfit(task.job.recipe, task.job.rows) else fit).append(task)
         if fit:
-            for places, updates in self._trainer.train(this.start, [_job(task) for task in fit]):
-                self._take(this, [fit[place] for place in places], updates)
-                if this.is_late:
-                    return
+            self._train_together(this, [task.job for task in fit])
         for task in alone:
-            update = train(task.recipe, this.start, task.site.dataset, noise=task.noise)
-            self._take(this, [task], Updates.of(update))
             if this.is_late:
-                return
+                break
+            update = train(task.job.recipe, this.folding.start, task.site.dataset, noise=task.job.noise)
+            this.folding.take([task.job], Updates.of(update))
+            self._tell(this, 1)
+        told = {*this.folding.nodes, *(rejection.node_id for rejection in this.folding.rejected)}
+        for task in charged:
+            if task.job.node in told and (statement := task.site.account.statement(self._name)) is not None:
+                this.statements[task.job.node] = {**statement.to_wire()}
+
+    def _train_together(self, this: _Round, jobs: list[Job]) -> None:
+        if self._workers is not None and self._workers.are_ready():
+            self._workers.train(
+                jobs,
+                this.folding,
+                aggregator=this.aggregator,
+                seconds=max(this.deadline - time.monotonic(), 0.0),
+                done=lambda trained: self._tell(this, trained),
+            )
+            return
+        for trained in this.folding.train(self._trainer, jobs):
+            self._tell(this, trained)
+            if this.is_late:
+                break
+
+    def _tell(self, this: _Round, trained: int) -> None:
+        this.done += trained
+        self._progress(this.done, this.asked)
 
     def _charge(self, this: _Round, message: Message) -> _Charged | None:
         """Has a client pay for the task, as it would if it were asked alone, or notes why it does not take part."""
@@ -172,56 +232,34 @@ class VectorGrid(InlineGrid):
             said = told_of(error)
             this.rejected.append(Rejection(node, said.code, shown(said.reason or "no reason given")))
             return None
-        return _Charged(node=node, site=site, recipe=recipe, noise=self._noise(site, message))
+        view = _view(site)
+        masked = recipe.private is not None and self._federation.model.dropout > 0
+        job = Job(
+            node=node,
+            recipe=recipe,
+            x=view.table.x,
+            y=view.table.y,
+            index=view.index,
+            ids=view.ids if masked else None,
+            noise=self._noise(site, message),
+        )
+        return _Charged(site=site, job=job)
 
     def _comparable(self, this: _Round, charged: list[_Charged]) -> list[_Charged]:
         """Those whose weight is not too far above the others'."""
         if not this.compare or len(charged) < LEAST_TO_COMPARE:
             return charged
-        median = statistics.median(task.recipe.weight for task in charged)
+        median = statistics.median(task.job.recipe.weight for task in charged)
         kept = []
         for task in charged:
-            if (fault := too_heavy(task.recipe.weight, median)) is None:
+            if (fault := too_heavy(task.job.recipe.weight, median)) is None:
                 kept.append(task)
             else:
-                this.rejected.append(fault.of(task.node))
+                this.rejected.append(fault.of(task.job.node))
         return kept
-
-    def _take(self, this: _Round, tasks: Sequence[_Charged], updates: Updates) -> None:
-        """Puts the updates of some clients together with what there is, but for those that must not count."""
-        if (dtype := self._federation.wire.dtype) != "float32":
-            updates = updates.copy()
-            for task, update in zip(tasks, updates, strict=True):
-                packed = compression.pack(update.weights, this.start, dtype, task.noise.uniform)
-                arrived = compression.unpack(packed, this.start, dtype)
-                for name, array in update.weights.items():
-                    array[...] = arrived[name]
-        for task in tasks:
-            if (statement := task.site.account.statement(self._name)) is not None:
-                this.statements[task.node] = {**statement.to_wire()}
-        faults = faults_of(updates, this.start, reach_of(this.start))
-        this.rejected += [fault.of(tasks[place].node) for place, fault in faults.items()]
-        counted = [place for place in range(len(tasks)) if place not in faults]
-        nodes = [tasks[place].node for place in counted]
-        if counted:
-            this.aggregate.add_all(nodes, updates.take(counted) if faults else updates)
-        this.nodes.update(nodes)
 
 
 def _view(site: Site) -> View:
     dataset = site.dataset
     assert isinstance(dataset, View)
     return dataset
-
-
-def _job(task: _Charged) -> Job:
-    view = _view(task.site)
-    private = task.recipe.private is not None and task.recipe.federation.model.dropout > 0
-    return Job(
-        recipe=task.recipe,
-        x=view.table.x,
-        y=view.table.y,
-        index=view.index,
-        ids=view.ids if private else None,
-        noise=task.noise,
-    )

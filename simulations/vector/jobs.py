@@ -21,6 +21,7 @@ Index = NDArray[np.int64]
 class Job:
     """One client's round of training. `index` is which rows of a table are the client's; tables may be shared."""
 
+    node: int
     recipe: Recipe
     x: Tensor  # float32 [rows of the table, inputs]
     y: Tensor  # [rows of the table]

@@ -197,3 +197,59 @@ def test_the_closing_table_shows_names_and_reasons_that_look_like_markup_as_they
 )
 def testdurations_are_told_in_two_units_at_most(seconds, words):
     assert progress.duration(seconds) == words
+
+
+# Many clients
+
+
+def privacy_of(clients: int) -> dict[str, Any]:
+    per_client = {f"client-{i:03}": 1.0 + i for i in range(clients)}
+    return {"row": {"epsilon": 400.0, "delta": 1e-5, "per_client": per_client}, "client": None}
+
+
+def test_of_more_than_ten_clients_the_closing_table_tells_the_least_the_median_and_the_largest(capsys):
+    few, many = (closing(result(privacy=privacy_of(clients)), capsys) for clients in (10, 274))
+    assert "epsilon of client-009" in few and "10.00" in few
+    assert "client-0" not in many
+    rows = [line.split("│")[1:3] for line in many.splitlines() if "epsilon of 274 clients" in line]
+    assert [(name.strip().split(", ")[1], float(value)) for name, value in rows] == [
+        ("least", 1.0),
+        ("median", 137.5),
+        ("largest", 274.0),
+    ]
+
+
+def test_of_more_than_ten_refusals_their_kinds_are_counted(capsys):
+    few = closing(result(refused={"a": "budget_exhausted"}), capsys)
+    assert "refused by a" in few
+    many = closing(result(refused={f"c{i}": "refused" if i else "budget_exhausted" for i in range(20)}), capsys)
+    rows = [[cell.strip() for cell in line.split("│")[1:3]] for line in many.splitlines() if "refused by" in line]
+    assert rows == [["refused by clients: refused", "19"], ["refused by clients: budget exhausted", "1"]]
+
+
+def test_a_pace_is_that_of_the_last_seconds():
+    pace = progress.Pace()
+    assert pace.updates is None
+    pace.note(10, 0.0)
+    assert pace.updates is None
+    for second in range(1, 4):  # ten a second, in rounds of twenty
+        pace.note(20 if second % 2 else 10, float(second))
+    assert pace.updates == pytest.approx(10.0) and str(pace) == "10 client updates/s"
+    for second in range(4, 30):  # and then one in two seconds
+        pace.note(1, second * 2.0)
+    assert pace.updates == pytest.approx(0.5) and str(pace) == "0.5 client updates/s"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_simulation_tells_its_pace_and_on_a_terminal_the_time_left(monkeypatch, terminal):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    file = io.StringIO()
+    with ProgressDisplay(Console(file=file, force_terminal=terminal, width=140), limits={}) as display:
+        for number in (1, 2):
+            for done in (500, 1000):
+                now[0] += 1.0
+                display.trained(done, 1000)
+            display(from_json(event(number)))
+    assert "500 client updates/s" in file.getvalue()
+    assert ("36.0 s left" in file.getvalue()) is terminal  # eighteen rounds of two seconds

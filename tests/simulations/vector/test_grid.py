@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,7 @@ def test_the_size_of_chunks_changes_no_bit(tmp_path, monkeypatch, privacy):
     fed = federation(**privacy)
     models = []
     for chunk in (1, 3, CLIENTS):
-        monkeypatch.setattr(
-            engine, "VectorGrid", lambda app, sites, run, chunk=chunk: VectorGrid(app, sites, run=run, chunk=chunk)
-        )
+        monkeypatch.setattr(engine, "VectorGrid", partial(VectorGrid, chunk=chunk))
         models.append(run(fed, tmp_path / str(chunk), "vector")[0])
     assert same_bits(models[0], models[1]) and same_bits(models[0], models[2])
 

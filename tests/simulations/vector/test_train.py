@@ -82,7 +82,7 @@ def jobs_of(fed: Federation, recipes: list[Recipe], sizes: list[int], *, seed: i
         x, y = whole if one_table else table(rows)
         index = np.sort(rng.permutation(60)[:rows]) if one_table else np.arange(rows)
         ids = row_ids(rng.integers(0, 2**63, rows).astype(np.uint64))
-        jobs.append(Job(recipe=recipe, x=x, y=y, index=index, ids=ids, noise=SimulationNoise(seed, i)))
+        jobs.append(Job(node=i, recipe=recipe, x=x, y=y, index=index, ids=ids, noise=SimulationNoise(seed, i)))
     return jobs
 
 

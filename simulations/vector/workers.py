@@ -1,0 +1,281 @@
+"""Worker processes: each trains clients on a core or a GPU of its own, and puts their updates together.
+
+A worker is started once. It maps the tables' memory, which is shared and not copied; for each round it is sent the
+weights, an empty aggregator and who is to be trained, and answers with what it has put together. Which worker trains a
+client changes no bit of the outcome.
+"""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing as mp
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing import connection, reduction
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client.training.dropout import RowIds
+from client.training.recipe import DPSGD, Recipe
+from common.document import federation as federations
+from common.document.federation import Federation
+from common.errors import CloisterError, WorkerLost
+from server.rounds.aggregation import Aggregator
+from simulations.noise import SimulationNoise
+from simulations.vector.fold import Folding
+from simulations.vector.jobs import Index, Job
+from simulations.vector.train import Trainer
+
+CLOSING_S = 5.0
+
+
+class SharedArray:
+    """An array in memory that child processes can map: of no name, so nothing is left when the last of them ends."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self._dtype, self._shape = array.dtype, array.shape
+        if hasattr(os, "memfd_create"):
+            self._file = os.memfd_create("cloister")
+        else:
+            with tempfile.TemporaryFile() as file:
+                self._file = os.dup(file.fileno())
+        os.ftruncate(self._file, max(array.nbytes, 1))
+        self.array()[...] = array
+
+    def array(self) -> NDArray[Any]:
+        memory = mmap.mmap(self._file, 0)
+        count = int(np.prod(self._shape))
+        return np.frombuffer(memory, self._dtype, count=count).reshape(self._shape)
+
+    def tensor(self) -> Tensor:
+        return torch.from_numpy(self.array())
+
+    def close(self) -> None:
+        """What is mapped stays."""
+        os.close(self._file)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_file": reduction.DupFd(self._file)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _file=state["_file"].detach())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Setup:
+    """What a worker needs from the start."""
+
+    federation: str  # canonical
+    tables: list[tuple[SharedArray, SharedArray]]
+    device: str
+    width: int
+    chunk: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tasks:
+    """Jobs on their way, in few objects: what is sent one by one takes as long as training small models does."""
+
+    nodes: list[int]
+    tables: list[int]
+    recipes: list[tuple[int, float, DPSGD | None]]  # steps, weight and how it is private
+    rows: Index  # of all jobs, one after another
+    counts: list[int]
+    ids: list[RowIds | None]
+    seeds: list[tuple[int | str, ...]]
+
+    @classmethod
+    def of(cls, jobs: Sequence[Job], tables: Mapping[int, int]) -> _Tasks:
+        """`tables` has each table's place, by the identity of its x."""
+        return cls(
+            nodes=[job.node for job in jobs],
+            tables=[tables[id(job.x)] for job in jobs],
+            recipes=[(job.recipe.steps, job.recipe.weight, job.recipe.private) for job in jobs],
+            rows=np.concatenate([job.index for job in jobs]),
+            counts=[job.rows for job in jobs],
+            ids=[job.ids for job in jobs],
+            seeds=[job.noise.seed for job in jobs],
+        )
+
+    def jobs(self, federation: Federation, tables: Sequence[tuple[Tensor, Tensor]]) -> list[Job]:
+        """The same jobs, with the receiver's own tables. What they cost was charged by whoever sent them."""
+        parts = np.split(self.rows, np.cumsum(self.counts)[:-1])
+        return [
+            Job(
+                node=node,
+                recipe=Recipe(federation=federation, steps=steps, weight=weight, private=private),
+                x=tables[table][0],
+                y=tables[table][1],
+                index=index,
+                ids=ids,
+                noise=SimulationNoise(*seed),
+            )
+            for node, table, (steps, weight, private), index, ids, seed in zip(
+                self.nodes, self.tables, self.recipes, parts, self.ids, self.seeds, strict=True
+            )
+        ]
+
+
+class Workers:
+    """Processes for one federation and the tables of its clients."""
+
+    def __init__(
+        self,
+        federation: Federation,
+        tables: Sequence[tuple[Tensor, Tensor]],
+        *,
+        devices: Sequence[torch.device],
+        width: int,
+        chunk: int | None = None,
+    ) -> None:
+        """Starts a process for each of `devices`. `tables` are whose rows jobs may have, x and y of each; `width` and
+        `chunk` are a Trainer's."""
+        self._tables = {id(x): place for place, (x, _) in enumerate(tables)}
+        shared = [(SharedArray(x.cpu().numpy()), SharedArray(y.cpu().numpy())) for x, y in tables]
+        canonical, context = federation.canonical, mp.get_context("spawn")
+        self._processes: list[SpawnProcess] = []
+        self._links: list[Connection] = []
+        for device in devices:
+            setup = _Setup(federation=canonical, tables=shared, device=str(device), width=width, chunk=chunk)
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, setup), daemon=True, name=f"worker on {device}")
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._links.append(ours)
+        for pair in shared:
+            for each in pair:
+                each.close()
+        self._starting = {*self._links}
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def are_ready(self, *, wait_s: float = 0.0) -> bool:
+        """Have all of them started? Raises `WorkerLost` if one has ended."""
+        deadline = time.monotonic() + wait_s
+        while self._starting:
+            left = max(deadline - time.monotonic(), 0.0)
+            ready = self._wait(self._starting, timeout=left)
+            if not ready:
+                return False
+            for link in ready:
+                self._receive(link)
+                self._starting.discard(link)
+        return True
+
+    def train(
+        self,
+        jobs: Sequence[Job],
+        folding: Folding,
+        *,
+        aggregator: Callable[[], Aggregator],
+        seconds: float,
+        done: Callable[[int], None],
+    ) -> None:
+        """Trains the jobs' clients and merges what comes of it into `folding`.
+
+        Args:
+            seconds: no chunk begins later.
+            done: is told how many clients were trained, as they are.
+
+        Raises:
+            WorkerLost: a worker has ended.
+            CloisterError, RuntimeError: of a worker's own; the others have done their part by then.
+        """
+        # A worker's chunks are of clients that take equally long, so each gets some of every kind.
+        order = sorted(jobs, key=lambda job: (job.recipe.steps, job.rows), reverse=True)
+        working = set()
+        for place, link in enumerate(self._links):
+            if mine := order[place :: len(self._links)]:
+                self._send(link, (folding.start, aggregator(), _Tasks.of(mine, self._tables), seconds))
+                working.add(link)
+        failed: Exception | None = None
+        while working:
+            for link in self._wait(working, timeout=None):
+                match self._receive(link):
+                    case int(trained):
+                        done(trained)
+                    case Folding() as part:
+                        folding.merge(part)
+                        working.discard(link)
+                    case Exception() as error:
+                        failed = error
+                        working.discard(link)
+        if failed is not None:  # when all are ready for more
+            raise failed
+
+    def close(self) -> None:
+        """Ends all of them, also those that are at work."""
+        for link in self._links:
+            link.close()
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.join(CLOSING_S)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def _wait(self, links: Iterable[Connection], *, timeout: float | None) -> list[Connection]:
+        """Those of `links` that have something to say, which is also how one that is lost is found."""
+        return [link for link in connection.wait([*links], timeout) if isinstance(link, Connection)]
+
+    def _send(self, link: Connection, message: object) -> None:
+        try:
+            link.send(message)
+        except OSError as error:
+            raise self._lost(link) from error
+
+    def _receive(self, link: Connection) -> object:
+        try:
+            return link.recv()
+        except (EOFError, OSError) as error:
+            raise self._lost(link) from error
+
+    def _lost(self, link: Connection) -> WorkerLost:
+        process = self._processes[self._links.index(link)]
+        process.join(CLOSING_S)
+        code = process.exitcode
+        how = f"by signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"with status {code}"
+        hint = "; the system may have had too little memory" if code == -signal.SIGKILL else ""
+        return WorkerLost(f"a worker process (pid {process.pid}) has ended {how}{hint}; use fewer with --workers")
+
+
+def _work(link: Connection, setup: _Setup) -> None:
+    """A worker's life. Ctrl-C is for the process that started it, and its end is this one's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    device, federation = torch.device(setup.device), federations.from_canonical(setup.federation)
+    tables = [(x.tensor().to(device), y.tensor().to(device)) for x, y in setup.tables]
+    trainer = Trainer(federation, width=setup.width, chunk=setup.chunk)
+
+    link.send("ready")
+    while True:
+        try:
+            start, aggregate, tasks, seconds = link.recv()
+        except (EOFError, OSError):
+            return
+        deadline = time.monotonic() + seconds
+        folding = Folding(start, aggregate, dtype=federation.wire.dtype)
+        try:
+            for trained in folding.train(trainer, tasks.jobs(federation, tables)):
+                link.send(trained)
+                if time.monotonic() > deadline:
+                    break
+            link.send(folding)
+        except BrokenPipeError:
+            return
+        except Exception as error:
+            ours = isinstance(error, CloisterError)
+            link.send(error if ours else RuntimeError(f"{type(error).__name__}: {error}"))  # not every one can be sent
