@@ -149,7 +149,8 @@ class Sites(Sequence[Site]):
 
     @property
     def nodes(self) -> Sequence[int]:
-        return [*self._names]
+        """In the order of their numbers, in which a round looks at them."""
+        return sorted(self._names)
 
     @property
     def tables(self) -> list[SharedTable]:

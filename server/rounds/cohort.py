@@ -85,7 +85,8 @@ def wait_for_those_who_were_here(run: Run, grid: Grid) -> None:
 
 def present(run: Run, grid: Grid) -> list[int]:
     """The nodes that are connected and have not said no, in a fixed order."""
-    return [node for node in sorted(grid.get_node_ids()) if node not in run.progress.gone]
+    gone = run.progress.gone
+    return [node for node in sorted(grid.get_node_ids()) if node not in gone]
 
 
 def budgets_are_spent(run: Run, grid: Grid, *, nobody_comes: bool = False) -> bool:
@@ -128,7 +129,8 @@ def choose(run: Run, nodes: list[int], server_round: int) -> Cohort:
         sampled = run.client_privacy.sample(nodes)
         return Cohort(nodes, sampled, len(sampled))
     strategy = run.federation.strategy
-    awake = [node for node in nodes if run.progress.resting.get(node, 0) <= server_round]
+    resting = run.progress.resting
+    awake = [node for node in nodes if resting.get(node, 0) <= server_round] if resting else nodes
     if len(awake) < strategy.min_clients:
         awake = nodes
     needed = min(max(strategy.min_clients, round(strategy.fraction * len(awake))), len(awake))

@@ -48,6 +48,7 @@ def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None
         assert progress.event is not None
         _complete(run, grid, strategy, progress.event)
     failed, why = 0, ""
+    before: list[int] = []
     rounds = federation.training.rounds
     # The last one may be tried again.
     first = progress.tried + 1 if progress.round == rounds else min(progress.tried + 1, rounds)
@@ -58,7 +59,8 @@ def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None
         nodes = cohort.wait_for_quorum(run, grid, wait_s)
         if nodes is None:
             return _spent(run)
-        progress.present = {run.name_of(node) for node in nodes}
+        if nodes != before:  # of many, their names take longer than a small model's round
+            before, progress.present = nodes, {run.name_of(node) for node in nodes}
         waited = time.monotonic() - started
         this = Round(federation=federation, run=run.name, number=number, cohort=cohort.choose(run, nodes, number))
         try:

@@ -19,6 +19,7 @@ from client.app import client_app
 from common.document.federation import Federation
 from common.model.weights import Weights, initial_weights
 from common.wire import records
+from common.wire.identity import node_id
 from common.wire.records import ARRAYS
 from server.folder.folder import RunFolder, load_model
 from server.rounds.admission import Partial
@@ -210,7 +211,7 @@ def test_a_weight_far_above_the_others_is_left_out(monkeypatch):
     fed = federation()
     sites = sites_of(fed)
     grid = VectorGrid(client_app(lambda context: None), sites, run="test")  # type: ignore[arg-type,return-value]
-    heavy = sites.nodes[2]
+    heavy = node_id(sites[2].name)
     real = Account.charge_update
 
     def charge(self: Account, run: str, task: str) -> Any:
