@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -111,7 +112,7 @@ def simulate(
         if engine == "inline":
             grid = InlineGrid(app, sites.nodes, run=run)
         else:
-            stack.enter_context(_one_thread())
+            stack.enter_context(_undisturbed())
             grid = VectorGrid(app, sites, run=run, devices=devices_for(sites.device, workers), progress=progress)
             stack.callback(grid.close)
         return execute(
@@ -138,13 +139,17 @@ def devices_for(device: torch.device, workers: int | None) -> list[torch.device]
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Products of a chunk are too small for several threads, which wait for each other."""
+def _undisturbed() -> Iterator[None]:
+    """One thread, as products of a chunk are too small for several, which wait for each other. And the collector of
+    cycles leaves out what is there already, most of which are modules: looking at it takes as long as some rounds do.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    gc.freeze()
     try:
         yield
     finally:
+        gc.unfreeze()
         torch.set_num_threads(before)
 
 

@@ -43,16 +43,21 @@ def fit(
     return total / rows
 
 
-def make_optimizer(parameters: Iterable[Tensor], training: Training) -> torch.optim.Optimizer:
-    """The document's optimizer over a model's parameters. Raises `ValueError` for one that is not known."""
+def make_optimizer(parameters: Iterable[Tensor], training: Training, *, fused: bool = False) -> torch.optim.Optimizer:
+    """The document's optimizer over a model's parameters; `fused` in one pass over them, with other last bits.
+
+    Raises `ValueError` for one that is not known.
+    """
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
+        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=fused)
     if training.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=fused)
     if training.optimizer == "sgd":
         momentum, nesterov = training.momentum, training.nesterov
-        return torch.optim.SGD(parameters, lr=rate, momentum=momentum, nesterov=nesterov, weight_decay=decay)
+        return torch.optim.SGD(
+            parameters, lr=rate, momentum=momentum, nesterov=nesterov, weight_decay=decay, fused=fused
+        )
     raise ValueError(f"optimizer must be sgd, adam or adamw, got {training.optimizer!r}")
 
 

@@ -35,6 +35,7 @@ from simulations.vector.train import Trainer, unfit
 from simulations.vector.workers import Workers
 
 WORTH_S = 5.0
+LARGEST_PART = 200  # clients that a worker is sent at a time: who has done so many is sent more
 SCORED = 100  # clients at a time: always the same ones together, so that a float's last bits are
 
 
@@ -56,6 +57,7 @@ class _Round:
     deadline: float
     compare: bool
     done: int = 0
+    weights: list[float] = field(default_factory=list)  # of those that have paid
     rejected: list[Rejection] = field(default_factory=list)  # before any training
     statements: dict[int, dict[str, object]] = field(default_factory=dict)
 
@@ -126,11 +128,13 @@ class VectorGrid(InlineGrid):
             self._train(this, some)
         self._rounds += 1
         self._consider_workers(time.monotonic() - started)
+        rejected = (*this.rejected, *this.folding.rejected)
+        answered = {*this.folding.nodes, *(rejection.node_id for rejection in rejected)}
         yield Partial(
             aggregate=this.folding.aggregate,
             nodes=frozenset(this.folding.nodes),
-            statements=this.statements,
-            rejected=(*this.rejected, *this.folding.rejected),
+            statements={node: said for node, said in this.statements.items() if node in answered},
+            rejected=rejected,
         )
 
     def _consider_workers(self, seconds: float) -> None:
@@ -185,38 +189,45 @@ class VectorGrid(InlineGrid):
         return noise
 
     def _train(self, this: _Round, messages: Sequence[Message]) -> None:
-        charged = self._comparable(this, [task for message in messages if (task := self._charge(this, message))])
         alone: list[_Charged] = []
-        fit: list[_Charged] = []
-        for task in charged:
-            (alone if unfit(task.job.recipe, task.job.rows) else fit).append(task)
-        if fit:
-            self._train_together(this, [task.job for task in fit])
+        parts = self._charged(this, messages, alone)
+        if self._workers is not None and self._workers.are_ready():
+            self._workers.train(
+                parts,
+                this.folding,
+                aggregator=this.aggregator,
+                seconds=this.deadline - time.monotonic(),
+                done=lambda trained: self._tell(this, trained),
+            )
+        else:
+            for jobs in [*parts]:
+                for trained in this.folding.train(self._trainer, jobs):
+                    self._tell(this, trained)
+                    if this.is_late:
+                        break
         for task in alone:
             if this.is_late:
                 break
             update = train(task.job.recipe, this.folding.start, task.site.dataset, noise=task.job.noise)
             this.folding.take([task.job], Updates.of(update))
             self._tell(this, 1)
-        told = {*this.folding.nodes, *(rejection.node_id for rejection in this.folding.rejected)}
-        for task in charged:
-            if task.job.node in told and (statement := task.site.account.statement(self._name)) is not None:
-                this.statements[task.job.node] = {**statement.to_wire()}
 
-    def _train_together(self, this: _Round, jobs: list[Job]) -> None:
-        if self._workers is not None and self._workers.are_ready():
-            self._workers.train(
-                jobs,
-                this.folding,
-                aggregator=this.aggregator,
-                seconds=max(this.deadline - time.monotonic(), 0.0),
-                done=lambda trained: self._tell(this, trained),
-            )
-            return
-        for trained in this.folding.train(self._trainer, jobs):
-            self._tell(this, trained)
-            if this.is_late:
-                break
+    def _charged(self, this: _Round, messages: Sequence[Message], alone: list[_Charged]) -> Iterator[list[Job]]:
+        """The jobs of clients that have paid, a part for each worker, so that the next ones pay while the first are
+        trained. What cannot be one of many is added to `alone`."""
+        size = math.ceil(len(messages) / (len(self._workers) if self._workers is not None else 1))
+        charged: list[_Charged] = []
+        for start in range(0, len(messages), min(size, LARGEST_PART)):
+            part = [self._charge(this, message) for message in messages[start : start + min(size, LARGEST_PART)]]
+            paid = self._comparable(this, [task for task in part if task is not None])
+            charged += paid
+            odd = [task for task in paid if unfit(task.job.recipe, task.job.rows)]
+            alone += odd
+            if jobs := [task.job for task in paid if task not in odd] if odd else [task.job for task in paid]:
+                yield jobs
+        for task in charged:  # the last part is being trained
+            if (statement := task.site.account.statement(self._name)) is not None:
+                this.statements[task.job.node] = {**statement.to_wire()}
 
     def _tell(self, this: _Round, trained: int) -> None:
         this.done += trained
@@ -246,13 +257,15 @@ class VectorGrid(InlineGrid):
         return _Charged(site=site, job=job)
 
     def _comparable(self, this: _Round, charged: list[_Charged]) -> list[_Charged]:
-        """Those whose weight is not too far above the others'."""
-        if not this.compare or len(charged) < LEAST_TO_COMPARE:
+        """Those whose weight is not too far above those that have come so far, where enough have."""
+        if not this.compare:
             return charged
-        median = statistics.median(task.job.recipe.weight for task in charged)
-        kept = []
+        this.weights += [task.job.recipe.weight for task in charged]
+        if len(this.weights) < LEAST_TO_COMPARE:
+            return charged
+        middle, kept = statistics.median(this.weights), []
         for task in charged:
-            if (fault := too_heavy(task.job.recipe.weight, median)) is None:
+            if (fault := too_heavy(task.job.recipe.weight, middle)) is None:
                 kept.append(task)
             else:
                 this.rejected.append(fault.of(task.job.node))

@@ -17,6 +17,8 @@ from simulations.vector.batches import shuffled_batches
 from simulations.vector.jobs import Job, Rows
 from simulations.vector.parameters import Layers, layers_of
 
+SMALL = 20_000  # numbers in a matrix; of smaller ones a call for each costs more than a pass over all of them
+
 
 @torch.no_grad()
 def train_plainly(
@@ -39,7 +41,7 @@ def train_plainly(
     step_at_once = training.optimizer == "sgd" and not (training.momentum or training.weight_decay or mu)
     if not step_at_once:
         flat.grad = gradient
-    optimizer = make_optimizer([flat], training)
+    optimizer = make_optimizer([flat], training, fused=True)
     gradients = None if step_at_once else layers_of(gradient, sizes)
     net = _Net(layers, federation.model.activation, training.loss, room)
     dropout = [torch.Generator().manual_seed(job.noise.integer()) for job in jobs]
@@ -108,10 +110,11 @@ class _Net:
         self._out = value
 
     def losses(self, y: Tensor) -> Tensor:
-        """[models, n]: the loss of each row."""
+        """[models, n]: the loss of each row, of the last forward pass; a backward pass comes after it."""
         out = self._out
         if self._loss == "cross_entropy":
-            return functional.cross_entropy(out.movedim(-1, 1), y, reduction="none")
+            self._log_share = torch.log_softmax(out, -1, out=self._room("shares", out.shape, out, out.dtype))
+            return self._log_share.gather(-1, y[..., None])[..., 0].neg_()
         if self._loss == "binary_cross_entropy":
             return functional.binary_cross_entropy_with_logits(out[..., 0], y.to(out.dtype), reduction="none")
         return functional.mse_loss(out[..., 0], y.to(out.dtype), reduction="none")
@@ -122,7 +125,11 @@ class _Net:
         for i in range(len(self._layers) - 1, -1, -1):
             weight, bias = self._layers[i]
             before = self._back(error, i) if i else error
-            weight.baddbmm_(error.mT, self._inputs[i], alpha=-rate)
+            if weight.shape[1] * weight.shape[2] > SMALL:
+                weight.baddbmm_(error.mT, self._inputs[i], alpha=-rate)
+            else:  # into a view torch multiplies matrix by matrix
+                found = self._room(f"gradient {i}", weight.shape, weight, weight.dtype)
+                weight.add_(torch.bmm(error.mT, self._inputs[i], out=found), alpha=-rate)
             bias.add_(error.sum(1), alpha=-rate)
             error = before
 
@@ -131,7 +138,9 @@ class _Net:
         error = self._error(y, share)
         for i in range(len(self._layers) - 1, -1, -1):
             weight, bias = onto[i]
-            torch.baddbmm(weight, error.mT, self._inputs[i], beta=0.0, out=weight)
+            # Into a view torch multiplies matrix by matrix.
+            found = self._room(f"gradient {i}", weight.shape, weight, weight.dtype)
+            weight.copy_(torch.bmm(error.mT, self._inputs[i], out=found))
             torch.sum(error, 1, out=bias)
             error = self._back(error, i) if i else error
 
@@ -139,7 +148,7 @@ class _Net:
         """The derivative by the logits, which are overwritten. Of a row without a share it is 0, whatever the row."""
         out, loss = self._out, self._loss
         if loss == "cross_entropy":
-            error = torch.softmax(out, -1)
+            error = self._log_share.exp_()
             error.scatter_add_(-1, y[..., None], error.new_full((1,), -1.0).expand_as(y)[..., None])
         elif loss == "binary_cross_entropy":
             error = torch.sigmoid(out) - y[..., None]

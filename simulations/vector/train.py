@@ -19,6 +19,7 @@ from simulations.vector.plain import train_plainly
 from simulations.vector.private import MOST_TAU, train_privately
 
 CHUNKS = (1, 2, 5, 10, 20, 50, 100, 200)  # clients; which is fastest depends on the model and on the machine's caches
+TRIES = 3
 CHUNK_BYTES = 2**30  # of the largest chunk that is tried
 BYTES_A_PARAMETER = 40  # of one client in a chunk
 BYTES_A_UNIT = 64  # ... and of one row, for each unit of the layers
@@ -46,7 +47,7 @@ class Trainer:
         """`width` is as many rows as the largest batch of any client of the federation has; `chunk` so many clients
         are trained at once, by default as many as turn out to be fastest."""
         self._federation, self._width, self._room = federation, width, Room()
-        self._pace: dict[int, float] = {}  # seconds a client, by the size of a chunk
+        self._paces: dict[int, list[float]] = {}  # seconds a client, by the size of a chunk
         self._sizes = [chunk] if chunk else _sizes_to_try(federation, width)
 
     def train(self, weights: Weights, jobs: Sequence[Job]) -> Iterator[tuple[list[int], Updates]]:
@@ -65,7 +66,7 @@ class Trainer:
             else:
                 flat, losses = train_plainly(self._federation, start, chunk, self._room, width=self._width)
             together = flat[:, : self._federation.parameters].cpu().numpy()
-            self._note(len(chunk), (time.perf_counter() - began) / len(chunk))
+            self._paces.setdefault(len(chunk), []).append((time.perf_counter() - began) / len(chunk))
             yield (
                 places,
                 Updates(
@@ -77,17 +78,17 @@ class Trainer:
             )
 
     def _size(self, left: int) -> int:
-        """How many clients come next: each size is tried once, where there are enough, and then the fastest taken."""
-        for size in self._sizes:
-            if size not in self._pace and size <= left:
+        """How many clients come next: each size is tried a few times, where there are enough clients, and then the
+        fastest taken, or a little less so that no small chunk is left over."""
+        possible = [size for size in self._sizes if size <= left]
+        for size in possible:
+            if len(self._paces.get(size, ())) < TRIES:
                 return size
-        if not self._pace:
+        if not possible:
             return left
-        return min(self._pace, key=self._pace.__getitem__)
-
-    def _note(self, size: int, pace: float) -> None:
-        if size in self._sizes:
-            self._pace[size] = min(pace, self._pace.get(size, math.inf))
+        # Each by its best time: another process may have slowed down any other.
+        fastest = min(possible, key=lambda size: min(self._paces[size]))
+        return math.ceil(left / math.ceil(left / fastest))
 
 
 def _sizes_to_try(federation: Federation, width: int) -> list[int]:

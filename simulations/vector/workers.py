@@ -7,6 +7,7 @@ client changes no bit of the outcome.
 
 from __future__ import annotations
 
+import gc
 import mmap
 import multiprocessing as mp
 import os
@@ -176,7 +177,7 @@ class Workers:
 
     def train(
         self,
-        jobs: Sequence[Job],
+        parts: Iterable[Sequence[Job]],
         folding: Folding,
         *,
         aggregator: Callable[[], Aggregator],
@@ -186,6 +187,7 @@ class Workers:
         """Trains the jobs' clients and merges what comes of it into `folding`.
 
         Args:
+            parts: each is for whichever worker is idle; the next is asked for while others are trained.
             seconds: no chunk begins later.
             done: is told how many clients were trained, as they are.
 
@@ -193,27 +195,31 @@ class Workers:
             WorkerLost: a worker has ended.
             CloisterError, RuntimeError: of a worker's own; the others have done their part by then.
         """
-        # A worker's chunks are of clients that take equally long, so each gets some of every kind.
-        order = sorted(jobs, key=lambda job: (job.recipe.steps, job.rows), reverse=True)
-        working = set()
-        for place, link in enumerate(self._links):
-            if mine := order[place :: len(self._links)]:
-                self._send(link, (folding.start, aggregator(), _Tasks.of(mine, self._tables), seconds))
-                working.add(link)
-        failed: Exception | None = None
-        while working:
-            for link in self._wait(working, timeout=None):
+        deadline = time.monotonic() + seconds
+        idle = [*self._links]
+        failed: list[Exception] = []
+
+        def hear() -> None:
+            for link in self._wait([link for link in self._links if link not in idle]):
                 match self._receive(link):
                     case int(trained):
                         done(trained)
                     case Folding() as part:
                         folding.merge(part)
-                        working.discard(link)
+                        idle.append(link)
                     case Exception() as error:
-                        failed = error
-                        working.discard(link)
-        if failed is not None:  # when all are ready for more
-            raise failed
+                        failed.append(error)
+                        idle.append(link)
+
+        for part in parts:
+            while not idle:
+                hear()
+            tasks = _Tasks.of(part, self._tables)
+            self._send(idle.pop(0), (folding.start, aggregator(), tasks, deadline - time.monotonic()))
+        while len(idle) < len(self._links):
+            hear()
+        if failed:  # raised when all are ready for more
+            raise failed[0]
 
     def close(self) -> None:
         """Ends all of them, also those that are at work."""
@@ -227,7 +233,7 @@ class Workers:
                 process.kill()
                 process.join()
 
-    def _wait(self, links: Iterable[Connection], *, timeout: float | None) -> list[Connection]:
+    def _wait(self, links: Iterable[Connection], *, timeout: float | None = None) -> list[Connection]:
         """Those of `links` that have something to say, which is also how one that is lost is found."""
         return [link for link in connection.wait([*links], timeout) if isinstance(link, Connection)]
 
@@ -260,14 +266,14 @@ def _work(link: Connection, setup: _Setup) -> None:
     tables = [(x.tensor().to(device), y.tensor().to(device)) for x, y in setup.tables]
     trainer = Trainer(federation, width=setup.width, chunk=setup.chunk)
 
+    gc.freeze()  # modules stay
     link.send("ready")
     while True:
         try:
             start, aggregate, tasks, seconds = link.recv()
         except (EOFError, OSError):
             return
-        deadline = time.monotonic() + seconds
-        folding = Folding(start, aggregate, dtype=federation.wire.dtype)
+        deadline, folding = time.monotonic() + seconds, Folding(start, aggregate, dtype=federation.wire.dtype)
         try:
             for trained in folding.train(trainer, tasks.jobs(federation, tables)):
                 link.send(trained)

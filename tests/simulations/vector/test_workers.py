@@ -122,7 +122,9 @@ def test_an_error_in_a_worker_is_raised_here_and_it_goes_on(workers):
     def train(rows: list[int]) -> Folding:
         some = [replace(job, x=x, y=y, index=np.array(rows)) for job in jobs]
         folding = Folding(weights, Mean(weights), dtype="float32")
-        workers.train(some, folding, aggregator=lambda: Mean(weights), seconds=60.0, done=counted.append)
+        workers.train(
+            [some[:2], some[2:]], folding, aggregator=lambda: Mean(weights), seconds=60.0, done=counted.append
+        )
         return folding
 
     counted: list[int] = []
