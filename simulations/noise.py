@@ -24,7 +24,7 @@ class SimulationNoise(NoiseSource):
 
     def __init__(self, *seed: int | str) -> None:
         super().__init__(self._bytes, hardened=False)
-        self.seed = seed
+        self.seed, self._integers = seed, 0
 
     @cached_property
     def _uniform(self) -> torch.Generator:
@@ -44,6 +44,12 @@ class SimulationNoise(NoiseSource):
     def words(self, size: int) -> NDArray[np.uint64]:
         drawn = torch.empty(size, dtype=torch.int64).random_(-(2**63), None, generator=self._uniform)
         return drawn.numpy().view(np.uint64)
+
+    def integer(self) -> int:
+        """Of a stream of its own too: who needs none may leave it."""
+        self._integers += 1
+        digest = hashlib.sha256(repr((*self.seed, self._integers)).encode()).digest()
+        return int.from_bytes(digest[:8], "little") >> 1
 
     def permutation(self, size: int) -> NDArray[np.int64]:
         order: NDArray[np.int64] = torch.randperm(size, generator=self._uniform).numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +15,8 @@ from server.folder.checkpoint import Checkpoint
 from server.folder.folder import RunFolder
 from server.folder.statement import statement
 from server.rounds.run import Run
+
+SAVED_EVERY_S = 0.2
 
 
 class FolderJournal:
@@ -30,6 +33,7 @@ class FolderJournal:
         resumed. `checkpoint` is the one that the run goes on from."""
         self._folder, self._settle = folder, settle
         self._numbers = itertools.count(checkpoint.number + 1 if checkpoint else 0)
+        self._saved = -math.inf
         self._started = time.monotonic() - (checkpoint.seconds if checkpoint else 0.0)
 
     @property
@@ -43,7 +47,12 @@ class FolderJournal:
             checkpoints.save(self._folder.path, run, number=number, seconds=self.seconds)
         if run.client_privacy is not None:
             run.client_privacy.told_clip = run.client_privacy.clip
-        self.save_model(run)
+        # Where nothing can be resumed nor was charged, a model that is a moment old does until the run ends: writing
+        # one takes as long as a small round.
+        resumable = self._settle is not None or run.client_privacy is not None
+        if resumable or time.monotonic() - self._saved > SAVED_EVERY_S:
+            self.save_model(run)
+            self._saved = time.monotonic()
 
     def settle(self) -> None:
         if self._settle is not None:

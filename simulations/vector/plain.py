@@ -44,7 +44,7 @@ def train_plainly(
     optimizer = make_optimizer([flat], training, fused=True)
     gradients = None if step_at_once else layers_of(gradient, sizes)
     net = _Net(layers, federation.model.activation, training.loss, room)
-    dropout = [torch.Generator().manual_seed(job.noise.integer()) for job in jobs]
+    dropout = [torch.Generator().manual_seed(job.noise.integer()) for job in jobs] if rate else []
     losses, taken = torch.zeros(len(jobs), dtype=torch.float64), torch.zeros(len(jobs), dtype=torch.int64)
     for step, places in enumerate(shuffled_batches(jobs, training.batch_size, width=width)):
         present = torch.from_numpy(places >= 0)

@@ -80,14 +80,14 @@ class Trainer:
     def _size(self, left: int) -> int:
         """How many clients come next: each size is tried a few times, where there are enough clients, and then the
         fastest taken, or a little less so that no small chunk is left over."""
-        possible = [size for size in self._sizes if size <= left]
-        for size in possible:
-            if len(self._paces.get(size, ())) < TRIES:
+        for size in self._sizes:
+            if size <= left and len(self._paces.get(size, ())) < TRIES:
                 return size
-        if not possible:
+        tried = [size for size in self._sizes if size in self._paces]
+        if not tried:
             return left
         # Each by its best time: another process may have slowed down any other.
-        fastest = min(possible, key=lambda size: min(self._paces[size]))
+        fastest = min(tried, key=lambda size: min(self._paces[size]))
         return math.ceil(left / math.ceil(left / fastest))
 
 
