@@ -4,6 +4,7 @@
     W2    MLP 10-50-2, Adam, batches of 32, 200 rows a client, 100 clients a round
     W3a   W1 with DP-SGD: clip 1, expected batches of 32, one epoch
     W3b   W2 with DP-SGD, likewise
+    W1b   W1 in batches of 32: what W3a is without privacy, as W2 is W3b
 
 There are 1,000 clients; a hundred tables of normal numbers, labelled by a random projection, are dealt to them in turn.
 """
@@ -77,6 +78,7 @@ WORKLOADS = {
         Workload(name="W2", batch=32, **_TABLE),
         Workload(name="W3a", batch=BATCH_UNDER_PRIVACY, private=True, **_IMAGES),
         Workload(name="W3b", batch=BATCH_UNDER_PRIVACY, private=True, **_TABLE),
+        Workload(name="W1b", batch=BATCH_UNDER_PRIVACY, **_IMAGES),
     )
 }
 

@@ -273,13 +273,29 @@ def test_a_thread_that_takes_subnormal_numbers_for_0_moves_no_row(loss):
 
 
 def test_what_is_longer_than_the_sensitivity_is_left_out():
-    most = sensitivity([3, 2])
-    long, short = torch.tensor([[4.0**15 * 4.0]]), torch.tensor([[2.0**30]])
-    nan = short * math.nan
-    for left, right, fits in [(short, short, True), (long, short, False), (short, long, False), (nan, short, False)]:
-        assert kernel._within(left.double(), right.double(), most).tolist() == [[fits]]
-    just = torch.tensor([[1.0]], dtype=torch.float64)
-    assert kernel._within(just * 25, just, 5.0).item() and not kernel._within(just * 26, just, 5.0).item()
+    most, real = sensitivity([3, 2]), torch.float64
+    usual = torch.tensor([[2.0**15]], dtype=real)
+    for left, right, fits in [
+        (usual, usual, True),
+        (2.0 * usual, usual, False),
+        (usual, 2.0 * usual, False),
+        (math.nan * usual, usual, False),
+        (math.inf * usual, 0.0 * usual, False),
+        (2.0**11 * usual, usual / 2.0**14, False),  # whose squares are no longer exact
+    ]:
+        assert kernel._within(left, right, most).tolist() == [[fits]]
+    two = torch.tensor([[3.0, 4.0]], dtype=real), torch.tensor([[5.0, 5.0]], dtype=real)
+    assert kernel._within(*two, 25.001).item() and not kernel._within(*two, 24.999).item()
+    assert not kernel._within(*two, 25.0).item()  # the bound is tighter by what rounding may hide
+
+
+@pytest.mark.parametrize("width", [1, 3, 4, 5, 50, 785])
+def test_a_length_is_that_of_exact_squares(width):
+    rng = np.random.default_rng(width)
+    rows = torch.from_numpy(rng.integers(-(2**20), 2**20, (70, width)).astype(np.float64))
+    expected = [math.sqrt(sum(int(v) ** 2 for v in row)) for row in rows.tolist()]  # of a whole number below 2^53
+    assert kernel._norms([rows])[:, 0].tolist() == expected
+    assert kernel._norms([rows * 2.0**-300])[:, 0].tolist() == [v * 2.0**-300 for v in expected]
 
 
 def test_no_rows_give_zeros():
