@@ -64,19 +64,18 @@ class ExactOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
     def add_noise(self) -> None:
         assert self._sums is not None
         tau = math.nextafter(self.noise_multiplier * sensitivity(self._model.sizes), math.inf)
-        unit = self.max_grad_norm / 4.0**BITS
         parameters = iter(self._model.parameters())
         sizes = [total.numel() for total in self._sums]
         drawn = torch.split(torch.from_numpy(self._source.rounded_normal(sum(sizes), tau)), sizes)
         for total, noise in zip(self._sums, drawn, strict=True):
-            noisy = (total + noise.to(total.device).view_as(total)).to(torch.float64) * unit
+            noisy = total + noise.to(total.device).view_as(total)
             for part in (noisy[:, :-1], noisy[:, -1]):
                 p = next(parameters)
                 p.grad = part.to(p.dtype)
 
     def scale_grad(self) -> None:
-        for p in self.params:
-            p.grad /= self.expected_batch_size
+        for p in self.params:  # from units of clip / 2^30
+            p.grad *= self.max_grad_norm / 4.0**BITS / self.expected_batch_size
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
         """As Opacus', which asks for per-row gradients that are not made here."""

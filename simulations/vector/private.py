@@ -64,10 +64,9 @@ def train_privately(federation: Federation, start: Tensor, jobs: Sequence[Job], 
             present=torch.from_numpy(places >= 0).to(start.device),
         )
         for total, (weight, bias) in zip(sums, gradients, strict=True):
-            total.mul_(unit)
             weight.copy_(total[..., :-1])
             bias.copy_(total[..., -1])
-        gradient.div_(batch)
+        gradient.mul_(unit / batch)
         if mu:
             gradient.add_(torch.sub(flat, start, out=moved), alpha=mu)
         optimizer.step()
