@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: setup demo test lint bench-wire docs stubs clean
+.PHONY: setup demo test lint bench bench-wire docs stubs clean
 
 setup: $(VENV)/.installed
 
@@ -26,6 +26,10 @@ lint: setup
 # Two at a time: a third of the suite waits, for deadlines and for processes.
 test: lint
 	$(BIN)/pytest -n 2 --dist worksteal
+
+# How fast simulations are, beside Flower's own; writes docs/performance.md. A quarter of an hour, on an idle machine.
+bench: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m simulations.benchmarks.speed
 
 # What the wire costs, beside Flower's own processes; some ten minutes.
 bench-wire: setup

@@ -34,7 +34,10 @@ def simulate(
     data_dir: Annotated[Path | None, typer.Option(help="A folder with one table a client.")] = None,
     generate: Annotated[int | None, typer.Option(help="Rows to make up from the schema, to try it out.")] = None,
     clients: Annotated[int | None, typer.Option(help="How many clients the table is dealt to.")] = None,
-    partition: Annotated[str, typer.Option(help="iid, dirichlet:ALPHA, shards:PER_CLIENT or by:COLUMN.")] = "iid",
+    partition: Annotated[
+        str,
+        typer.Option(help="iid, dirichlet:ALPHA, shards:N, quantity:EXPONENT, shift:COLUMN, draw:ROWS, by:COLUMN."),
+    ] = "iid",
     seed: Annotated[int | None, typer.Option(help="Seed of everything random [default: the federation's].")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     engine: Annotated[

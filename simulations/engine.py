@@ -180,6 +180,15 @@ def _deal(
         parts = partition.iid(len(rows.y), clients=clients, rng=rng)
     elif kind == "dirichlet" and _is_number(argument):
         parts = partition.dirichlet(labels, clients=clients, alpha=float(argument), rng=rng)
+    elif kind == "quantity" and _is_number(argument):
+        parts = partition.quantity(len(rows.y), clients=clients, exponent=float(argument), rng=rng)
+    elif kind == "shift":
+        if argument not in table.types or not holds_cells(table.types[argument]):
+            raise DataError(f"--partition shift:{argument}: no such column; there are {', '.join(table.columns)}")
+        numbers = [Cells(block.frame[argument], table.decimals).number for block in table.blocks()]
+        parts = partition.shift(np.concatenate(numbers), clients=clients, rng=rng)
+    elif kind == "draw" and argument.isdecimal():
+        parts = partition.draw(len(rows.y), clients=clients, each=int(argument), rng=rng)
     elif kind == "shards" and argument.isdecimal():
         parts = partition.shards(labels, clients=clients, per_client=int(argument), rng=rng)
     else:

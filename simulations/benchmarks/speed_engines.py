@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from common.logs import quiet_flower
 from server.folder.folder import RunFolder
 from server.rounds.events import Event, RoundEnded
 from simulations.benchmarks.speed_flower import epoch, net_of
@@ -39,6 +40,7 @@ def ours(engine: str, work: Workload, folder: Path, seconds: float, *, clients: 
     rounds = 2000 if work.private else MOST_ROUNDS
     document = work.document(rounds=rounds, clients=clients, cohort=cohort)
     sites = sites_of(work, document, folder, clients=clients)
+    quiet_flower()  # as the command does
     stamps = [time.perf_counter()]
 
     def note(event: Event) -> None:

@@ -200,11 +200,11 @@ class VectorGrid(InlineGrid):
                 done=lambda trained: self._tell(this, trained),
             )
         else:
-            for jobs in [*parts]:
-                for trained in this.folding.train(self._trainer, jobs):
-                    self._tell(this, trained)
-                    if this.is_late:
-                        break
+            jobs = [job for part in parts for job in part]
+            for trained in this.folding.train(self._trainer, jobs) if jobs else ():
+                self._tell(this, trained)
+                if this.is_late:
+                    break
         for task in alone:
             if this.is_late:
                 break
@@ -221,10 +221,14 @@ class VectorGrid(InlineGrid):
             part = [self._charge(this, message) for message in messages[start : start + min(size, LARGEST_PART)]]
             paid = self._comparable(this, [task for task in part if task is not None])
             charged += paid
-            odd = [task for task in paid if unfit(task.job.recipe, task.job.rows)]
-            alone += odd
-            if jobs := [task.job for task in paid if task not in odd] if odd else [task.job for task in paid]:
-                yield jobs
+            fit: list[Job] = []
+            for task in paid:
+                if unfit(task.job.recipe, task.job.rows):
+                    alone.append(task)
+                else:
+                    fit.append(task.job)
+            if fit:
+                yield fit
         for task in charged:  # the last part is being trained
             if (statement := task.site.account.statement(self._name)) is not None:
                 this.statements[task.job.node] = {**statement.to_wire()}

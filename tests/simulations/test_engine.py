@@ -58,7 +58,17 @@ def cells(site: Site) -> list[tuple[float, ...]]:
 
 
 @pytest.mark.parametrize(
-    "how, clients", [("iid", 4), ("dirichlet:0.5", 4), ("shards:2", 4), ("shards:2", 11), ("by:c", None), ("by:c", 2)]
+    "how, clients",
+    [
+        ("iid", 4),
+        ("dirichlet:0.5", 4),
+        ("shards:2", 4),
+        ("shards:2", 11),
+        ("quantity:1.5", 4),
+        ("shift:a", 4),
+        ("by:c", None),
+        ("by:c", 2),
+    ],
 )
 def test_every_row_of_the_table_is_at_one_site(source, how, clients):
     sites = dealt(source, how=how, clients=clients)
@@ -67,7 +77,7 @@ def test_every_row_of_the_table_is_at_one_site(source, how, clients):
     assert len(sites) == (clients or 2)
 
 
-@pytest.mark.parametrize("how", ["iid", "dirichlet:0.5", "shards:2"])
+@pytest.mark.parametrize("how", ["iid", "dirichlet:0.5", "shards:2", "quantity:1", "draw:20"])
 def test_the_same_seed_makes_the_same_sites_and_another_others(source, how):
     first, again, other = (list(map(cells, dealt(source, how=how, seed=seed))) for seed in (1, 1, 2))
     assert first == again
@@ -139,7 +149,11 @@ def test_a_folder_without_tables_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     "how, clients, message",
     [
-        ("random", 4, "--partition random: not known; it is iid, dirichlet:ALPHA, shards:PER_CLIENT or by:COLUMN"),
+        (
+            "random",
+            4,
+            "--partition random: not known; it is iid, dirichlet:ALPHA, shards:PER_CLIENT, quantity",
+        ),
         ("", 4, "--partition : not known"),
         ("iid:2", 4, "--partition iid:2: not known"),
         ("dirichlet", 4, "--partition dirichlet: not known"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import DataError
-from simulations.partition import Index, by_value, dirichlet, iid, shards
+from simulations.partition import Index, by_value, dirichlet, draw, iid, quantity, shards, shift
 
 Deal = Callable[[Sequence[object], int, np.random.Generator], list[Index]]
 
@@ -17,6 +18,8 @@ DEALS: dict[str, Deal] = {
     "dirichlet": lambda labels, clients, rng: dirichlet(labels, clients=clients, alpha=0.3, rng=rng),
     "steep": lambda labels, clients, rng: dirichlet(labels, clients=clients, alpha=1e-3, rng=rng),
     "shards": lambda labels, clients, rng: shards(labels, clients=clients, per_client=2, rng=rng),
+    "quantity": lambda labels, clients, rng: quantity(len(labels), clients=clients, exponent=1.5, rng=rng),
+    "shift": lambda labels, clients, rng: shift(np.array(labels, float), clients=clients, rng=rng),
 }
 
 
@@ -133,3 +136,67 @@ def test_by_value_makes_one_client_a_value():
 @pytest.mark.parametrize("values", [[None, "None", "x"], [float("nan"), float("nan"), 1.0], [1, "1", True]])
 def test_values_of_one_name_are_one_client_and_no_row_is_lost(values):
     assert sorted(np.concatenate(list(by_value(values).values()))) == [0, 1, 2]
+
+
+# Skewed sizes, shifted features, and more clients than rows
+
+
+def test_sizes_follow_a_power_law():
+    parts = quantity(100_000, clients=50, exponent=1.0, rng=rng())
+    sizes = sorted(map(len, parts), reverse=True)
+    for k in (2, 5, 10, 50):
+        assert sizes[k - 1] == pytest.approx(sizes[0] / k, rel=0.03)
+    assert [len(part) for part in parts] != sizes  # which client is the largest is drawn
+    assert {len(part) for part in quantity(100, clients=10, exponent=0.0, rng=rng())} == {10}
+
+
+@given(rows=st.integers(1, 300), clients=st.integers(1, 300), exponent=st.sampled_from([0.0, 0.5, 1.0, 3.0, 50.0]))
+def test_no_client_is_empty_however_skewed_sizes_are(rows, clients, exponent):
+    if clients > rows:
+        with pytest.raises(DataError, match="each needs at least one"):
+            quantity(rows, clients=clients, exponent=exponent, rng=rng())
+        return
+    parts = quantity(rows, clients=clients, exponent=exponent, rng=rng())
+    assert min(map(len, parts)) >= 1 and sum(map(len, parts)) == rows
+
+
+def test_each_client_sees_its_own_range_of_a_shifted_feature():
+    values = rng(3).normal(size=1000)
+    values[::100] = np.nan
+    parts = shift(values, clients=4, rng=rng())
+    assert [len(part) for part in parts] == [250] * 4
+    for one, other in pairwise(parts):
+        assert np.nanmax(values[one]) <= np.nanmin(values[other])
+    assert np.isnan(values[parts[-1]]).sum() == 10
+    equal = shift(np.zeros(90), clients=3, rng=rng())  # equal values are dealt at random
+    assert equal[0].tolist() != list(range(30))
+
+
+def test_a_column_of_texts_cannot_be_shifted():
+    with pytest.raises(DataError, match="shift: the column has no numbers"):
+        shift(np.full(9, np.nan), clients=3, rng=rng())
+
+
+def test_many_clients_draw_their_rows_from_a_small_table():
+    parts = draw(60, clients=1000, each=20, rng=rng())
+    assert len(parts) == 1000
+    assert all(len(set(part.tolist())) == 20 for part in parts)
+    times = np.bincount(np.concatenate(parts), minlength=60)
+    assert abs(times - 1000 / 3).max() < 6 * np.sqrt(1000 * 2 / 9)
+
+
+@pytest.mark.parametrize("each", [0, 61])
+def test_more_rows_than_there_are_cannot_be_drawn(each):
+    with pytest.raises(DataError, match=f"draw: a client can have from 1 to 60 rows of this table, got {each}"):
+        draw(60, clients=2, each=each, rng=rng())
+
+
+@pytest.mark.parametrize("exponent", [-1.0, np.inf, np.nan])
+def test_an_exponent_that_is_none_is_refused(exponent):
+    with pytest.raises(DataError, match="quantity: the exponent must be finite and not negative"):
+        quantity(60, clients=2, exponent=exponent, rng=rng())
+
+
+def test_very_many_clients_are_dealt_to_without_looking_at_all_of_them_for_each():
+    parts = dirichlet([0, 1] * 40_000, clients=60_000, alpha=0.05, rng=rng())
+    assert len(parts) == 60_000 and min(map(len, parts)) == 1
