@@ -13,8 +13,10 @@ import multiprocessing as mp
 import os
 import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection, reduction
 from multiprocessing.connection import Connection
@@ -150,7 +152,8 @@ class Workers:
             setup = _Setup(federation=canonical, tables=shared, device=str(device), width=width, chunk=chunk)
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, setup), daemon=True, name=f"worker on {device}")
-            process.start()
+            with _without_interrupts():
+                process.start()
             theirs.close()
             self._processes.append(process)
             self._links.append(ours)
@@ -258,9 +261,22 @@ class Workers:
         return WorkerLost(f"a worker process (pid {process.pid}) has ended {how}{hint}; use fewer with --workers")
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """What is started here never hears of Ctrl-C, not even while it imports: a signal that is ignored stays so. Only a
+    main thread can have it ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _work(link: Connection, setup: _Setup) -> None:
-    """A worker's life. Ctrl-C is for the process that started it, and its end is this one's."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A worker's life. Ctrl-C is for the process that started it, whose end is this one's."""
     torch.set_num_threads(1)
     device, federation = torch.device(setup.device), federations.from_canonical(setup.federation)
     tables = [(x.tensor().to(device), y.tensor().to(device)) for x, y in setup.tables]

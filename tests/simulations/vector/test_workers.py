@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +31,7 @@ from simulations.vector.grid import VectorGrid
 from simulations.vector.workers import SharedArray, Workers
 from tests.simulations.vector.test_grid import EACH, same_bits, sites_of
 from tests.simulations.vector.test_train import jobs_of, private
-from tests.support import PRIVATE, WHOLE, federation, table
+from tests.support import PRIVATE, ROOT, WHOLE, document, federation, table
 
 CPU = torch.device("cpu")
 READY_S = 120.0
@@ -146,3 +150,46 @@ def test_a_worker_for_each_core_or_as_many_as_asked():
     assert devices_for(CPU, 3) == [CPU] * 3
     assert devices_for(CPU, None) == [CPU] * len(os.sched_getaffinity(0))
     assert devices_for(torch.device("cuda", 1), None) == [torch.device("cuda", 1)]
+
+
+def is_running(pid: int) -> bool:
+    """Is the process there, and not only its last word, which nobody has asked for?"""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes as Linux shows them")
+def test_ctrl_c_keeps_what_is_done_and_leaves_no_worker(tmp_path):
+    (tmp_path / "long.yaml").write_text(json.dumps(document(training__rounds=1_000_000)))  # JSON is YAML
+    command = ["simulate", "long.yaml", "--generate", "2000", "--clients", "50", "--workers", "2", "--out", "run"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "cloister", *command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + READY_S
+        children: list[int] = []
+        while len(children) < 2 and time.monotonic() < deadline:
+            time.sleep(0.2)
+            children = [
+                int(pid)
+                for task in Path(f"/proc/{process.pid}/task").iterdir()
+                for pid in (task / "children").read_text().split()
+            ]
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all of them
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["status"] == "stopped" and result["rounds"] > 0
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    assert "Traceback" not in said, said
+    assert len(children) >= 2
+    while any(map(is_running, children)):
+        assert time.monotonic() < deadline, "a worker is left"
+        time.sleep(0.1)
