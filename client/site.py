@@ -14,9 +14,8 @@ import torch
 from client import data
 from client.account.account import Account
 from client.account.approval import check_approval
-from client.account.books import Books, write_refusal
+from client.account.books import Books, Charges, write_refusal
 from client.account.ledger import Ledger
-from client.account.memory_ledger import Charges
 from client.account.policy import for_one_run
 from client.data import Dataset, Rows
 from client.device import describe_device, resolve_device

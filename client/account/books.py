@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from client.account.entries import Entry, Mechanism, Part, deal, spent
-from client.account.memory_ledger import Charges
 from client.account.policy import Policy
 from client.data import Dataset
 from common.document.federation import Federation
@@ -17,6 +16,28 @@ from common.errors import BudgetExhausted
 from common.privacy.releases import GaussianRelease
 
 NOT_COVERED = "the data owner's privacy budget does not cover this run"  # whatever was spent, and on what
+
+
+class Charges(Protocol):
+    """What an account needs of a ledger; client/account/ledger.py says what each does."""
+
+    authority: str
+
+    def entries(self) -> list[Entry]: ...
+
+    def count(self) -> int: ...
+
+    def last_round(self) -> str: ...
+
+    def rounds(self) -> int: ...
+
+    def charge(self, entry: Entry, *, after: int | None = None) -> None: ...
+
+    def plan(self, run: str) -> dict[str, Any] | None: ...
+
+    def store_plan(self, run: str, plan: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

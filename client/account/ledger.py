@@ -64,7 +64,7 @@ class Head:
 
 
 class Ledger:
-    """One dataset's account. `Ledger.in_memory()` is for simulations, `Ledger.reading()` for looking."""
+    """One dataset's account. `Ledger.in_memory()` is for tests, `Ledger.reading()` for looking."""
 
     authority = ""
 

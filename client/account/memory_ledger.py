@@ -5,36 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from client.account.entries import Entry
 from common.errors import LedgerError
 
 
-class Charges(Protocol):
-    """What an account needs of a ledger; client/account/ledger.py says what each does."""
-
-    authority: str
-
-    def entries(self) -> list[Entry]: ...
-
-    def count(self) -> int: ...
-
-    def last_round(self) -> str: ...
-
-    def rounds(self) -> int: ...
-
-    def charge(self, entry: Entry, *, after: int | None = None) -> None: ...
-
-    def plan(self, run: str) -> dict[str, Any] | None: ...
-
-    def store_plan(self, run: str, plan: dict[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class MemoryLedger:
-    """One simulated dataset's account."""
+    """One simulated dataset's account: a `Charges` (client/account/books.py)."""
 
     authority = ""
 

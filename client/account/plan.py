@@ -17,9 +17,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from client.account.books import NOT_COVERED, Books
+from client.account.books import NOT_COVERED, Books, Charges
 from client.account.entries import Entry, Part, spent
-from client.account.memory_ledger import Charges
 from common.errors import BudgetExhausted, Refusal
 from common.privacy.noise import NoiseSource
 from common.privacy.plan import Plan, plan_for, row_privacy

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from common.model.weights import Weights
+from common.model.weights import Weights, flat_of, of_flat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Updates:
     def of(cls, update: Update) -> Updates:
         """One client's alone."""
         return cls(
-            flat=np.concatenate([array.reshape(-1) for array in update.weights.values()])[None],
+            flat=flat_of(update.weights)[None],
             weights=np.array([update.weight]),
             losses=None if update.loss is None else np.array([update.loss]),
             like=update.weights,
@@ -55,9 +55,5 @@ class Updates:
     def __iter__(self) -> Iterator[Update]:
         """Each one's, sharing memory."""
         for i, flat in enumerate(self.flat):
-            arrays, at = {}, 0
-            for name, array in self.like.items():
-                arrays[name] = flat[at : at + array.size].reshape(array.shape)
-                at += array.size
             loss = None if self.losses is None else float(self.losses[i])
-            yield Update(weights=arrays, weight=float(self.weights[i]), loss=loss)
+            yield Update(weights=of_flat(flat, self.like), weight=float(self.weights[i]), loss=loss)

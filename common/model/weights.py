@@ -47,3 +47,14 @@ def check_fit(weights: Mapping[str, NDArray[Any]], federation: Federation) -> No
 def is_finite(weights: Mapping[str, NDArray[np.float32]]) -> bool:
     """Is every number finite?"""
     return all(bool(np.isfinite(array).all()) for array in weights.values())
+
+
+def flat_of(weights: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    """All numbers, [parameters]: the arrays one after another, in their order."""
+    return np.concatenate([np.ravel(array) for array in weights.values()])
+
+
+def of_flat(flat: NDArray[Any], like: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """What `flat_of` was given, in the names and shapes of `like`; it shares the memory and type of `flat`."""
+    parts = np.split(flat, np.cumsum([array.size for array in like.values()])[:-1])
+    return {name: part.reshape(array.shape) for part, (name, array) in zip(parts, like.items(), strict=True)}

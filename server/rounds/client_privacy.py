@@ -41,7 +41,7 @@ from common.document.federation import ClientPrivacy, Federation
 from common.errors import PrivacyError
 from common.model.scores import COUNT_UNIT, Counts, count_sensitivity, count_size, rows_of
 from common.model.update import Update, Updates
-from common.model.weights import Weights
+from common.model.weights import Weights, flat_of, of_flat
 from common.privacy.noise import NoiseSource
 from common.privacy.releases import client_releases, epsilon
 from common.privacy.rounded_normal import Integers
@@ -284,13 +284,9 @@ def weight_of(update: Update, cap: float | None) -> float:
 
 
 def _flat(weights: Weights) -> NDArray[np.float64]:
-    return np.concatenate([np.ravel(array).astype(np.float64) for array in weights.values()])
+    return flat_of(weights).astype(np.float64)
 
 
 def _like(flat: NDArray[np.float64], weights: Weights) -> Weights:
     """`flat` in the shapes and types of `weights`."""
-    parts = np.split(flat, np.cumsum([array.size for array in weights.values()])[:-1])
-    return {
-        name: part.reshape(array.shape).astype(array.dtype)
-        for part, (name, array) in zip(parts, weights.items(), strict=True)
-    }
+    return {name: array.astype(weights[name].dtype) for name, array in of_flat(flat, weights).items()}

@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -134,12 +135,9 @@ def parts_of(work: Workload) -> dict[str, float]:
     """Milliseconds of a client's round: its noise, and its clipped sums in exact arithmetic, at the chunk of 10 or 100
     that suits the model."""
     chunk = 10 if work.sizes[0] > 100 else 100
-    count = sum((a + 1) * b for a, b in zip(work.sizes, work.sizes[1:], strict=False))
+    count = sum((a + 1) * b for a, b in pairwise(work.sizes))
     source, numbers = SimulationNoise(0), torch.empty(chunk, count)
-    layers = [
-        (torch.randn(chunk, b, a) / a**0.5, torch.zeros(chunk, b))
-        for a, b in zip(work.sizes, work.sizes[1:], strict=False)
-    ]
+    layers = [(torch.randn(chunk, b, a) / a**0.5, torch.zeros(chunk, b)) for a, b in pairwise(work.sizes)]
     x = torch.randn(chunk, work.batch, work.sizes[0])
     y = torch.randint(0, work.sizes[-1], (chunk, work.batch))
     onto = [torch.zeros(chunk, w.shape[1], w.shape[2] + 1, dtype=torch.float64) for w, _ in layers]

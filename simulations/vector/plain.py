@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from client.training.kernel import Room
-from client.training.plain import make_optimizer
 from common.document.federation import Federation
 from simulations.vector.batches import shuffled_batches
 from simulations.vector.jobs import Job, Rows
-from simulations.vector.parameters import Layers, layers_of
+from simulations.vector.models import Layers, Models
 
 SMALL = 20_000  # numbers in a matrix; of smaller ones a call for each costs more than a pass over all of them
 
@@ -30,23 +29,13 @@ def train_plainly(
         [jobs, parameters], which the next call with this `room` overwrites, and the mean loss of each job's rows.
     """
     training, sizes, rate = federation.training, federation.layer_sizes, federation.model.dropout
-    steps, mu = [job.recipe.steps for job in jobs], jobs[0].recipe.proximal_mu
-    rows, models = Rows(jobs), (len(jobs), len(start))
-    flat, gradient, done, moved = (
-        room(name, models, start, start.dtype) for name in ("flat", "gradient", "done", "moved")
-    )
-    flat.copy_(start)
-    gradient.zero_()
-    layers = layers_of(flat, sizes)
-    step_at_once = training.optimizer == "sgd" and not (training.momentum or training.weight_decay or mu)
-    if not step_at_once:
-        flat.grad = gradient
-    optimizer = make_optimizer([flat], training, fused=True)
-    gradients = None if step_at_once else layers_of(gradient, sizes)
-    net = _Net(layers, federation.model.activation, training.loss, room)
+    rows, models = Rows(jobs), Models(federation, start, jobs, room, fused=True)
+    pulled = training.momentum or training.weight_decay or jobs[0].recipe.proximal_mu
+    step_at_once = training.optimizer == "sgd" and not pulled
+    net = _Net(models.layers, federation.model.activation, training.loss, room)
     dropout = [torch.Generator().manual_seed(job.noise.integer()) for job in jobs] if rate else []
     losses, taken = torch.zeros(len(jobs), dtype=torch.float64), torch.zeros(len(jobs), dtype=torch.int64)
-    for step, places in enumerate(shuffled_batches(jobs, training.batch_size, width=width)):
+    for places in shuffled_batches(jobs, training.batch_size, width=width):
         present = torch.from_numpy(places >= 0)
         counts = present.sum(1)
         x, y = rows.take(places, room("x", (*places.shape, rows.inputs), start, rows.dtype))
@@ -55,17 +44,13 @@ def train_plainly(
         told = net.losses(y)
         losses += torch.where(present, told.cpu(), 0.0).sum(1)
         taken += counts
-        if gradients is None:
+        if step_at_once:
             net.descend(y, share, training.learning_rate)
         else:
-            net.gradient(y, share, gradients)
-            if mu:
-                gradient.add_(torch.sub(flat, start, out=moved), alpha=mu)
-            optimizer.step()
-        for i, last in enumerate(steps):
-            if step + 1 == last:
-                done[i] = flat[i]
-    return done, losses / taken
+            net.gradient(y, share, models.gradients)
+            models.step()
+        models.note_step()
+    return models.done, losses / taken
 
 
 def _masks(

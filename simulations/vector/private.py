@@ -14,11 +14,10 @@ from torch import Tensor
 
 from client.training.dropout import masks
 from client.training.kernel import BITS, ExactMLP, Room, sensitivity
-from client.training.plain import make_optimizer
 from common.document.federation import Federation
 from simulations.vector.batches import poisson_batches
 from simulations.vector.jobs import Index, Job, Rows
-from simulations.vector.parameters import layers_of
+from simulations.vector.models import Models
 
 MOST_TAU = 2.0**49  # noise and sums stay within the 2^53 that a float64 holds
 
@@ -32,17 +31,8 @@ def train_privately(federation: Federation, start: Tensor, jobs: Sequence[Job], 
     clip, batch = (next(getattr(plan, name) for plan in plans if plan) for name in ("clip", "expected_batch_size"))
     taus = [math.nextafter(plan.noise_multiplier * sensitivity(sizes), math.inf) for plan in plans if plan]
     steps = [plan.steps for plan in plans if plan]
-    unit, mu = clip / 4.0**BITS, jobs[0].recipe.proximal_mu
-    rows, models = Rows(jobs), (len(jobs), len(start))
-    flat, gradient, done, moved = (
-        room(name, models, start, torch.float32) for name in ("flat", "gradient", "done", "moved")
-    )
-    flat.copy_(start)
-    gradient.zero_()
-    flat.grad = gradient
-    optimizer = make_optimizer([flat], training)
-    layers, gradients = layers_of(flat, sizes), layers_of(gradient, sizes)
-    shapes = [(len(jobs), weight.shape[1], weight.shape[2] + 1) for weight, _ in layers]
+    rows, models = Rows(jobs), Models(federation, start, jobs, room)
+    shapes = [(len(jobs), weight.shape[1], weight.shape[2] + 1) for weight, _ in models.layers]
     sums = [room(f"sum {i}", shape, start) for i, shape in enumerate(shapes)]
     numbers = [shape[1] * shape[2] for shape in shapes]
     noise = room("noise", (len(jobs), sum(numbers)), torch.empty(0), torch.float32).zero_()
@@ -54,7 +44,7 @@ def train_privately(federation: Federation, start: Tensor, jobs: Sequence[Job], 
         noise.round_()
         for total, of_layer in zip(sums, torch.split(noise, numbers, 1), strict=True):
             total.copy_(of_layer.view(total.shape))
-        net = ExactMLP(layers, activation=federation.model.activation, loss=training.loss, room=room)
+        net = ExactMLP(models.layers, activation=federation.model.activation, loss=training.loss, room=room)
         net.add_clipped_sum(
             sums,
             x,
@@ -63,17 +53,12 @@ def train_privately(federation: Federation, start: Tensor, jobs: Sequence[Job], 
             masks=_masks(jobs, places, keys, sizes[1:-1], rate, start.device) if rate else (),
             present=torch.from_numpy(places >= 0).to(start.device),
         )
-        for total, (weight, bias) in zip(sums, gradients, strict=True):
+        for total, (weight, bias) in zip(sums, models.gradients, strict=True):
             weight.copy_(total[..., :-1])
             bias.copy_(total[..., -1])
-        gradient.mul_(unit / batch)
-        if mu:
-            gradient.add_(torch.sub(flat, start, out=moved), alpha=mu)
-        optimizer.step()
-        for i, last in enumerate(steps):
-            if step + 1 == last:
-                done[i] = flat[i]
-    return done
+        models.step(clip / 4.0**BITS / batch)  # from units of clip / 2^30
+        models.note_step()
+    return models.done
 
 
 def _masks(

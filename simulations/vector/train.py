@@ -14,7 +14,7 @@ from common.document.federation import Federation
 from common.model.update import Updates
 from common.model.weights import Weights
 from simulations.vector.jobs import Job
-from simulations.vector.parameters import flat_of
+from simulations.vector.models import flat_of
 from simulations.vector.plain import train_plainly
 from simulations.vector.private import MOST_TAU, train_privately
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from client.account.books import Charges
 from client.account.entries import Entry
 from client.account.ledger import Ledger
-from client.account.memory_ledger import Charges, MemoryLedger
+from client.account.memory_ledger import MemoryLedger
 from common.errors import LedgerError
 
 UPDATE = Entry(

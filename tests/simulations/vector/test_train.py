@@ -24,7 +24,7 @@ from common.model.weights import Weights, initial_weights
 from simulations.noise import SimulationNoise
 from simulations.vector import train as vector
 from simulations.vector.jobs import Job
-from simulations.vector.parameters import flat_of
+from simulations.vector.models import flat_of
 from simulations.vector.plain import train_plainly
 from simulations.vector.train import Trainer, unfit
 from tests.support import federation
