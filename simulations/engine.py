@@ -104,7 +104,8 @@ def simulate(
 
     Args:
         workers: processes that train, for `vector`; by default one for each core, or for each GPU where the sites are
-            on one. They are started if the run takes long enough. The outcome does not depend on it.
+            on one. They are started if the run takes long enough. The outcome does not depend on it, but for the last
+            bits of floats without privacy.
         progress: is told how many clients of a round are trained, of how many, by `vector`.
     """
     app = client_app(lambda context: nullcontext(sites.asked(context.node_id, run=run)))

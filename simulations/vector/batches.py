@@ -58,7 +58,7 @@ def _places(chosen: np.ndarray[tuple[int, int], np.dtype[np.bool_]]) -> Index:
 def shuffled_batches(jobs: Sequence[Job], size: int, *, width: int) -> Iterator[Index]:
     """The batches of training without privacy, step by step: each client's rows in one random order after another, cut
     into batches of `size`, the last of which may be smaller. Every one has `width` places, of which there are enough
-    for each client, so that a product's bits do not depend on who else is in a chunk."""
+    for each client, so that products have one shape whoever else is in a chunk."""
     steps = max(job.recipe.steps for job in jobs)
     places = np.full((len(jobs), steps, width), -1, np.int64)
     for i, job in enumerate(jobs):

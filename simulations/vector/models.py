@@ -1,7 +1,7 @@
 """The parameters of many models in one tensor, [models, parameters], and views of it as layers.
 
 A model begins at a multiple of 64 bytes, behind some numbers that are always 0: a product's last bits depend on where
-in a cache line its factors begin, and a model's must not depend on how many stand before it.
+in a cache line its factors begin, and should not depend on how many models stand before.
 """
 
 from __future__ import annotations

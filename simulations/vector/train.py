@@ -41,7 +41,8 @@ def unfit(recipe: Recipe, rows: int) -> str:
 
 
 class Trainer:
-    """Trains clients of one federation together. What it makes of one does not depend on the others."""
+    """Trains clients of one federation together. What it makes of one does not depend on the others; without
+    privacy, but for the last bits of floats, by where a small matrix begins in memory."""
 
     def __init__(self, federation: Federation, *, width: int, chunk: int | None = None) -> None:
         """`width` is as many rows as the largest batch of any client of the federation has; `chunk` so many clients

@@ -2,7 +2,7 @@
 
 A worker is started once. It maps the tables' memory, which is shared and not copied; for each round it is sent the
 weights, an empty aggregator and who is to be trained, and answers with what it has put together. Which worker trains a
-client changes no bit of the outcome.
+client changes no bit of the outcome under privacy, and only last bits of floats without.
 """
 
 from __future__ import annotations

@@ -184,7 +184,7 @@ def test_in_float64_it_is_autograd_but_for_the_last_bits(seed, sizes, chunk, one
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS[:5])
 @pytest.mark.parametrize("batch, hidden", [(10, [200, 200]), (32, [50]), (7, [3])])
-def test_without_privacy_too_a_clients_bits_do_not_depend_on_its_chunk(optimizer, batch, hidden):
+def test_without_privacy_a_usual_models_bits_do_not_depend_on_its_chunk(optimizer, batch, hidden):
     fed = document(
         inputs=10, hidden=hidden, loss="cross_entropy", activation="relu", dropout=0.0, batch=batch, optimizer=optimizer
     )
