@@ -305,10 +305,13 @@ def test_a_slow_or_broken_link_loses_nothing_before_the_deadline_and_one_reply_a
         fed.event(lambda e: len(late(fed)) == 1, server)
         link.release()
         fed.event(lambda e: e["event"] == "round" and e["round"] > late(fed)[0] and e["clients"] == 3, server)
+        bens.delay_s = 0.05  # or the rounds without cyd would all be over before it is back
         link.closed = True
         link.cut()
-        fed.event(lambda e: e["event"] == "round" and e["round"] > late(fed)[-1] and e["clients"] == 2, server)
+        alone = fed.event(lambda e: e["event"] == "round" and e["round"] > late(fed)[-1] and e["clients"] == 2, server)
         link.closed = False
+        fed.event(lambda e: e["event"] == "round" and e["round"] > alone["round"] and e["clients"] == 3, server)
+        bens.delay_s = 0.0
         for process in (server, ada, ben, cyd):
             process.output()
     assert_completed(fed, 100)
