@@ -110,6 +110,7 @@ def simulate(
             engine=engine,
             workers=workers,
             progress=display.trained,
+            say=lambda text: tell(console, text),
             observe=display,
             held_out=scorer,
         )

@@ -97,6 +97,7 @@ def simulate(
     engine: Engine = "vector",
     workers: int | None = None,
     progress: Callable[[int, int], None] = lambda done, asked: None,
+    say: Callable[[str], None] = lambda text: None,
     observe: Callable[[Event], None] = lambda event: None,
     held_out: Callable[[Weights], Scores] | None = None,
 ) -> dict[str, Any]:
@@ -104,9 +105,9 @@ def simulate(
 
     Args:
         workers: processes that train, for `vector`; by default one for each core, or for each GPU where the sites are
-            on one. They are started if the run takes long enough. The outcome does not depend on it, but for the last
-            bits of floats without privacy.
+            on one. They are started if the run takes long enough. The outcome does not depend on it.
         progress: is told how many clients of a round are trained, of how many, by `vector`.
+        say: is told, by `vector`, why a client is trained by itself, once for each reason.
     """
     app = client_app(lambda context: nullcontext(sites.asked(context.node_id, run=run)))
     with ExitStack() as stack:
@@ -114,7 +115,8 @@ def simulate(
             grid = InlineGrid(app, sites.nodes, run=run)
         else:
             stack.enter_context(_undisturbed())
-            grid = VectorGrid(app, sites, run=run, devices=devices_for(sites.device, workers), progress=progress)
+            devices = devices_for(sites.device, workers)
+            grid = VectorGrid(app, sites, run=run, devices=devices, progress=progress, say=say)
             stack.callback(grid.close)
         return execute(
             federation,

@@ -33,9 +33,9 @@ from __future__ import annotations
 import bisect
 import math
 import statistics
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -97,11 +97,11 @@ class Admission:
     statements: dict[int, Statement] = field(default_factory=dict)  # what private clients say they released
     _seen: set[int] = field(default_factory=set)
     _reach: float = field(init=False)
-    _weights: list[float] = field(default_factory=list)  # sorted
-    _waiting: list[Message] = field(default_factory=list)  # for enough others to be compared with
+    _peers: Peers[Message] = field(init=False)
 
     def __post_init__(self) -> None:
         self._reach = reach_of(self.sent or {})
+        self._peers = Peers(lambda reply: records.weight_of(reply.content))
 
     def take(self, reply: Message) -> bool:
         """Admits a reply, or notes why not."""
@@ -133,7 +133,7 @@ class Admission:
     def take_partial(self, partial: Partial) -> bool:
         """Admits what a grid has put together of several clients' updates, or notes for each of them why not.
 
-        The grid has checked each update (`check_weights` or `faults_of`, `too_heavy`), and what did not pass is in
+        The grid has checked each update (`check_weights` or `faults_of`, `Peers`), and what did not pass is in
         `partial.rejected`.
         """
         told = [*partial.nodes, *(rejection.node_id for rejection in partial.rejected)]
@@ -158,27 +158,22 @@ class Admission:
     def weigh(self, reply: Message) -> list[Message]:
         """The replies, of those that were taken, that count now that this one has come. The first ones wait for enough
         others; where no more come, they are in `release`."""
-        if not self.compare:
-            return [reply]
-        bisect.insort(self._weights, records.weight_of(reply.content))
-        self._waiting.append(reply)
-        return self.release() if len(self._weights) >= LEAST_TO_COMPARE else []
+        return self._without_outliers(self._peers.take(reply)) if self.compare else [reply]
 
     def release(self) -> list[Message]:
         """What still waits, without those whose weight is too far from the others'."""
-        waiting, self._waiting = self._waiting, []
-        if len(self._weights) < LEAST_TO_COMPARE:
-            return waiting
-        median = statistics.median(self._weights)
-        return [reply for reply in waiting if not self._outweighs(reply, median)]
+        return self._without_outliers(self._peers.release())
 
-    def _outweighs(self, reply: Message, median: float) -> bool:
-        if (fault := too_heavy(records.weight_of(reply.content), median)) is None:
-            return False
-        node_id = reply.metadata.src_node_id
-        self.nodes.discard(node_id)
-        self.rejected.append(fault.of(node_id))
-        return True
+    def _without_outliers(self, compared: Iterable[tuple[Message, Fault | None]]) -> list[Message]:
+        kept = []
+        for reply, fault in compared:
+            if fault is None:
+                kept.append(reply)
+                continue
+            node_id = reply.metadata.src_node_id
+            self.nodes.discard(node_id)
+            self.rejected.append(fault.of(node_id))
+        return kept
 
     @property
     def silent(self) -> list[int]:
@@ -198,11 +193,35 @@ class Diverged(Fault):
     """... because training has left all bounds."""
 
 
-def too_heavy(weight: float, median: float) -> Fault | None:
-    """Is a weight too far above the median of its round?"""
-    if weight <= MOST_OF_MEDIAN * median:
-        return None
-    return Fault(f"weight {weight:g} is more than {MOST_OF_MEDIAN:.0f} times the median of this round, {median:g}")
+Reply = TypeVar("Reply")
+
+
+class Peers(Generic[Reply]):
+    """A round's replies as they come, each of whose weights is compared with the median of those that have come."""
+
+    def __init__(self, weight_of: Callable[[Reply], float]) -> None:
+        self._weight_of = weight_of
+        self._weights: list[float] = []  # sorted
+        self._waiting: list[Reply] = []  # for enough others
+
+    def take(self, reply: Reply) -> list[tuple[Reply, Fault | None]]:
+        """The replies that can be judged now that this one has come, and what is wrong with each."""
+        bisect.insort(self._weights, self._weight_of(reply))
+        self._waiting.append(reply)
+        return self.release() if len(self._weights) >= LEAST_TO_COMPARE else []
+
+    def release(self) -> list[tuple[Reply, Fault | None]]:
+        """Those that still wait, where no more come."""
+        waiting, self._waiting = self._waiting, []
+        return [(reply, self._fault(self._weight_of(reply))) for reply in waiting]
+
+    def _fault(self, weight: float) -> Fault | None:
+        if len(self._weights) < LEAST_TO_COMPARE:
+            return None
+        median = statistics.median(self._weights)
+        if weight <= MOST_OF_MEDIAN * median:
+            return None
+        return Fault(f"weight {weight:g} is more than {MOST_OF_MEDIAN:.0f} times the median of this round, {median:g}")
 
 
 def _check_arrays(reply: Message, sent: Weights, wire: Dtype, reach: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from common.document.federation import Dtype
 from common.model.update import Updates
@@ -28,11 +28,9 @@ class Folding:
         """For whoever merges it, who has the weights."""
         return {**vars(self), "start": {}}
 
-    def train(self, trainer: Trainer, jobs: Sequence[Job]) -> Iterator[int]:
-        """Trains the jobs' clients and takes their updates, and yields how many, after each chunk."""
-        for places, updates in trainer.train(self.start, jobs):
-            self.take([jobs[place] for place in places], updates)
-            yield len(places)
+    def train(self, trainer: Trainer, chunk: Sequence[Job]) -> None:
+        """Trains a chunk's clients and takes their updates."""
+        self.take(chunk, trainer.train(self.start, chunk))
 
     def take(self, jobs: Sequence[Job], updates: Updates) -> None:
         """Takes clients' updates, but for those that must not count."""

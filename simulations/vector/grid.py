@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
 
 import torch
 from flwr.app import Message
@@ -23,7 +21,7 @@ from common.text import shown
 from common.wire import records
 from common.wire.identity import task_name
 from common.wire.records import ARRAYS
-from server.rounds.admission import LEAST_TO_COMPARE, Partial, Rejection, too_heavy
+from server.rounds.admission import Partial, Peers, Rejection
 from server.rounds.aggregation import Aggregator
 from simulations.inline import InlineGrid
 from simulations.noise import SimulationNoise
@@ -31,11 +29,10 @@ from simulations.sites import Sites, View
 from simulations.vector.fold import Folding
 from simulations.vector.jobs import Job
 from simulations.vector.score import count_together
-from simulations.vector.train import Trainer, unfit
+from simulations.vector.train import Trainer, chunks_of, unfit
 from simulations.vector.workers import Workers
 
 WORTH_S = 5.0
-LARGEST_PART = 200  # clients that a worker is sent at a time: who has done so many is sent more
 SCORED = 100  # clients at a time: always the same ones together, so that a float's last bits are
 
 
@@ -57,7 +54,7 @@ class _Round:
     deadline: float
     compare: bool
     done: int = 0
-    weights: list[float] = field(default_factory=list)  # of those that have paid
+    peers: Peers[_Charged] = field(default_factory=lambda: Peers(lambda task: task.job.recipe.weight))
     rejected: list[Rejection] = field(default_factory=list)  # before any training
     statements: dict[int, dict[str, object]] = field(default_factory=dict)
 
@@ -75,26 +72,27 @@ class VectorGrid(InlineGrid):
         sites: Sites,
         *,
         run: str,
-        chunk: int | None = None,
         devices: Sequence[torch.device] = (),
         worth_s: float = WORTH_S,
         progress: Callable[[int, int], None] = lambda done, asked: None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         """
         Args:
-            chunk: so many clients are trained at once; by default as many as turn out to be fastest.
             devices: two or more: each is for a worker process. They are started when the rounds to come are seen to
                 take more than `worth_s` seconds without them.
             progress: is told how many clients of a round are trained, of how many.
+            say: is told why a client is not trained with others, once for each reason.
         """
         super().__init__(app, sites.nodes, run=run)
         federation = sites.federation
         self._name, self._sites, self._federation = run, sites, federation
-        self._how: dict[str, Any] = {"width": min(federation.training.batch_size, sites.most_rows), "chunk": chunk}
-        self._trainer = Trainer(federation, **self._how)
+        self._width = min(federation.training.batch_size, sites.most_rows)
+        self._trainer = Trainer(federation, width=self._width)
         self._devices, self._worth_s, self._progress = devices, worth_s, progress
         self._workers: Workers | None = None
         self._rounds = 0
+        self._say, self._told = say, set[str]()
 
     def close(self) -> None:
         """Ends worker processes, if there are any."""
@@ -142,7 +140,7 @@ class VectorGrid(InlineGrid):
         rounds_left = self._federation.training.rounds - self._rounds
         if self._workers is None and len(self._devices) > 1 and seconds * rounds_left > self._worth_s:
             tables = [(table.x, table.y) for table in self._sites.tables]
-            self._workers = Workers(self._federation, tables, devices=self._devices, **self._how)
+            self._workers = Workers(self._federation, tables, devices=self._devices, width=self._width)
 
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Generator[Message]:
         """Answers to evaluations, some clients at a time. What else there is, is done for one after another."""
@@ -189,20 +187,35 @@ class VectorGrid(InlineGrid):
         return noise
 
     def _train(self, this: _Round, messages: Sequence[Message]) -> None:
+        charged = self._charge_all(this, messages)
+        jobs: list[Job] = []
         alone: list[_Charged] = []
-        parts = self._charged(this, messages, alone)
-        if self._workers is not None and self._workers.are_ready():
-            self._workers.train(
-                parts,
+        for task in charged:
+            if reason := unfit(task.job.recipe, task.job.rows):
+                alone.append(task)
+                self._tell_once(task.site.name, reason)
+            else:
+                jobs.append(task.job)
+        workers = self._workers if self._workers is not None and self._workers.are_ready() else None
+        chunks = chunks_of(
+            jobs,
+            self._federation,
+            width=self._width,
+            device=self._sites.device,
+            workers=1 if workers is None else len(workers),
+        )
+        if workers is not None:
+            workers.train(
+                chunks,
                 this.folding,
                 aggregator=this.aggregator,
                 seconds=this.deadline - time.monotonic(),
                 done=lambda trained: self._tell(this, trained),
             )
         else:
-            jobs = [job for part in parts for job in part]
-            for trained in this.folding.train(self._trainer, jobs) if jobs else ():
-                self._tell(this, trained)
+            for chunk in chunks:
+                this.folding.train(self._trainer, chunk)
+                self._tell(this, len(chunk))
                 if this.is_late:
                     break
         for task in alone:
@@ -211,27 +224,23 @@ class VectorGrid(InlineGrid):
             update = train(task.job.recipe, this.folding.start, task.site.dataset, noise=task.job.noise)
             this.folding.take([task.job], Updates.of(update))
             self._tell(this, 1)
-
-    def _charged(self, this: _Round, messages: Sequence[Message], alone: list[_Charged]) -> Iterator[list[Job]]:
-        """The jobs of clients that have paid, a part for each worker, so that the next ones pay while the first are
-        trained. What cannot be one of many is added to `alone`."""
-        size = math.ceil(len(messages) / (len(self._workers) if self._workers is not None else 1))
-        charged: list[_Charged] = []
-        for start in range(0, len(messages), min(size, LARGEST_PART)):
-            part = [self._charge(this, message) for message in messages[start : start + min(size, LARGEST_PART)]]
-            paid = self._comparable(this, [task for task in part if task is not None])
-            charged += paid
-            fit: list[Job] = []
-            for task in paid:
-                if unfit(task.job.recipe, task.job.rows):
-                    alone.append(task)
-                else:
-                    fit.append(task.job)
-            if fit:
-                yield fit
-        for task in charged:  # the last part is being trained
+        for task in charged:
             if (statement := task.site.account.statement(self._name)) is not None:
                 this.statements[task.job.node] = {**statement.to_wire()}
+
+    def _charge_all(self, this: _Round, messages: Sequence[Message]) -> list[_Charged]:
+        """Has clients pay, one after another. Returns those that are to be trained."""
+        charged = [task for message in messages if (task := self._charge(this, message)) is not None]
+        if not this.compare:
+            return charged
+        compared = [pair for task in charged for pair in this.peers.take(task)] + this.peers.release()
+        this.rejected += [fault.of(task.job.node) for task, fault in compared if fault is not None]
+        return [task for task, fault in compared if fault is None]
+
+    def _tell_once(self, name: str, reason: str) -> None:
+        if reason not in self._told:
+            self._told.add(reason)
+            self._say(f"{name} is trained by itself, not with others: {reason} (told for the first such client only)")
 
     def _tell(self, this: _Round, trained: int) -> None:
         this.done += trained
@@ -259,21 +268,6 @@ class VectorGrid(InlineGrid):
             noise=self._noise(site, message),
         )
         return _Charged(site=site, job=job)
-
-    def _comparable(self, this: _Round, charged: list[_Charged]) -> list[_Charged]:
-        """Those whose weight is not too far above those that have come so far, where enough have."""
-        if not this.compare:
-            return charged
-        this.weights += [task.job.recipe.weight for task in charged]
-        if len(this.weights) < LEAST_TO_COMPARE:
-            return charged
-        middle, kept = statistics.median(this.weights), []
-        for task in charged:
-            if (fault := too_heavy(task.job.recipe.weight, middle)) is None:
-                kept.append(task)
-            else:
-                this.rejected.append(fault.of(task.job.node))
-        return kept
 
 
 def _view(site: Site) -> View:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
+import torch
 
 from client.training.kernel import ROWS, Room, sensitivity
 from client.training.recipe import Recipe
@@ -18,9 +19,13 @@ from simulations.vector.models import flat_of
 from simulations.vector.plain import train_plainly
 from simulations.vector.private import MOST_TAU, train_privately
 
-CHUNKS = (1, 2, 5, 10, 20, 50, 100, 200)  # clients; which is fastest depends on the model and on the machine's caches
-TRIES = 3
-CHUNK_BYTES = 2**30  # of the largest chunk that is tried
+# Of a chunk, on a CPU. Larger ones leave the cache, at smaller ones calls take longer than the work they do; measured
+# at 200 to 500,000 parameters a model, where half or twice as much cost 1 to 10 %.
+CHUNK_PARAMETERS = 1_500_000
+CHUNK_CLIENTS = 50
+CHUNKS = 8  # of a round, where they are not too small for that: for so many workers
+GPU_CLIENTS = 1000
+GPU_BYTES = 2**30
 BYTES_A_PARAMETER = 40  # of one client in a chunk
 BYTES_A_UNIT = 64  # ... and of one row, for each unit of the layers
 
@@ -40,60 +45,54 @@ def unfit(recipe: Recipe, rows: int) -> str:
     return ""
 
 
+def chunks_of(
+    jobs: Sequence[Job], federation: Federation, *, width: int, device: torch.device, workers: int
+) -> list[list[Job]]:
+    """Cuts a round's jobs, each of which fits (`unfit`), into chunks, each for one call of `Trainer.train`.
+
+    Without privacy they are the same whatever the number of workers: a product's last bits can depend on how many
+    clients are multiplied at once and on which stand before.
+    """
+    if not jobs:
+        return []
+    # Clients of one size are together, since a chunk takes as many steps as its longest.
+    order = sorted(jobs, key=lambda job: (job.recipe.steps, job.rows), reverse=True)
+    size = _chunk_size(len(jobs), federation, width=width, device=device, workers=workers)
+    ends = np.linspace(0, len(order), math.ceil(len(order) / size) + 1).round().astype(int).tolist()
+    return [order[start:end] for start, end in pairwise(ends)]
+
+
+def _chunk_size(clients: int, federation: Federation, *, width: int, device: torch.device, workers: int) -> int:
+    private = federation.privacy.row is not None
+    if device.type != "cpu":
+        units = sum(federation.layer_sizes) * width * (2 if private else 1)
+        each = federation.parameters * BYTES_A_PARAMETER + units * BYTES_A_UNIT
+        return max(min(GPU_BYTES // each, GPU_CLIENTS), 1)
+    most = max(min(CHUNK_PARAMETERS // federation.parameters, CHUNK_CLIENTS), 1)
+    if private:
+        return min(most, math.ceil(clients / workers))
+    return min(most, max(CHUNK_PARAMETERS // federation.parameters // 4, math.ceil(clients / CHUNKS)))
+
+
 class Trainer:
     """Trains clients of one federation together. What it makes of one does not depend on the others; without
-    privacy, but for the last bits of floats, by where a small matrix begins in memory."""
+    privacy, but for the last bits of floats."""
 
-    def __init__(self, federation: Federation, *, width: int, chunk: int | None = None) -> None:
-        """`width` is as many rows as the largest batch of any client of the federation has; `chunk` so many clients
-        are trained at once, by default as many as turn out to be fastest."""
+    def __init__(self, federation: Federation, *, width: int) -> None:
+        """`width` is as many rows as the largest batch of any client of the federation has."""
         self._federation, self._width, self._room = federation, width, Room()
-        self._paces: dict[int, list[float]] = {}  # seconds a client, by the size of a chunk
-        self._sizes = [chunk] if chunk else _sizes_to_try(federation, width)
 
-    def train(self, weights: Weights, jobs: Sequence[Job]) -> Iterator[tuple[list[int], Updates]]:
-        """The updates of all `jobs`, each of which fits (`unfit`), in chunks with their places among them. A chunk's
-        arrays hold until the next one is asked for."""
+    def train(self, weights: Weights, jobs: Sequence[Job]) -> Updates:
+        """The updates of a chunk's clients (`chunks_of`). Its arrays hold until the next call."""
         start = flat_of(weights).to(jobs[0].x.device)
-        # Clients of one size are together, since a chunk takes as many steps as its longest.
-        order = sorted(range(len(jobs)), key=lambda i: (jobs[i].recipe.steps, jobs[i].rows), reverse=True)
-        while order:
-            size = self._size(len(order))
-            places, order = order[:size], order[size:]
-            chunk, began = [jobs[i] for i in places], time.perf_counter()
-            losses = None
-            if chunk[0].recipe.private is not None:
-                flat = train_privately(self._federation, start, chunk, self._room)
-            else:
-                flat, losses = train_plainly(self._federation, start, chunk, self._room, width=self._width)
-            together = flat[:, : self._federation.parameters].cpu().numpy()
-            self._paces.setdefault(len(chunk), []).append((time.perf_counter() - began) / len(chunk))
-            yield (
-                places,
-                Updates(
-                    flat=together,
-                    weights=np.array([job.recipe.weight for job in chunk]),
-                    losses=None if losses is None else losses.numpy(),
-                    like=weights,
-                ),
-            )
-
-    def _size(self, left: int) -> int:
-        """How many clients come next: each size is tried a few times, where there are enough clients, and then the
-        fastest taken, or a little less so that no small chunk is left over."""
-        for size in self._sizes:
-            if size <= left and len(self._paces.get(size, ())) < TRIES:
-                return size
-        tried = [size for size in self._sizes if size in self._paces]
-        if not tried:
-            return left
-        # Each by its best time: another process may have slowed down any other.
-        fastest = min(tried, key=lambda size: min(self._paces[size]))
-        return math.ceil(left / math.ceil(left / fastest))
-
-
-def _sizes_to_try(federation: Federation, width: int) -> list[int]:
-    """Whose chunks are not too large for memory, from small to large."""
-    units = sum(federation.layer_sizes) * (width if federation.privacy.row is None else 2 * width)
-    each = federation.parameters * BYTES_A_PARAMETER + units * BYTES_A_UNIT
-    return [size for size in CHUNKS if size == 1 or size * each <= CHUNK_BYTES]
+        losses = None
+        if jobs[0].recipe.private is not None:
+            flat = train_privately(self._federation, start, jobs, self._room)
+        else:
+            flat, losses = train_plainly(self._federation, start, jobs, self._room, width=self._width)
+        return Updates(
+            flat=flat[:, : self._federation.parameters].cpu().numpy(),
+            weights=np.array([job.recipe.weight for job in jobs]),
+            losses=None if losses is None else losses.numpy(),
+            like=weights,
+        )

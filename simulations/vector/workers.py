@@ -1,8 +1,8 @@
 """Worker processes: each trains clients on a core or a GPU of its own, and puts their updates together.
 
 A worker is started once. It maps the tables' memory, which is shared and not copied; for each round it is sent the
-weights, an empty aggregator and who is to be trained, and answers with what it has put together. Which worker trains a
-client changes no bit of the outcome under privacy, and only last bits of floats without.
+weights and an empty aggregator, then one chunk of clients after another, and answers with what it has put together.
+Which worker trains a chunk changes no bit of the outcome.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from client.training.recipe import DPSGD, Recipe
 from common.document import federation as federations
 from common.document.federation import Federation
 from common.errors import CloisterError, WorkerLost
+from common.model.weights import Weights
 from server.rounds.aggregation import Aggregator
 from simulations.noise import SimulationNoise
 from simulations.vector.fold import Folding
@@ -82,7 +83,18 @@ class _Setup:
     tables: list[tuple[SharedArray, SharedArray]]
     device: str
     width: int
-    chunk: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Begin:
+    """A round."""
+
+    start: Weights
+    aggregate: Aggregator
+
+
+class _End:
+    """... is over: what was put together is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,17 +151,16 @@ class Workers:
         *,
         devices: Sequence[torch.device],
         width: int,
-        chunk: int | None = None,
     ) -> None:
-        """Starts a process for each of `devices`. `tables` are whose rows jobs may have, x and y of each; `width` and
-        `chunk` are a Trainer's."""
+        """Starts a process for each of `devices`. `tables` are whose rows jobs may have, x and y of each; `width` is a
+        Trainer's."""
         self._tables = {id(x): place for place, (x, _) in enumerate(tables)}
         shared = [(SharedArray(x.cpu().numpy()), SharedArray(y.cpu().numpy())) for x, y in tables]
         canonical, context = federation.canonical, mp.get_context("spawn")
         self._processes: list[SpawnProcess] = []
         self._links: list[Connection] = []
         for device in devices:
-            setup = _Setup(federation=canonical, tables=shared, device=str(device), width=width, chunk=chunk)
+            setup = _Setup(federation=canonical, tables=shared, device=str(device), width=width)
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, setup), daemon=True, name=f"worker on {device}")
             with _without_interrupts():
@@ -180,26 +191,25 @@ class Workers:
 
     def train(
         self,
-        parts: Iterable[Sequence[Job]],
+        chunks: Iterable[Sequence[Job]],
         folding: Folding,
         *,
         aggregator: Callable[[], Aggregator],
         seconds: float,
         done: Callable[[int], None],
     ) -> None:
-        """Trains the jobs' clients and merges what comes of it into `folding`.
+        """Trains chunks of clients, each in whichever worker is idle, and merges what comes of them into `folding`.
 
         Args:
-            parts: each is for whichever worker is idle; the next is asked for while others are trained.
             seconds: no chunk begins later.
             done: is told how many clients were trained, as they are.
 
         Raises:
             WorkerLost: a worker has ended.
-            CloisterError, RuntimeError: of a worker's own; the others have done their part by then.
+            CloisterError, RuntimeError: of a worker's own; the others are idle by then.
         """
         deadline = time.monotonic() + seconds
-        idle = [*self._links]
+        idle, begun = [*self._links], set[Connection]()
         failed: list[Exception] = []
 
         def hear() -> None:
@@ -209,20 +219,29 @@ class Workers:
                         done(trained)
                     case Folding() as part:
                         folding.merge(part)
-                        idle.append(link)
                     case Exception() as error:
                         failed.append(error)
-                        idle.append(link)
+                idle.append(link)
 
-        for part in parts:
+        for chunk in chunks:
             while not idle:
                 hear()
-            tasks = _Tasks.of(part, self._tables)
-            self._send(idle.pop(0), (folding.start, aggregator(), tasks, deadline - time.monotonic()))
+            if failed or time.monotonic() > deadline:
+                break
+            link = idle.pop(0)
+            if link not in begun:
+                begun.add(link)
+                self._send(link, _Begin(start=folding.start, aggregate=aggregator()))
+            self._send(link, _Tasks.of(chunk, self._tables))
         while len(idle) < len(self._links):
             hear()
-        if failed:  # raised when all are ready for more
+        if failed:
             raise failed[0]
+        for link in begun:
+            idle.remove(link)
+            self._send(link, _End())
+        while len(idle) < len(self._links):
+            hear()
 
     def close(self) -> None:
         """Ends all of them, also those that are at work."""
@@ -280,22 +299,27 @@ def _work(link: Connection, setup: _Setup) -> None:
     torch.set_num_threads(1)
     device, federation = torch.device(setup.device), federations.from_canonical(setup.federation)
     tables = [(x.tensor().to(device), y.tensor().to(device)) for x, y in setup.tables]
-    trainer = Trainer(federation, width=setup.width, chunk=setup.chunk)
+    trainer, folding = Trainer(federation, width=setup.width), None
 
     gc.freeze()  # modules stay
     link.send("ready")
     while True:
         try:
-            start, aggregate, tasks, seconds = link.recv()
+            message = link.recv()
         except (EOFError, OSError):
             return
-        deadline, folding = time.monotonic() + seconds, Folding(start, aggregate, dtype=federation.wire.dtype)
         try:
-            for trained in folding.train(trainer, tasks.jobs(federation, tables)):
-                link.send(trained)
-                if time.monotonic() > deadline:
-                    break
-            link.send(folding)
+            match message:
+                case _Begin(start=start, aggregate=aggregate):
+                    folding = Folding(start, aggregate, dtype=federation.wire.dtype)
+                case _Tasks():
+                    assert folding is not None
+                    jobs = message.jobs(federation, tables)
+                    folding.train(trainer, jobs)
+                    link.send(len(jobs))
+                case _End():
+                    link.send(folding)
+                    folding = None
         except BrokenPipeError:
             return
         except Exception as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +39,11 @@ def sites_of(fed: Federation, clients: int = CLIENTS) -> Sites:
 
 
 def run(
-    fed: Federation, where: Path, how: str, sites: Sites | None = None
+    fed: Federation, where: Path, how: str, sites: Sites | None = None, **options: Any
 ) -> tuple[Weights, dict[str, Any], list[Any]]:
     """The last model, result.json and the events, without what differs by the clock or by the run's name."""
     folder = RunFolder.create(fed, path=where / how)
-    result = simulate(fed, sites or sites_of(fed), folder, run="test", engine=how)  # type: ignore[arg-type]
+    result = simulate(fed, sites or sites_of(fed), folder, run="test", engine=how, **options)  # type: ignore[arg-type]
     told = [json.loads(line) for line in (folder.path / "events.jsonl").read_text().splitlines()]
     for event in (result, *told):
         for name in ("seconds", "time", "waiting"):
@@ -115,13 +114,12 @@ def test_a_run_without_privacy_is_the_same_to_a_hundred_thousandth(tmp_path, cha
     assert result == its_result and told == its_events
 
 
-@pytest.mark.parametrize("privacy", [{}, PRIVATE, WHOLE], ids=["plain", "row", "client"])
-def test_the_size_of_chunks_changes_no_bit(tmp_path, monkeypatch, privacy):
-    fed = federation(**privacy)
+def test_the_size_of_chunks_changes_no_bit_of_a_private_run(tmp_path, monkeypatch):
+    fed = federation(**PRIVATE)
     models = []
-    for chunk in (1, 3, CLIENTS):
-        monkeypatch.setattr(engine, "VectorGrid", partial(VectorGrid, chunk=chunk))
-        models.append(run(fed, tmp_path / str(chunk), "vector")[0])
+    for size in (1, 3, CLIENTS):
+        monkeypatch.setattr("simulations.vector.train.CHUNK_CLIENTS", size)
+        models.append(run(fed, tmp_path / str(size), "vector")[0])
     assert same_bits(models[0], models[1]) and same_bits(models[0], models[2])
 
 
@@ -174,15 +172,18 @@ def test_a_client_that_cannot_be_one_of_many_is_trained_alone(tmp_path, monkeypa
     trained = []
     real = Trainer.train
     monkeypatch.setattr(Trainer, "train", lambda self, w, jobs: (trained.append(len(jobs)), real(self, w, jobs))[1])
-    found, *_ = run(fed, tmp_path, "vector")
+    said: list[str] = []
+    found, *_ = run(fed, tmp_path, "vector", say=said.append)
     assert same_bits(found, expected)
     assert 0 < sum(trained) < fed.training.rounds * CLIENTS
+    (line,) = said
+    assert line.endswith("is trained by itself, not with others: odd (told for the first such client only)")
 
 
 def test_a_round_that_is_over_trains_nobody_any_more(tmp_path):
     fed = federation(strategy__min_clients=2, training__rounds=1)
     sites = sites_of(fed)
-    grid = VectorGrid(client_app(lambda context: None), sites, run="test", chunk=1)  # type: ignore[arg-type,return-value]
+    grid = VectorGrid(client_app(lambda context: None), sites, run="test")  # type: ignore[arg-type,return-value]
     asked = messages(grid, fed, sites)
     (answer,) = grid.answers(asked, aggregator=Counting, needed=9, compare=True, timeout=-1.0)
     assert isinstance(answer, Partial) and not answer.nodes

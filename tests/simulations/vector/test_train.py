@@ -22,12 +22,11 @@ from common.document.federation import Federation
 from common.model import mlp
 from common.model.weights import Weights, initial_weights
 from simulations.noise import SimulationNoise
-from simulations.vector import train as vector
 from simulations.vector.jobs import Job
 from simulations.vector.models import flat_of
 from simulations.vector.plain import train_plainly
-from simulations.vector.train import Trainer, unfit
-from tests.support import federation
+from simulations.vector.train import Trainer, chunks_of, unfit
+from tests.support import PRIVATE, federation
 
 OPTIMIZERS: list[dict[str, Any]] = [
     {"training__optimizer": "sgd"},
@@ -97,7 +96,10 @@ def alone(job: Job, weights: Weights, *seed: int) -> tuple[np.ndarray, float | N
 def together(fed: Federation, weights: Weights, jobs: list[Job], *, chunk: int) -> tuple[np.ndarray, list[float]]:
     found, losses = np.zeros((len(jobs), fed.parameters), np.float32), [0.0] * len(jobs)
     width = min(fed.training.batch_size, 60)
-    for places, updates in Trainer(fed, width=width, chunk=chunk).train(weights, jobs):
+    trainer = Trainer(fed, width=width)
+    for start in range(0, len(jobs), chunk):
+        places = range(start, min(start + chunk, len(jobs)))
+        updates = trainer.train(weights, [jobs[place] for place in places])
         found[places] = updates.flat
         for place, update in zip(places, updates, strict=True):
             assert update.weight == jobs[place].recipe.weight
@@ -182,20 +184,23 @@ def test_in_float64_it_is_autograd_but_for_the_last_bits(seed, sizes, chunk, one
         assert float(losses[i]) == pytest.approx(loss, abs=1e-12)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS[:5])
-@pytest.mark.parametrize("batch, hidden", [(10, [200, 200]), (32, [50]), (7, [3])])
-def test_without_privacy_a_usual_models_bits_do_not_depend_on_its_chunk(optimizer, batch, hidden):
-    fed = document(
-        inputs=10, hidden=hidden, loss="cross_entropy", activation="relu", dropout=0.0, batch=batch, optimizer=optimizer
-    )
-    weights, sizes = initial_weights(fed), [37, 12, 40, 1, 5, 33, 40, 8, 60]
-    recipes = [Recipe(federation=fed, steps=-(-rows // batch), weight=1.0, private=None) for rows in sizes]
+@settings(max_examples=60, deadline=None)
+@given(**{**CASES, "sizes": st.lists(st.integers(1, 40), min_size=9, max_size=12)})
+def test_a_chunks_bits_do_not_depend_on_what_its_worker_did_before(seed, sizes, chunk, one_table, **drawn):
+    fed = document(**drawn)
+    weights, rng = initial_weights(fed, seed=seed), np.random.default_rng(seed)
+    recipes = [Recipe(federation=fed, steps=int(rng.integers(1, 9)), weight=2.0, private=None) for _ in sizes]
 
-    def run(chunk: int) -> np.ndarray:
-        return together(fed, weights, jobs_of(fed, recipes, sizes, seed=3, one_table=True), chunk=chunk)[0]
+    def run(*, backwards: bool) -> dict[int, bytes]:
+        trainer, found = Trainer(fed, width=min(fed.training.batch_size, 40)), {}
+        jobs = jobs_of(fed, recipes, sizes, seed=seed, one_table=one_table)
+        chunks = [jobs[start : start + chunk] for start in range(0, len(jobs), chunk)]
+        for some in reversed(chunks) if backwards else chunks:
+            updates = trainer.train(weights, some)
+            found |= {job.node: flat.tobytes() for job, flat in zip(some, updates.flat, strict=True)}
+        return found
 
-    one, three, all_ = run(1), run(3), run(9)
-    assert np.array_equal(one, three) and np.array_equal(one, all_)
+    assert run(backwards=True) == run(backwards=False)
 
 
 @pytest.mark.parametrize("is_private", [True, False])
@@ -232,15 +237,42 @@ def test_what_cannot_be_one_of_many_is_said():
     assert unfit(loud, 9) == "its noise is too large for sums in float64"
 
 
-def test_the_fastest_size_of_a_chunk_is_found_while_clients_are_trained(monkeypatch):
-    fed = document(inputs=3, hidden=[5], loss="mse", activation="relu", dropout=0.0, batch=8, optimizer={})
-    recipes = [Recipe(federation=fed, steps=1, weight=1.0, private=None) for _ in range(100)]
-    jobs, weights = jobs_of(fed, recipes, [4] * 100, seed=1, one_table=True), initial_weights(fed)
-    clock = iter(range(10**6))
-    monkeypatch.setattr(vector, "CHUNKS", (1, 2, 5))
-    monkeypatch.setattr(vector.time, "perf_counter", lambda: next(clock))  # every chunk takes a second
-    trainer = Trainer(fed, width=4)
-    sizes = [len(places) for places, _ in trainer.train(weights, jobs)]
-    assert sizes[:9] == [1, 1, 1, 2, 2, 2, 5, 5, 5] and max(sizes[9:]) == 5 and sum(sizes) == 100
-    assert [len(places) for places, _ in trainer.train(weights, jobs[:12])] == [4, 4, 4]  # and not 5, 5, 2
-    assert sorted(place for places, _ in trainer.train(weights, jobs) for place in places) == list(range(100))
+def cut(hidden: list[int], sizes: list[int], *, is_private: bool = False, **how: Any) -> list[list[Job]]:
+    drawn: dict[str, Any] = {"inputs": 5, "loss": "cross_entropy", "activation": "relu", "dropout": 0.0, "batch": 4}
+    fed = document(**drawn, hidden=hidden, optimizer=PRIVATE if is_private else {})
+    recipes = [Recipe(federation=fed, steps=-(-rows // 4), weight=1.0, private=None) for rows in sizes]
+    jobs = jobs_of(fed, recipes, sizes, seed=1, one_table=True)
+    return chunks_of(jobs, fed, **{"width": 4, "device": torch.device("cpu"), "workers": 1} | how)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), max_size=120),
+    hidden=st.sampled_from([[3], [50], [200, 200], [1500, 1500]]),
+    is_private=st.booleans(),
+    workers=st.integers(1, 200),
+    device=st.sampled_from([torch.device("cpu"), torch.device("cuda")]),
+)
+@settings(max_examples=60, deadline=None)
+def test_each_client_is_in_one_chunk_beside_others_of_its_size(sizes, hidden, **how):
+    chunks = cut(hidden, sizes, **how)
+    assert sorted(job.node for chunk in chunks for job in chunk) == list(range(len(sizes)))
+    assert [job.rows for chunk in chunks for job in chunk] == sorted(sizes, reverse=True)
+    if sizes:
+        assert max(map(len, chunks)) - min(map(len, chunks)) <= 1
+
+
+@pytest.mark.parametrize("hidden, length", [([50], 50), ([200, 200], 13), ([500, 500], 5), ([1500, 1500], 1)])
+def test_without_privacy_chunks_are_the_same_whatever_the_number_of_workers(hidden, length):
+    nodes = [
+        [[job.node for job in chunk] for chunk in cut(hidden, [9, 30, 7, 40, 8] * 20, workers=workers)]
+        for workers in (1, 2, 64)
+    ]
+    assert nodes[0] == nodes[1] == nodes[2]
+    assert max(map(len, nodes[0])) == length
+
+
+def test_private_chunks_are_for_as_many_workers_as_there_are_and_a_gpus_for_its_memory():
+    assert [len(chunk) for chunk in cut([50], [9] * 60, is_private=True)] == [30, 30]
+    assert [len(chunk) for chunk in cut([50], [9] * 60, is_private=True, workers=4)] == [15] * 4
+    assert [len(chunk) for chunk in cut([50], [9] * 100, device=torch.device("cuda"), workers=2)] == [100]
+    assert [len(chunk) for chunk in cut([1500, 1500], [9] * 20, device=torch.device("cuda"))] == [10, 10]
