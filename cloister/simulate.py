@@ -41,10 +41,14 @@ def simulate(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random [default: the federation's].")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     engine: Annotated[
-        Literal["vector", "inline"], typer.Option(help="vector: clients together; inline: one by one, to compare.")
+        Literal["vector", "inline", "ray"],
+        typer.Option(help="vector: clients together; inline: one by one, to compare; ray: Flower's own, on a cluster."),
     ] = "vector",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that train [default: one a core, if the run is long enough].")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster, for --engine ray [default: started here].")
     ] = None,
     out: OutOption = None,
     held_out: HeldOutOption = None,
@@ -109,6 +113,7 @@ def simulate(
             run=run,
             engine=engine,
             workers=workers,
+            ray_address=ray_address,
             progress=display.trained,
             say=lambda text: tell(console, text),
             observe=display,

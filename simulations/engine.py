@@ -22,7 +22,7 @@ from common.data.cells import Cells, holds_cells
 from common.data.tables import AS_IT_SEEMS, FileFormat, Table
 from common.document.federation import Federation
 from common.document.schema import Classes
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 from common.model.scores import Scores
 from common.model.weights import Weights
 from common.privacy import noise
@@ -32,11 +32,13 @@ from server.folder.folder import RunFolder
 from server.rounds.events import Event
 from simulations import partition
 from simulations.inline import InlineGrid
+from simulations.ray_grid import RayGrid
 from simulations.sites import SharedTable, Sites
 from simulations.synthetic import generate
 from simulations.vector.grid import VectorGrid
 
-Engine = Literal["vector", "inline"]  # many clients as one program, or one after another: the plain oracle
+# Many clients as one program, one after another (the plain oracle), or by Flower's own simulation.
+Engine = Literal["vector", "inline", "ray"]
 
 QUANTILES = 10  # a numeric target is dealt by its decile
 
@@ -96,6 +98,7 @@ def simulate(
     run: str,
     engine: Engine = "vector",
     workers: int | None = None,
+    ray_address: str | None = None,
     progress: Callable[[int, int], None] = lambda done, asked: None,
     say: Callable[[str], None] = lambda text: None,
     observe: Callable[[Event], None] = lambda event: None,
@@ -104,15 +107,27 @@ def simulate(
     """Runs the federation over the sites, by an engine. Returns what result.json holds.
 
     Args:
-        workers: processes that train, for `vector`; by default one for each core, or for each GPU where the sites are
-            on one. They are started if the run takes long enough. The outcome does not depend on it.
+        workers: processes that train, for `vector` and `ray`; by default one for each core, or for each GPU where the
+            sites are on one. `vector` starts them if the run takes long enough. The outcome does not depend on it.
+        ray_address: of the cluster to run on, for `ray`; by default one is started on this machine.
         progress: is told how many clients of a round are trained, of how many, by `vector`.
         say: is told, by `vector`, why a client is trained by itself, once for each reason.
+
+    Raises:
+        ConfigError: `ray` is not installed, or has no cluster there.
+        RunFailed, RunFolderError: as `execute`.
+        WorkerLost: a worker process has ended.
     """
+    if ray_address is not None and (engine != "ray" or workers is not None):
+        raise ConfigError(["--ray-address belongs to --engine ray, and uses all of the cluster: leave --workers out"])
     app = client_app(lambda context: nullcontext(sites.asked(context.node_id, run=run)))
     with ExitStack() as stack:
+        grid: InlineGrid
         if engine == "inline":
             grid = InlineGrid(app, sites.nodes, run=run)
+        elif engine == "ray":
+            grid = RayGrid(sites, run=run, address=ray_address, workers=workers)
+            stack.callback(grid.close)
         else:
             stack.enter_context(_undisturbed())
             devices = devices_for(sites.device, workers)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 
 from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
 
 from server.rounds.run_grid import RunGrid
 
@@ -14,7 +13,7 @@ from server.rounds.run_grid import RunGrid
 class InlineGrid(RunGrid):
     """Flower's Grid over one ClientApp and a context for each node."""
 
-    def __init__(self, app: ClientApp, nodes: Iterable[int], *, run: str) -> None:
+    def __init__(self, app: Callable[[Message, Context], Message], nodes: Iterable[int], *, run: str) -> None:
         super().__init__(run)
         self._app = app
         self._contexts: dict[int, Context | None] = dict.fromkeys(nodes)

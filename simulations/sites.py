@@ -7,15 +7,17 @@ in which order.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from client import data
+from client.account.books import Charges
 from client.account.memory_ledger import MemoryLedger
 from client.data import Dataset, Rows
 from client.site import Site, simulated_site
@@ -38,6 +40,16 @@ class SharedTable:
         self.digests, self.report, self.schema, self.key = rows.digests, rows.report, schema, key
         self.x, self.y = torch.from_numpy(rows.x).to(device), torch.from_numpy(rows.y).to(device)
         self.split = data.split_name(rows, schema, key=key)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "x": self.x.cpu().numpy(), "y": self.y.cpu().numpy(), "device": str(self.x.device)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        device = state.pop("device")
+        vars(self).update(state)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it written to
+            self.x, self.y = (torch.from_numpy(array).to(device) for array in (state["x"], state["y"]))
 
 
 class View(Dataset):
@@ -126,9 +138,10 @@ class Sites(Sequence[Site]):
         self.federation, self.device, self.names = federation, device, [*parts]
         self.most_rows = max(len(rows) for _, rows in parts.values())
         self.refused: dict[str, str] = {}  # who does not take part, and why
-        self.on_refusal: Callable[[str, str], None] = lambda name, reason: None
+        self.on_refusal: Callable[[str, str], None] = _tell_nobody
         self._parts, self._seed = parts, seed
         self._names = {node_id(name): name for name in parts}
+        self._views: dict[str, View] = {}
         self._made: dict[str, Site] = {}
         self._planned: set[str] = set()
 
@@ -184,15 +197,36 @@ class Sites(Sequence[Site]):
                 f"{len(self.refused)} of {len(self)} clients refuse, and {least} are needed; {name}: {reason}"
             )
 
+    def opened(self, node: int, ledger: Charges) -> Site:
+        """A site with a ledger from elsewhere."""
+        name = self._names[node]
+        return self._open(name, self._view(name), ledger)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: as if no client had been asked yet."""
+        nobody = {"refused": {}, "_views": {}, "_made": {}, "_planned": set(), "on_refusal": _tell_nobody}
+        return {**vars(self), **nobody}
+
     def _site(self, name: str) -> Site:
         if name not in self._made:
-            table, rows = self._parts[name]
-            self._made[name] = simulated_site(
-                self.federation,
-                View(table, rows),
-                name=name,
-                ledger=MemoryLedger(),
-                noise_of=lambda task: SimulationNoise(self._seed, name, task),
-                device=self.device,
-            )
+            self._made[name] = self._open(name, self._view(name), MemoryLedger())
         return self._made[name]
+
+    def _view(self, name: str) -> View:
+        if name not in self._views:
+            self._views[name] = View(*self._parts[name])
+        return self._views[name]
+
+    def _open(self, name: str, view: View, ledger: Charges) -> Site:
+        return simulated_site(
+            self.federation,
+            view,
+            name=name,
+            ledger=ledger,
+            noise_of=lambda task: SimulationNoise(self._seed, name, task),
+            device=self.device,
+        )
+
+
+def _tell_nobody(name: str, reason: str) -> None:
+    """What becomes of a refusal where nobody asks to be told."""

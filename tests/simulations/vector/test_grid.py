@@ -41,14 +41,20 @@ def sites_of(fed: Federation, clients: int = CLIENTS) -> Sites:
 def run(
     fed: Federation, where: Path, how: str, sites: Sites | None = None, **options: Any
 ) -> tuple[Weights, dict[str, Any], list[Any]]:
-    """The last model, result.json and the events, without what differs by the clock or by the run's name."""
+    """The last model, and what was `told`."""
     folder = RunFolder.create(fed, path=where / how)
-    result = simulate(fed, sites or sites_of(fed), folder, run="test", engine=how, **options)  # type: ignore[arg-type]
-    told = [json.loads(line) for line in (folder.path / "events.jsonl").read_text().splitlines()]
-    for event in (result, *told):
+    simulate(fed, sites or sites_of(fed), folder, run="test", engine=how, **options)  # type: ignore[arg-type]
+    return load_model(folder.path), *told(folder.path)
+
+
+def told(folder: Path) -> tuple[dict[str, Any], list[Any]]:
+    """result.json and the events, without what differs by the clock."""
+    result = json.loads((folder / "result.json").read_text())
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    for event in (result, *events):
         for name in ("seconds", "time", "waiting"):
             event.pop(name, None)
-    return load_model(folder.path), result, told
+    return result, events
 
 
 def same_bits(one: Weights, other: Weights) -> bool:
