@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cloister.verbs import (
+    ClientsOption,
+    DataDirOption,
+    DataOption,
     DecimalOption,
+    DeviceOption,
     EncodingOption,
     FederationFile,
+    GenerateOption,
     HeldOutOption,
     OutOption,
+    PartitionOption,
     QuietOption,
+    SeedOption,
     app,
     file_format,
     verb,
@@ -30,16 +36,13 @@ MOST_LINES = 20
 @verb
 def simulate(
     document: FederationFile,
-    data: Annotated[Path | None, typer.Option(help="One table, dealt to --clients by --partition.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="A folder with one table a client.")] = None,
-    generate: Annotated[int | None, typer.Option(help="Rows to make up from the schema, to try it out.")] = None,
-    clients: Annotated[int | None, typer.Option(help="How many clients the table is dealt to.")] = None,
-    partition: Annotated[
-        str,
-        typer.Option(help="iid, dirichlet:ALPHA, shards:N, quantity:EXPONENT, shift:COLUMN, draw:ROWS, by:COLUMN."),
-    ] = "iid",
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random [default: the federation's].")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    data: DataOption = None,
+    data_dir: DataDirOption = None,
+    generate: GenerateOption = None,
+    clients: ClientsOption = None,
+    partition: PartitionOption = "iid",
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
     engine: Annotated[
         Literal["vector", "inline", "ray"],
         typer.Option(help="vector: clients together; inline: one by one, to compare; ray: Flower's own, on a cluster."),
@@ -66,31 +69,27 @@ def simulate(
     from cloister.progress import ProgressDisplay, finish
     from cloister.terminal import progress_console, tell
     from common.document import federation as federations
-    from common.errors import ConfigError, DataError
     from common.logs import quiet_flower
     from server.folder.folder import RunFolder
     from server.observers.scoring import HeldOut
     from simulations.engine import simulate as run_simulation
-    from simulations.engine import sites_from_files, sites_from_table
+    from simulations.sources import Source
 
-    form, console = file_format(encoding, decimal), progress_console(quiet)
+    console = progress_console(quiet)
+    source = Source(
+        data=data,
+        data_dir=data_dir,
+        generate=generate,
+        clients=clients,
+        partition=partition,
+        form=file_format(encoding, decimal),
+    )
     federation = federations.load(document)
     if seed is not None:
-        training = federation.training.model_copy(update={"seed": seed})
-        federation = federation.model_copy(update={"training": training})
-    seed = federation.training.seed
-    if sum(source is not None for source in (data, data_dir, generate)) != 1:
-        raise ConfigError(["give exactly one of --data TABLE, --data-dir FOLDER and --generate ROWS"])
+        federation = federation.with_seed(seed)
     where = resolve_device(device, exact=federation.privacy.row is not None)
-    scorer = HeldOut(federation, held_out, form) if held_out else None
-    if data_dir is not None:
-        if clients is not None or partition != "iid":
-            raise DataError("--data-dir has one client a file; --clients and --partition belong to --data")
-        sites = sites_from_files(federation, data_dir, seed=seed, device=where, form=form)
-    else:
-        table = data if data is not None else generate
-        assert table is not None
-        sites = sites_from_table(federation, table, clients=clients, how=partition, seed=seed, device=where, form=form)
+    scorer = HeldOut(federation, held_out, source.form) if held_out else None
+    sites = source.sites(federation, device=where)
     quiet_flower()
     run = f"{federation.name}-{secrets.token_hex(8)}"
 

@@ -30,6 +30,22 @@ EncodingOption = Annotated[str | None, typer.Option(help="Encoding of CSV that i
 DecimalOption = Annotated[
     str | None, typer.Option(click_type=Choice([".", ","]), help="Decimal mark of CSV [default: , beside ; else .]")
 ]
+DataOption = Annotated[Path | None, typer.Option("--data", help="One table, dealt to --clients by --partition.")]
+DataDirOption = Annotated[Path | None, typer.Option("--data-dir", help="A folder with one table a client.")]
+GenerateOption = Annotated[
+    int | None, typer.Option("--generate", help="Rows to make up from the schema, to try it out.")
+]
+ClientsOption = Annotated[int | None, typer.Option("--clients", help="How many clients the table is dealt to.")]
+PartitionOption = Annotated[
+    str,
+    typer.Option(
+        "--partition", help="iid, dirichlet:ALPHA, shards:N, quantity:EXPONENT, shift:COLUMN, draw:ROWS, by:COLUMN."
+    ),
+]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", help="Seed of everything random [default: the federation's].")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
 LogFormatOption = Annotated[str, typer.Option(click_type=Choice(["text", "json"]), help="What stderr carries.")]
 JSONOption = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]

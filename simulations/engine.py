@@ -1,28 +1,18 @@
-"""One table or many, as a federation in this process (simulations/sites.py)."""
+"""A federation over simulated clients, by one of the engines."""
 
 from __future__ import annotations
 
 import gc
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import polars as pl
 import torch
 
-from client import data
-from client.app import client_app, table_files
-from client.data import Rows
-from common.data import tables
-from common.data.cells import Cells, holds_cells
-from common.data.tables import AS_IT_SEEMS, FileFormat, Table
+from client.app import client_app
 from common.document.federation import Federation
-from common.document.schema import Classes
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError
 from common.model.scores import Scores
 from common.model.weights import Weights
 from common.privacy import noise
@@ -30,64 +20,13 @@ from common.wire.identity import number
 from server.app import execute
 from server.folder.folder import RunFolder
 from server.rounds.events import Event
-from simulations import partition
 from simulations.inline import InlineGrid
 from simulations.ray_grid import RayGrid
-from simulations.sites import SharedTable, Sites
-from simulations.synthetic import generate
+from simulations.sites import Sites
 from simulations.vector.grid import VectorGrid
 
 # Many clients as one program, one after another (the plain oracle), or by Flower's own simulation.
 Engine = Literal["vector", "inline", "ray"]
-
-QUANTILES = 10  # a numeric target is dealt by its decile
-
-
-def sites_from_files(
-    federation: Federation, folder: Path, *, seed: int, device: torch.device, form: FileFormat = AS_IT_SEEMS
-) -> Sites:
-    """One site a file of `folder`. Raises `DataError`."""
-    key = _split_key(seed)
-    named: dict[str, tuple[SharedTable, partition.Index]] = {}
-    for path in table_files(folder):
-        if path.stem in named:
-            raise DataError(f"{path}: another table in this folder is called {path.stem} too; clients need two names")
-        rows = data.read(path, federation.data_schema, key=key, form=form)
-        named[path.stem] = SharedTable(rows, federation.data_schema, key=key, device=device), np.arange(len(rows.y))
-    return Sites(federation, named, seed=seed, device=device)
-
-
-def sites_from_table(
-    federation: Federation,
-    table: Path | int,
-    *,
-    clients: int | None,
-    how: str,
-    seed: int,
-    device: torch.device,
-    form: FileFormat = AS_IT_SEEMS,
-) -> Sites:
-    """Deals one table to sites.
-
-    Args:
-        table: a file, or a number of rows to generate.
-        clients: how many sites; left out with `by:COLUMN`, where there is one for each value.
-        how: one of `partition.FORMS`.
-
-    Raises:
-        DataError: the table does not fit the schema, or cannot be dealt so.
-    """
-    schema, key = federation.data_schema, _split_key(seed)
-    if isinstance(table, int):
-        if table < 1:
-            raise DataError(f"at least 1 row must be generated, got {table}")
-        read = tables.of_frame(generate(schema, rows=table, seed=seed), source="generated table")
-    else:
-        read = tables.read(table, schema, form)
-    rows = data.encode_rows(read, schema, key=key)
-    parts = _deal(rows, read, federation, clients=clients, how=how, rng=np.random.default_rng([seed, 0xDEA1]))
-    shared = SharedTable(rows, schema, key=key, device=device)
-    return Sites(federation, {name: (shared, index) for name, index in parts.items()}, seed=seed, device=device)
 
 
 def simulate(
@@ -169,65 +108,3 @@ def _undisturbed() -> Iterator[None]:
     finally:
         gc.unfreeze()
         torch.set_num_threads(before)
-
-
-def _deal(
-    rows: Rows,
-    table: Table,
-    federation: Federation,
-    *,
-    clients: int | None,
-    how: str,
-    rng: np.random.Generator,
-) -> dict[str, partition.Index]:
-    kind, _, argument = how.partition(":")
-    if kind == "by":
-        if not holds_cells(table.types.get(argument, pl.Object())):
-            raise DataError(f"--partition by:{argument}: no such column; there are {', '.join(table.columns)}")
-        names = (Cells(block.frame[argument], table.decimals).names() for block in table.blocks())
-        parts_by_value = partition.by_value(pl.concat(names).to_list())
-        if clients is not None and clients != len(parts_by_value):
-            raise DataError(
-                f"--partition by:{argument} makes {len(parts_by_value)} clients, one a value; leave --clients out"
-            )
-        return parts_by_value
-    if clients is None:
-        raise DataError(f"--clients is needed with --partition {how}")
-    labels = _labels(rows, federation)
-    if kind == "iid" and not argument:
-        parts = partition.iid(len(rows.y), clients=clients, rng=rng)
-    elif kind == "dirichlet" and _is_number(argument):
-        parts = partition.dirichlet(labels, clients=clients, alpha=float(argument), rng=rng)
-    elif kind == "quantity" and _is_number(argument):
-        parts = partition.quantity(len(rows.y), clients=clients, exponent=float(argument), rng=rng)
-    elif kind == "shift":
-        if argument not in table.types or not holds_cells(table.types[argument]):
-            raise DataError(f"--partition shift:{argument}: no such column; there are {', '.join(table.columns)}")
-        numbers = [Cells(block.frame[argument], table.decimals).number for block in table.blocks()]
-        parts = partition.shift(np.concatenate(numbers), clients=clients, rng=rng)
-    elif kind == "draw" and argument.isdecimal():
-        parts = partition.draw(len(rows.y), clients=clients, each=int(argument), rng=rng)
-    elif kind == "shards" and argument.isdecimal():
-        parts = partition.shards(labels, clients=clients, per_client=int(argument), rng=rng)
-    else:
-        raise DataError(f"--partition {how}: not known; it is {partition.FORMS}")
-    width = len(str(clients - 1))
-    return {f"client-{i:0{width}}": part for i, part in enumerate(parts)}
-
-
-def _labels(rows: Rows, federation: Federation) -> list[int]:
-    if isinstance(federation.data_schema.target, Classes):
-        return [int(v) for v in rows.y]
-    return [int(v) for v in np.minimum(rows.y * QUANTILES, QUANTILES - 1)]
-
-
-def _split_key(seed: int) -> bytes:
-    return hashlib.sha256(f"split/{seed}".encode()).digest()
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -130,11 +130,15 @@ def _refused(reason: str, node: yaml.Node) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=reason, problem_mark=node.start_mark)
 
 
-def load(path: Path, model: type[D]) -> D:
+def load(path: Path, model: type[D], *, changes: Mapping[Key, Any] | None = None) -> D:
     """Reads and checks one document.
 
+    Args:
+        changes: what stands in the place of some keys' values in the file.
+
     Raises:
-        ConfigError: the file cannot be read, is no YAML, or has mistakes: all of them, in the file's order.
+        ConfigError: the file cannot be read, is no YAML, or has mistakes: all of them, in the file's order. Or a change
+            is of a key in something that has no keys.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -158,6 +162,8 @@ def load(path: Path, model: type[D]) -> D:
         raise ConfigError(
             [f"{path}: expected a mapping with the keys {accepted}; found {mistakes.show(document.value)}"]
         )
+    for key, value in (changes or {}).items():
+        _put(document.value, key, value)
     problems = list(document.problems)
     checked: D | None = None
     try:
@@ -168,6 +174,20 @@ def load(path: Path, model: type[D]) -> D:
         return checked
     located = sorted((document.line(key), mistakes.dotted(key), sentence) for key, sentence in problems)
     raise ConfigError([f"{path}:{line}: {key}{' ' if key else ''}{sentence}" for line, key, sentence in located])
+
+
+def _put(value: dict[str, Any], key: Key, new: Any) -> None:
+    """Replaces what is at a key. A mapping on the way there that is missing, or nothing, is made."""
+    for depth, name in enumerate(key[:-1], start=1):
+        inner = value.get(str(name))
+        if inner is None:
+            inner = value[str(name)] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(
+                [f"{mistakes.dotted(key)}: {mistakes.dotted(key[:depth])} is not a mapping, and has no keys"]
+            )
+        value = inner
+    value[str(key[-1])] = new
 
 
 class Mistakes(Exception):

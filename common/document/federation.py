@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from common.document import documents
 from common.document.documents import Document
-from common.document.mistakes import Problem
+from common.document.mistakes import Key, Problem
 from common.document.schema import Classes, Schema
 from common.document.strategy import (
     OF_A_MEAN,
@@ -343,8 +343,15 @@ class Federation(Document):
 
     def with_rounds(self, rounds: int) -> Federation:
         """The same federation, for another number of rounds. Raises `ConfigError`."""
+        return self._with_training(rounds=rounds)
+
+    def with_seed(self, seed: int) -> Federation:
+        """The same federation, with another seed. Raises `ConfigError`."""
+        return self._with_training(seed=seed)
+
+    def _with_training(self, **changes: int) -> Federation:
         value = json.loads(self.canonical)
-        value["training"]["rounds"] = rounds
+        value["training"] |= changes
         try:
             return documents.validate(value, Federation)
         except documents.Mistakes as error:
@@ -363,9 +370,9 @@ class Federation(Document):
         return tuple(r for r in range(1, self.training.rounds + 1) if self.evaluates(r))
 
 
-def load(path: Path) -> Federation:
-    """Reads federation.yaml. Raises `ConfigError` with every mistake."""
-    return documents.load(path, Federation)
+def load(path: Path, *, changes: Mapping[Key, Any] | None = None) -> Federation:
+    """Reads federation.yaml, with some values changed. Raises `ConfigError` with every mistake."""
+    return documents.load(path, Federation, changes=changes)
 
 
 def from_canonical(text: str) -> Federation:

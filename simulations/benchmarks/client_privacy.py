@@ -30,9 +30,9 @@ from server.rounds import strategies
 from server.rounds.client_privacy import ClientLevelDP
 from server.rounds.loop import run_rounds
 from server.rounds.run import Progress, Run
-from simulations.engine import sites_from_table
 from simulations.inline import InlineGrid
 from simulations.small import federation, table
+from simulations.sources import sites_from_table
 
 CLIENTS, FRACTION, ROUNDS, CLIP, DELTA, SEEDS = 200, 0.1, 40, 0.5, 1e-3, 5
 

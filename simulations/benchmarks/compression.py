@@ -34,9 +34,10 @@ from common.wire import compression
 from common.wire.compression import Uniform
 from server.folder.folder import RunFolder, load_model
 from simulations import HEART
-from simulations.engine import simulate, sites_from_files, sites_from_table
+from simulations.engine import simulate
 from simulations.sites import Sites
 from simulations.small import federation
+from simulations.sources import sites_from_files, sites_from_table
 
 SEEDS, CPU = 5, torch.device("cpu")
 CLIENTS, ROWS = 10, 8000

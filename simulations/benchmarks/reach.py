@@ -32,8 +32,9 @@ from common.model.weights import Weights, initial_weights
 from common.privacy import reach
 from server.folder.folder import RunFolder, load_model
 from simulations import HEART
-from simulations.engine import simulate, sites_from_files, sites_from_table
+from simulations.engine import simulate
 from simulations.sites import Sites
+from simulations.sources import sites_from_files, sites_from_table
 
 SEEDS, RATES, ROUNDS = 3, (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0), (15, 30)
 CPU = torch.device("cpu")

@@ -13,7 +13,8 @@ from common.errors import RunFolderError
 from common.privacy import second_opinion
 from common.privacy.statement import Statement
 from server.folder.folder import RunFolder
-from simulations.engine import simulate, sites_from_table
+from simulations.engine import simulate
+from simulations.sources import sites_from_table
 from tests.support import PRIVATE, WHOLE, federation, stated, table
 
 

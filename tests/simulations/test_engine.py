@@ -15,8 +15,9 @@ from common.errors import ConfigError, DataError, RunFailed
 from common.privacy.plan import plan_for
 from server.folder.folder import RunFolder, load_model
 from server.rounds.events import RoundEnded
-from simulations.engine import simulate, sites_from_files, sites_from_table
+from simulations.engine import simulate
 from simulations.sites import Sites
+from simulations.sources import sites_from_files, sites_from_table
 from tests.support import PRIVATE, federation, table
 
 CPU = torch.device("cpu")

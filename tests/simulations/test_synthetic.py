@@ -8,7 +8,8 @@ import torch
 from common.data.encoding import encode
 from common.document.schema import Schema
 from server.folder.folder import RunFolder
-from simulations.engine import simulate, sites_from_table
+from simulations.engine import simulate
+from simulations.sources import sites_from_table
 from simulations.synthetic import generate
 from tests.support import federation
 

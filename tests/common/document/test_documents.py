@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from common.document import documents
+from common.document import federation as federations
 from common.document.documents import Document
 from common.document.federation import Federation
 from common.errors import ConfigError
@@ -358,3 +359,36 @@ def test_plain_values_are_checked_as_files_are():
 def test_a_document_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         Bag().size = 2.0
+
+
+def test_values_can_be_changed_when_a_document_is_read(tmp_path):
+    path = tmp_path / "federation.yaml"
+    path.write_text(yaml.safe_dump(document(privacy={"row": None})))
+    changes = {
+        ("training", "learning_rate"): 0.25,
+        ("model", "hidden"): [7, 3],
+        ("privacy", "row"): {"epsilon": 2.0, "delta": 1e-3, "clip": 1.0},
+        ("privacy", "row", "clip"): 0.5,
+        ("privacy", "evaluation", "noise"): 3.0,
+    }
+    changed = federations.load(path, changes=changes)
+    assert changed.training.learning_rate == 0.25
+    assert changed.model.hidden == (7, 3)
+    assert changed.privacy.row is not None and (changed.privacy.row.epsilon, changed.privacy.row.clip) == (2.0, 0.5)
+    assert changed.training.rounds == federations.load(path).training.rounds
+
+
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        (("training", "learning_rate"), -1, "training.learning_rate must be greater than 0"),
+        (("training", "lerning_rate"), 1, "did you mean learning_rate"),
+        (("training", "rounds", "most"), 1, "training.rounds.most: training.rounds is not a mapping, and has no keys"),
+    ],
+)
+def test_a_change_that_does_not_fit_is_a_mistake(tmp_path, key, value, said):
+    path = tmp_path / "federation.yaml"
+    path.write_text(yaml.safe_dump(document()))
+    with pytest.raises(ConfigError) as caught:
+        federations.load(path, changes={key: value})
+    assert said in str(caught.value)

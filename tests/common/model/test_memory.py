@@ -14,7 +14,8 @@ from common.model.memory import room_for
 from common.model.weights import initial_weights
 from server.folder.folder import RunFolder
 from server.rounds.events import RoundEnded
-from simulations.engine import simulate, sites_from_table
+from simulations.engine import simulate
+from simulations.sources import sites_from_table
 from tests.support import PRIVATE, document, federation
 
 # Limits the memory of a process once its libraries are there, by 512 MiB: the first weights alone need 800 MB.

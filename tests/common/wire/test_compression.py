@@ -29,8 +29,8 @@ from common.wire.codec import decode, encode
 from common.wire.compression import expected, pack, unpack
 from common.wire.identity import number
 from common.wire.records import ARRAYS, CONFIG, RUN
-from simulations.engine import sites_from_table
 from simulations.inline import InlineGrid
+from simulations.sources import sites_from_table
 from tests.support import PRIVATE, federation
 
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)

@@ -28,8 +28,9 @@ from server.folder.folder import RunFolder
 from server.rounds.client_privacy import ClientLevelDP, NoisyMean
 from server.rounds.events import Event
 from server.rounds.run import Run
-from simulations.engine import simulate, sites_from_table
+from simulations.engine import simulate
 from simulations.inline import InlineGrid
+from simulations.sources import sites_from_table
 from tests.server.fakes import Answer, Clients, outcome, says, train
 from tests.support import WHOLE, federation, recomputed, table
 

@@ -18,8 +18,9 @@ from common.wire.records import COUNTS, LOSS, METRICS, WEIGHT
 from server.folder.folder import RunFolder, load_model, read_run
 from server.observers.scoring import HeldOut
 from simulations import engine
-from simulations.engine import simulate, sites_from_table
+from simulations.engine import simulate
 from simulations.inline import InlineGrid
+from simulations.sources import sites_from_table
 from tests.support import PRIVATE, federation, recomputed, table
 
 CPU = torch.device("cpu")

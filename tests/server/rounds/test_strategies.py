@@ -20,8 +20,9 @@ from common.wire.records import ARRAYS, LOSS, METRICS, WEIGHT
 from server.folder.folder import RunFolder, load_model
 from server.rounds import strategies
 from server.rounds.cohort import CohortGrid
-from simulations.engine import simulate, sites_from_table
+from simulations.engine import simulate
 from simulations.inline import InlineGrid
+from simulations.sources import sites_from_table
 from tests.support import federation
 
 PARAMETERS: dict[str, dict[str, Any]] = {

@@ -23,9 +23,10 @@ from common.wire.records import ARRAYS
 from server.folder.folder import RunFolder, load_model
 from server.rounds.admission import Partial
 from simulations import engine
-from simulations.engine import simulate, sites_from_files, sites_from_table
+from simulations.engine import simulate
 from simulations.inline import InlineGrid
 from simulations.sites import Sites
+from simulations.sources import sites_from_files, sites_from_table
 from simulations.vector.grid import VectorGrid
 from simulations.vector.train import Trainer
 from tests.support import PRIVATE, WHOLE, federation, table

@@ -24,8 +24,9 @@ from server.folder.folder import RunFolder, load_model, read_run
 from server.rounds.aggregation import Mean
 from server.rounds.events import Event, RoundEnded
 from simulations import engine
-from simulations.engine import devices_for, simulate, sites_from_files
+from simulations.engine import devices_for, simulate
 from simulations.sites import Sites
+from simulations.sources import sites_from_files
 from simulations.vector.fold import Folding
 from simulations.vector.grid import VectorGrid
 from simulations.vector.workers import SharedArray, Workers
