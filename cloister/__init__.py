@@ -4,7 +4,7 @@ What a verb needs is imported when it runs, so that help is quick.
 """
 
 # Each of these adds its verbs, in the order in which help shows them.
-from cloister import demo, serve, status, join, simulate, check, audit, budget, plan, privacy, schema, certs  # noqa: F401, I001
+from cloister import demo, serve, status, join, simulate, sweep, check, audit, budget, plan, privacy, schema, certs  # noqa: F401, I001
 from cloister.verbs import app
 
 __all__ = ["app", "main"]

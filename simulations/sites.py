@@ -170,6 +170,11 @@ class Sites(Sequence[Site]):
         """Each once."""
         return list({id(table): table for table, _ in self._parts.values()}.values())
 
+    def validation_rows(self) -> Iterator[tuple[SharedTable, list[Index]]]:
+        """Each table, and which of its rows its clients do not train on."""
+        for table in self.tables:
+            yield table, [self._view(name).validation_index for name, (its, _) in self._parts.items() if its is table]
+
     def name_of(self, node: int) -> str:
         return self._names[node]
 

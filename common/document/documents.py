@@ -130,6 +130,17 @@ def _refused(reason: str, node: yaml.Node) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=reason, problem_mark=node.start_mark)
 
 
+def plain_value(text: str) -> Any:
+    """A value as it would stand in a document. Raises ValueError."""
+    try:
+        read = _Text(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"not valid YAML: {str(error).splitlines()[0]}") from error
+    if read.problems:
+        raise ValueError("; ".join(f"{mistakes.dotted(key)} {sentence}" for key, sentence in read.problems))
+    return read.value
+
+
 def load(path: Path, model: type[D], *, changes: Mapping[Key, Any] | None = None) -> D:
     """Reads and checks one document.
 

@@ -14,9 +14,10 @@ from common.document.federation import Federation
 from common.document.schema import Classes
 from common.model import mlp, objective
 from common.model.objective import SCORING_BATCH
-from common.model.scores import Counts, count_size
+from common.model.scores import Counts, Scores, count_size, scores_of
 from common.model.weights import Weights
 from simulations.partition import Index
+from simulations.sites import Sites
 
 
 @torch.no_grad()
@@ -40,6 +41,14 @@ def count_together(
         predicted = net.predictions(here) if net is not None else objective.predictions(model(here), loss)
         total += _counts(predicted, y[index[part]], client[part], len(rows), schema.target, count_size(schema))
     return total
+
+
+def scores_on_validation_rows(federation: Federation, weights: Weights, sites: Sites) -> Scores:
+    """A model's metrics on the validation rows of all clients, exactly: for whoever simulates, and has them all."""
+    schema, total = federation.data_schema, np.zeros(count_size(federation.data_schema))
+    for table, rows in sites.validation_rows():
+        total += count_together(federation, weights, table.x, table.y, rows, exact=False).sum(0)
+    return scores_of(total, schema)
 
 
 def _counts(predicted: Tensor, y: Tensor, client: Index, clients: int, target: object, size: int) -> Counts:

@@ -1,0 +1,1 @@
+"""Sweeps: one federation, run with many settings and seeds."""
