@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: setup demo test lint bench bench-wire docs stubs clean
+.PHONY: setup demo test lint bench bench-wire results docs stubs clean
 
 setup: $(VENV)/.installed
 
@@ -30,6 +30,10 @@ test: lint
 # How fast simulations are, beside Flower's own; writes docs/performance.md. A quarter of an hour, on an idle machine.
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m simulations.benchmarks.speed
+
+# What privacy costs on two real tables, by `cloister sweep`; writes docs/results.md. A minute or two.
+results: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m simulations.results
 
 # What the wire costs, beside Flower's own processes; some ten minutes.
 bench-wire: setup

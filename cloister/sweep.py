@@ -195,10 +195,12 @@ def show(report: Report, written: list[Path]) -> None:
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD)
-    for name in report.head():
-        table.add_column(escape(name), justify="right", no_wrap=True)
+    rows = [*report.rows()]
+    # On a narrow terminal heads are folded, and no figure.
+    for name, cells in zip(report.head(), zip(*rows, strict=True), strict=True):
+        table.add_column(escape(name), justify="right", min_width=max(map(len, cells)), overflow="fold")
     best = report.best if len(report.results) > 1 else None
-    for result, row in zip(report.results, report.rows(), strict=True):
+    for result, row in zip(report.results, rows, strict=True):
         table.add_row(*map(escape, row), style="bold" if result is best else None)
     console = Console()
     console.print(table)

@@ -15,7 +15,7 @@ from common.errors import RunFolderError
 from simulations.sweeps.points import Key, is_infinite, labels_of, shown, told
 from simulations.sweeps.runs import Result
 
-RESULTS, RUNS, PICTURE = "results.csv", "runs.csv", "results.svg"
+RESULTS, RUNS, TABLE, PICTURE = "results.csv", "runs.csv", "results.md", "results.svg"
 MOST_LINES = 10  # that a legend tells apart
 
 
@@ -86,7 +86,8 @@ class Report:
 
     def write(self, folder: Path) -> list[Path]:
         """Writes the files, and returns where. The picture needs matplotlib. Raises `RunFolderError`."""
-        written = {RESULTS: _csv(self._result_rows()), RUNS: _csv(self._run_rows())}
+        table = "\n".join(markdown(self.head(), [*self.rows()])) + "\n"
+        written = {TABLE: table.encode(), RESULTS: _csv(self._result_rows()), RUNS: _csv(self._run_rows())}
         if self.keys and importlib.util.find_spec("matplotlib") is not None:
             written[PICTURE] = self.picture()
         try:

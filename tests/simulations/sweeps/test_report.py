@@ -44,8 +44,8 @@ def read(path: Path) -> list[dict[str, str]]:
 def test_the_files_have_every_figure(tmp_path, results):
     report = Report(results, metric="accuracy")
     written = report.write(tmp_path)
-    assert [path.name for path in written] == ["results.csv", "runs.csv", "results.svg"]
-    rows = read(written[0])
+    assert [path.name for path in written] == ["results.md", "results.csv", "runs.csv", "results.svg"]
+    rows = read(written[1])
     for row, values in zip(rows[:3], VALUES[:3], strict=True):
         assert float(row["accuracy_mean"]) == pytest.approx(np.mean(values))
         assert float(row["accuracy_deviation"]) == pytest.approx(np.std(values, ddof=1))
@@ -55,7 +55,7 @@ def test_the_files_have_every_figure(tmp_path, results):
     assert rows[3]["runs"] == "2" and rows[3]["failed"] == "1"
     assert float(rows[3]["accuracy_mean"]) == pytest.approx(0.4)
     assert rows[0]["epsilon_row"] == "" and float(rows[2]["epsilon_row"]) == pytest.approx(7.92)
-    runs = read(written[1])
+    runs = read(written[2])
     found = [float(run["accuracy"]) for run in runs if not run["error"]]
     assert found == [*VALUES[0], *VALUES[1], *VALUES[2], VALUES[3][0], VALUES[3][2]]
     assert [run["error"] for run in runs].count("no budget") == 1
