@@ -26,6 +26,17 @@ PAGE = ROOT / "docs" / "results.md"
 WIDTH = 120
 SEEDS = 5
 EPSILONS = "inf,8,4,1"
+WRITTEN = """
+Written by `make results` ({date}, Cloister {version}); nothing here is edited by hand. Each table is one that `cloister
+sweep` leaves; the command above it, given in the project's folder, makes it again.
+"""
+FIGURES = """
+Accuracy and macro F1 of the last model, exactly, on the validation rows of all clients: means of {seeds} seeds and
+their standard deviations. A seed deals the rows and draws first weights, batches and noise. An epsilon of ∞ is no
+privacy and no clipping; `hidden` of [] is a linear model. Nothing is spent on evaluation. Learning rates, clips and
+numbers of rounds were found by `cloister sweep --search` on these same tables. On private rows such a search would have
+its own cost, which is not in these epsilons.
+"""
 DIGITS = ("--data", "digits.csv", "--clients", "100", "--partition", "dirichlet:0.5")
 HOSPITALS = ("--data-dir", "simulations/heart")
 
@@ -142,22 +153,12 @@ def picture_of(study: Study) -> str:
 
 
 def page(folder: Path) -> Iterator[str]:
-    today = datetime.datetime.now(datetime.UTC)
     yield "# Results"
     yield ""
-    yield filled(
-        f"Written by `make results` ({today:%Y-%m-%d}, Cloister {version('cloister')}); nothing here is edited by "
-        "hand. Each table is one that `cloister sweep` leaves; the command above it, given in the project's folder, makes "
-        "it again."
-    )
+    today = datetime.datetime.now(datetime.UTC)
+    yield filled(WRITTEN.format(date=f"{today:%Y-%m-%d}", version=version("cloister")))
     yield ""
-    yield filled(
-        "Accuracy and macro F1 of the last model, exactly, on the validation rows of all clients: means of "
-        f"{SEEDS} seeds and their standard deviations. A seed deals the rows and draws first weights, batches and noise. "
-        "An epsilon of ∞ is no privacy and no clipping; `hidden` of [] is a linear model. Nothing is spent on evaluation. "
-        "Learning rates, clips and numbers of rounds were found by `cloister sweep --search` on these same tables. On "
-        "private rows such a search would have its own cost, which is not in these epsilons."
-    )
+    yield filled(FIGURES.format(seeds=SEEDS))
     yield ""
     yield "The digits become a table by `python -m simulations.digits digits.csv`; scikit-learn has them."
     for study in STUDIES:
@@ -176,7 +177,7 @@ def page(folder: Path) -> Iterator[str]:
 
 
 def filled(text: str) -> str:
-    return textwrap.fill(text, WIDTH, break_on_hyphens=False, break_long_words=False)
+    return textwrap.fill(" ".join(text.split()), WIDTH, break_on_hyphens=False, break_long_words=False)
 
 
 if __name__ == "__main__":
