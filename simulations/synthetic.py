@@ -20,12 +20,12 @@ def generate(schema: Schema, *, rows: int, seed: int) -> pl.DataFrame:
     drawn from a small random network's opinion of the row, standardised so that no class is rare.
     """
     rng = np.random.default_rng([seed, 0x7AB1E])
-    columns: dict[str, list[object]] = {}
+    columns: dict[str, list[object] | np.ndarray] = {}
     for feature in schema.features:
         if isinstance(feature, Categorical):
             columns[feature.name] = [feature.categories[i] for i in rng.integers(len(feature.categories), size=rows)]
         else:
-            columns[feature.name] = rng.uniform(*feature.bounds, size=rows).round(6).tolist()
+            columns[feature.name] = rng.uniform(*feature.bounds, size=rows).round(6)
     target = schema.target
     placeholder = next(iter(target.classes.values()))[0] if isinstance(target, Classes) else target.bounds[0]
     frame = pl.DataFrame({**columns, target.name: [placeholder] * rows}, strict=False)

@@ -20,7 +20,7 @@ from common.document.schema import Schema
 from common.errors import DataError
 
 PARQUET = (".parquet", ".pq")
-BLOCK_CELLS = 1 << 20  # of Parquet
+BLOCK_CELLS = 1 << 20  # of Parquet, and of a table that is in memory
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,12 @@ class Table:
 def of_frame(frame: pl.DataFrame, *, first_line: int = 1, source: str = "table") -> Table:
     """A table that is in memory."""
     kept = [name for name, dtype in frame.schema.items() if holds_cells(dtype)]
+    step = _rows_of_a_block(kept)
 
     def blocks() -> Iterator[Block]:
-        yield Block(tidy(frame.select(kept)), _lines(frame, first_line))
+        lines = _lines(frame, first_line)
+        for start in range(0, max(1, frame.height), step):
+            yield Block(tidy(frame.select(kept).slice(start, step)), lines[start : start + step])
 
     return Table(source, frame.schema, frame.height, blocks, first_line)
 
@@ -130,7 +133,7 @@ def _parquet(path: Path) -> Table:
     except (OSError, pl.exceptions.PolarsError) as error:
         raise _no_parquet(path, error) from error
     kept = [name for name, dtype in types.items() if holds_cells(dtype)]
-    step = max(1, BLOCK_CELLS // max(1, len(kept)))
+    step = _rows_of_a_block(kept)
 
     def blocks() -> Iterator[Block]:
         for start in range(0, max(1, rows), step):
@@ -141,6 +144,10 @@ def _parquet(path: Path) -> Table:
             yield Block(tidy(frame), 1 + start + np.arange(frame.height))
 
     return Table(path.name, types, rows, blocks)
+
+
+def _rows_of_a_block(columns: Sequence[str]) -> int:
+    return max(1, BLOCK_CELLS // max(1, len(columns)))
 
 
 def _no_parquet(path: Path, error: Exception) -> DataError:

@@ -492,3 +492,14 @@ def test_whatever_text_is_read_as_pythons_csv_reads_it(folder, body, piece):
         patch.setattr(text_files, "PIECE", piece)
         found = tables.read(folder / "t.csv", schema(PLAIN)).frame.fill_null("").rows()
     assert found == expected
+
+
+@pytest.mark.parametrize("cells", [1, 4, 7, 1000])
+def test_a_table_in_memory_comes_in_blocks_whose_rows_know_their_lines(monkeypatch, cells):
+    monkeypatch.setattr(tables, "BLOCK_CELLS", cells)
+    frame = pl.DataFrame({"a": ["1", "two\nlines", "3", "4", "5"], "b": ["x", "y", "z\n\n", "u", "v"]})
+    blocks = [*tables.of_frame(frame, first_line=2).blocks()]
+    assert pl.concat([block.frame for block in blocks])["b"].to_list() == ["x", "y", "z", "u", "v"]  # tidied
+    assert np.concatenate([block.lines for block in blocks]).tolist() == [2, 3, 5, 8, 9]
+    assert max(block.frame.height for block in blocks) == min(max(1, cells // 2), 5)
+    assert [block.frame.height for block in tables.of_frame(frame.clear()).blocks()] == [0]
