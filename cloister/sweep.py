@@ -56,7 +56,7 @@ def sweep(
     partition: PartitionOption = "iid",
     held_out: HeldOutOption = None,
     device: DeviceOption = "auto",
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time [default: one a core].")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time [default: one a core, or a GPU].")] = None,
     out: Annotated[
         Path | None, typer.Option(help="The sweep's folder [default: sweeps/ and the federation's name].")
     ] = None,
@@ -81,7 +81,7 @@ def sweep(
     from simulations.sources import Source
     from simulations.sweeps import points as sweeps
     from simulations.sweeps.report import Report
-    from simulations.sweeps.runs import How, Result, cores, run_all
+    from simulations.sweeps.runs import How, Result, at_once, run_all
     from simulations.sweeps.search import Search
 
     federation = federations.load(document)
@@ -101,7 +101,7 @@ def sweep(
     axes = sweeps.parse([*(grid or []), *(more or [])])
     folder = out or Path("sweeps") / federation.name
     first = federation.training.seed
-    processes = workers or (cores() if where.type == "cpu" else 1)
+    processes = workers or at_once(device)
     how = How(source=source, held_out=held_out, device=device, processes=processes)
     searching: Search | None = None
     if search is not None:
@@ -134,6 +134,8 @@ def sweep(
             said = f"stopped: {display.complete} of {count * seeds} runs are complete; start it again to go on"
             console.print(said, style="yellow", highlight=False)
             raise typer.Exit(130) from None
+    for line in searching.refused if searching is not None else ():
+        console.print(f"not tried: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if searching is None:
         order = {point.name: place for place, point in enumerate(every)}
         results.sort(key=lambda result: order[result.point.name])

@@ -13,9 +13,9 @@ import pickle
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -53,28 +53,34 @@ class RayGrid(InlineGrid):
         """
         if importlib.util.find_spec("ray") is None:
             raise ConfigError(["--engine ray needs Ray: pip install 'cloister[ray]'"])
+        if ":" in str(sites.device):
+            raise ConfigError([f"--engine ray gives each worker a GPU of its own: --device cuda, not {sites.device}"])
         import ray
         from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
 
         self._sites, self._name = sites, run
-        self._close: Callable[[], object] = lambda: None
-        if not ray.is_initialized():
-            _start(address, workers)
-            self._close = ray.shutdown
         resources: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1.0 if sites.device.type == "cuda" else 0.0}
-        self._backend = RayBackend({"client_resources": resources})
-        self._backend.build(partial(_app, ray.put(sites), run))
-        if not self._backend.num_workers:
-            self.close()
-            raise ConfigError([f"no machine of the Ray cluster has room for a worker, which takes {resources}"])
+        self._opened = ExitStack()
+        try:
+            if not ray.is_initialized():
+                _start(address, workers)
+                self._opened.callback(ray.shutdown)
+            self._backend = RayBackend({"client_resources": resources})
+            self._backend.build(partial(_app, ray.put(sites), run))
+            assert self._backend.pool is not None
+            self._opened.callback(self._backend.pool.terminate_all_actors)
+            if not self._backend.num_workers:
+                raise ConfigError([f"no machine of the Ray cluster has room for a worker, which takes {resources}"])
+        except BaseException:
+            self._opened.close()
+            raise
         self._threads = ThreadPoolExecutor(self._backend.num_workers, "ray")  # each waits for one worker
+        self._opened.callback(self._threads.shutdown, wait=False, cancel_futures=True)
         super().__init__(_never, sites.nodes, run=run)
 
     def close(self) -> None:
         """Ends the workers, and Ray if it was started here."""
-        if self._backend.pool is not None:
-            self._backend.pool.terminate_all_actors()
-        self._close()
+        self._opened.close()
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         ids = []
@@ -110,10 +116,14 @@ class RayGrid(InlineGrid):
 
     def _answer(self, message: Message, context: Context) -> tuple[Message, Context]:
         """The reply, and the context as it is then. The one that was given stays as it is."""
+        from ray.exceptions import RayTaskError
+
         try:
             return self._backend.process_message(message, context)
-        except Exception as error:  # the app answers with an error where a client fails
-            raise WorkerLost(f"a worker on Ray has ended: {_first_line(error)}") from error
+        except RayTaskError as error:  # not of a client, whose app answers with an error of its own
+            raise WorkerLost(f"a worker on Ray could not begin: {_lines(error)[-1]}") from error
+        except Exception as error:
+            raise WorkerLost(f"a worker on Ray has ended: {_lines(error)[0]}") from error
 
     def _context(self, node: int) -> Context:
         context = super()._context(node)
@@ -143,7 +153,7 @@ def _start(address: str | None, workers: int | None) -> None:
             runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}},
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError([f"no Ray {f'cluster at {address}' if address else 'here'}: {_first_line(error)}"]) from error
+        raise ConfigError([f"no Ray {f'cluster at {address}' if address else 'here'}: {_lines(error)[0]}"]) from error
 
 
 def _find(address: str) -> None:
@@ -153,8 +163,8 @@ def _find(address: str) -> None:
         socket.create_connection((host, int(port)), PATIENCE_S).close()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _lines(error: Exception) -> list[str]:
+    return str(error).strip().splitlines() or [type(error).__name__]
 
 
 # In a worker

@@ -69,7 +69,8 @@ STUDIES = (
         name="digits-rows",
         title="Digits, each row protected",
         words="A hundred clients, each with 18 images on average, most of them of a few digits. Each client adds its "
-        "own noise, so that the server need not be trusted. A step takes all rows of a client.",
+        "own noise, so that the server need not be trusted. With privacy a step takes all rows of a client, without it "
+        "batches of 8.",
         document="simulations/digits.yaml",
         grid=(
             f"privacy.row.epsilon={EPSILONS}",

@@ -7,6 +7,7 @@ Checking is pydantic's; `mistakes` turns its errors into sentences.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -198,7 +199,7 @@ def _put(value: dict[str, Any], key: Key, new: Any) -> None:
                 [f"{mistakes.dotted(key)}: {mistakes.dotted(key[:depth])} is not a mapping, and has no keys"]
             )
         value = inner
-    value[str(key[-1])] = new
+    value[str(key[-1])] = copy.deepcopy(new)  # into which other changes may go
 
 
 class Mistakes(Exception):

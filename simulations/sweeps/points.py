@@ -24,7 +24,7 @@ EVALUATION_NOISE: Key = ("privacy", "evaluation", "noise")
 INFINITE = ("inf", ".inf")  # as an epsilon: without privacy
 INFINITY = "∞"
 LOG_FROM = 10.0  # a range whose ends are so far apart is searched by orders of magnitude
-LONGEST_NAME = 120
+LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,11 @@ class Point:
 
     @cached_property
     def name(self) -> str:
-        """For a folder."""
+        """For a folder: the settings in short, and the document's fingerprint."""
         labels = labels_of(self.settings)
-        text = ",".join(f"{labels[key]}={shown(value)}" for key, value in self.settings.items())
-        plain = re.sub(r"[^\w.,=+-]+", "_", text)
-        if plain != text or len(plain) > LONGEST_NAME:
-            plain = f"{plain[:LONGEST_NAME]}-{self.federation.fingerprint[:8]}"
-        return plain or "as-it-is"
+        text = ",".join(f"{labels[key]}={shown(value)}" for key, value in self.settings.items()) or "as-it-is"
+        plain = re.sub(r"[^\w.,=+-]+", "_", text)[:LONGEST_NAME]
+        return f"{plain}-{self.federation.fingerprint[:8]}"
 
 
 def parse(settings: Sequence[str]) -> list[Axis]:
@@ -109,15 +107,17 @@ def grid(document: Path, axes: Sequence[Axis]) -> list[Point]:
                 [f"--grid {'.'.join(axis.key)}={low}..{high}: a range is for --search; or list its values"]
             )
         choices.append(axis.values)
-    points, problems = [], []
+    points: dict[str, Point] = {}
+    problems: list[str] = []
     for values in itertools.product(*choices):
         try:
-            points.append(point(document, {axis.key: value for axis, value in zip(axes, values, strict=True)}))
+            found = point(document, {axis.key: value for axis, value in zip(axes, values, strict=True)})
+            points.setdefault(found.name, found)  # 1 and 1.0 are one
         except ConfigError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     if problems:
         raise ConfigError(problems)
-    return points
+    return [*points.values()]
 
 
 def point(document: Path, settings: Mapping[Key, Any]) -> Point:
@@ -130,6 +130,7 @@ def point(document: Path, settings: Mapping[Key, Any]) -> Point:
     off = [unit for unit in UNITS if settings.get(unit, unit) is None or is_infinite((*unit, EPSILON), settings)]
     changes: dict[mistakes.Key, Any] = {key: value for key, value in settings.items() if key[:-1] not in off}
     changes |= dict.fromkeys(off)
+    changes = dict(sorted(changes.items(), key=lambda change: len(change[0])))  # a mapping before what is in it
     if off and all(unit in off or not _is_private(document, unit, settings) for unit in UNITS):
         changes.setdefault(EVALUATION_NOISE, 0.0)
     try:

@@ -41,7 +41,9 @@ class Report:
 
     @property
     def best(self) -> Result | None:
+        """Of the points all of whose seeds have a model, if there are any: one that fails for most is not the best."""
         known = [result for result in self.results if result.mean(self.metric) is not None]
+        known = [result for result in known if result.is_whole] or known
         choose = min if self.metric in LOWER_IS_BETTER else max
         return choose(known, key=lambda result: result.mean(self.metric) or 0.0) if known else None
 

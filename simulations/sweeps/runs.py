@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from common.model.scores import Scores
 from server.folder.folder import RunFolder, load_model
 from server.observers.scoring import HeldOut
 from simulations.engine import simulate
+from simulations.interrupts import without_interrupts
 from simulations.sources import Source
 from simulations.sweeps.points import Point
 from simulations.vector.score import scores_on_validation_rows
@@ -66,6 +67,11 @@ class Result:
 
     point: Point
     outcomes: dict[int, Outcome]
+
+    @property
+    def is_whole(self) -> bool:
+        """Has every seed a model?"""
+        return len(self.complete) == len(self.outcomes)
 
     @property
     def complete(self) -> list[Outcome]:
@@ -141,31 +147,36 @@ def run_all(
         running: dict[Future[Outcome], tuple[Point, int]] = {}
         found: dict[str, Result] = {}
         started, more = 0, True
-        while more or running:
-            while more and len(running) < how.processes:
-                if (following := next(waiting, None)) is None:
-                    more = False
-                    break
-                point, seed = following
-                job = _job(point, seed, folder, how, number=started)
-                started += 1
-                if (before := _outcome(job)) is None:
-                    running[pool.submit(_run, job)] = following
-                elif (result := _note(found, point, seed, before, seeds, done, now=False)) is not None:
-                    yield result
-            # Not for ever: a signal that another thread was given is heard when this one next runs.
-            ended, _ = wait(running, HEAR_S, return_when=FIRST_COMPLETED) if running else ((), ())
-            for future in ended:
-                point, seed = running.pop(future)
-                try:
-                    outcome = future.result()
-                except BrokenProcessPool as error:
-                    raise WorkerLost(
-                        "a process of the sweep was ended from outside; the system may have had too little memory. "
-                        "Complete runs are kept: start it again, with fewer --workers"
-                    ) from error
-                if (result := _note(found, point, seed, outcome, seeds, done, now=True)) is not None:
-                    yield result
+        try:
+            while more or running:
+                while more and len(running) < how.processes:
+                    if (following := next(waiting, None)) is None:
+                        more = False
+                        break
+                    point, seed = following
+                    job = _job(point, seed, folder, how, number=started)
+                    started += 1
+                    if (before := _outcome(job)) is None:
+                        running[_submit(pool, job)] = following
+                    elif (result := _note(found, point, seed, before, seeds, done, now=False)) is not None:
+                        yield result
+                # Not for ever: a signal that another thread was given is heard when this one next runs.
+                ended, _ = wait(running, HEAR_S, return_when=FIRST_COMPLETED) if running else ((), ())
+                for future in ended:
+                    point, seed = running.pop(future)
+                    if (result := _note(found, point, seed, future.result(), seeds, done, now=True)) is not None:
+                        yield result
+        except BrokenProcessPool as error:
+            raise WorkerLost(
+                "a process of the sweep was ended from outside; the system may have had too little memory. Complete "
+                "runs are kept: start it again, with fewer --workers"
+            ) from error
+
+
+def _submit(pool: ProcessPoolExecutor, job: _Job) -> Future[Outcome]:
+    """Begins a run, in a process that is perhaps started for it, and must not hear of Ctrl-C while it imports."""
+    with without_interrupts():
+        return pool.submit(_run, job)
 
 
 def _note(
@@ -186,11 +197,10 @@ def _note(
 
 
 def _job(point: Point, seed: int, folder: Path, how: How, *, number: int) -> _Job:
-    device = how.device
-    if device in ("auto", "cuda") and torch.cuda.is_available():  # in turn
-        device = f"cuda:{number % torch.cuda.device_count()}"
     federation = point.federation.with_seed(seed)
     where = folder / "runs" / point.name / f"seed-{seed}"
+    found = resolve_device(how.device, exact=federation.privacy.row is not None)
+    device = f"cuda:{number % torch.cuda.device_count()}" if found == torch.device("cuda") else str(found)  # in turn
     return _Job(federation=federation.canonical, folder=where, how=how, device=device)
 
 
@@ -209,12 +219,13 @@ def _outcome(job: _Job) -> Outcome | None:
 def _owned(folder: Path, how: How) -> Iterator[None]:
     """The folder, for one sweep at a time of what it was made for."""
     about = folder / ABOUT
-    try:
-        now = how.about()
-        if folder.exists() and not about.exists() and any(folder.iterdir()):
-            raise RunFolderError(f"{folder}: not the folder of a sweep; name another with --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as lock:
+    with ExitStack() as stack:
+        try:
+            now = how.about()
+            if folder.exists() and not about.exists() and any(folder.iterdir()):
+                raise RunFolderError(f"{folder}: not the folder of a sweep; name another with --out")
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((folder / ".lock").open("w"))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -225,9 +236,9 @@ def _owned(folder: Path, how: How) -> Iterator[None]:
                     "another with --out"
                 )
             files.replace(about, (json.dumps(now, indent=2) + "\n").encode())
-            yield
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{folder}: cannot be used: {error}") from error
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{folder}: cannot be used: {error}") from error
+        yield
 
 
 @contextmanager
@@ -280,8 +291,8 @@ def _run(job: _Job) -> Outcome:
 
 
 def _simulated(federation: Federation, job: _Job) -> Outcome:
-    device = resolve_device(job.device, exact=federation.privacy.row is not None)
-    sites, run = job.how.source.sites(federation, device=device), f"{federation.name}-{federation.training.seed}"
+    sites = job.how.source.sites(federation, device=torch.device(job.device))
+    run = f"{federation.name}-{federation.training.seed}"
     sites.check_quorum(run=run)
     folder = RunFolder.create(federation, path=job.folder)
     result = simulate(federation, sites, folder, run=run, workers=1)
@@ -307,5 +318,6 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
+def at_once(device: str) -> int:
+    """How many runs: one a core, or one a GPU."""
+    return len(os.sched_getaffinity(0)) if resolve_device(device).type == "cpu" else max(torch.cuda.device_count(), 1)

@@ -13,10 +13,8 @@ import multiprocessing as mp
 import os
 import signal
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, reduction
 from multiprocessing.connection import Connection
@@ -35,6 +33,7 @@ from common.document.federation import Federation
 from common.errors import CloisterError, WorkerLost
 from common.model.weights import Weights
 from server.rounds.aggregation import Aggregator
+from simulations.interrupts import without_interrupts
 from simulations.noise import SimulationNoise
 from simulations.vector.fold import Folding
 from simulations.vector.jobs import Index, Job
@@ -163,7 +162,7 @@ class Workers:
             setup = _Setup(federation=canonical, tables=shared, device=str(device), width=width)
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, setup), daemon=True, name=f"worker on {device}")
-            with _without_interrupts():
+            with without_interrupts():
                 process.start()
             theirs.close()
             self._processes.append(process)
@@ -209,19 +208,21 @@ class Workers:
             CloisterError, RuntimeError: of a worker's own; the others are idle by then.
         """
         deadline = time.monotonic() + seconds
-        idle, begun = [*self._links], set[Connection]()
+        idle, begun, working = [*self._links], set[Connection](), set[Connection]()
         failed: list[Exception] = []
 
         def hear() -> None:
-            for link in self._wait([link for link in self._links if link not in idle]):
+            for link in self._wait(working):
                 match self._receive(link):
                     case int(trained):
                         done(trained)
-                    case Folding() as part:
-                        folding.merge(part)
+                        idle.append(link)
                     case Exception() as error:
                         failed.append(error)
-                idle.append(link)
+                        idle.append(link)
+                    case Folding() as part:
+                        folding.merge(part)
+                        working.remove(link)
 
         for chunk in chunks:
             while not idle:
@@ -231,17 +232,15 @@ class Workers:
             link = idle.pop(0)
             if link not in begun:
                 begun.add(link)
+                working.add(link)
                 self._send(link, _Begin(start=folding.start, aggregate=aggregator()))
             self._send(link, _Tasks.of(chunk, self._tables))
-        while len(idle) < len(self._links):
+        for link in begun:
+            self._send(link, _End())  # it is read when the last chunk is done
+        while working:
             hear()
         if failed:
             raise failed[0]
-        for link in begun:
-            idle.remove(link)
-            self._send(link, _End())
-        while len(idle) < len(self._links):
-            hear()
 
     def close(self) -> None:
         """Ends all of them, also those that are at work."""
@@ -278,20 +277,6 @@ class Workers:
         how = f"by signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"with status {code}"
         hint = "; the system may have had too little memory" if code == -signal.SIGKILL else ""
         return WorkerLost(f"a worker process (pid {process.pid}) has ended {how}{hint}; use fewer with --workers")
-
-
-@contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """What is started here never hears of Ctrl-C, not even while it imports: a signal that is ignored stays so. Only a
-    main thread can have it ignored."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _work(link: Connection, setup: _Setup) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from common.errors import ConfigError
 from server.folder.folder import RunFolder, load_model, read_run
@@ -75,6 +76,10 @@ def test_what_is_missing_or_does_not_go_together_is_said(tmp_path, monkeypatch):
     for options in ({"engine": "vector"}, {"engine": "ray", "workers": 2}):
         with pytest.raises(ConfigError, match="--ray-address belongs to --engine ray, and uses all of the cluster"):
             simulate(fed, sites_of(fed), folder, run="test", ray_address="auto", **options)
+    one_gpu = sites_of(fed)
+    one_gpu.device = torch.device("cuda:1")
+    with pytest.raises(ConfigError, match="--device cuda, not cuda:1"):
+        RayGrid(one_gpu, run="test")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'cloister\[ray\]'"):
         simulate(fed, sites_of(fed), folder, run="test", engine="ray")

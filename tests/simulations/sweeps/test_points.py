@@ -71,7 +71,29 @@ def test_a_grid_has_all_combinations_each_a_document(tmp_path):
     assert found == [(0.1, (4,)), (0.1, (5, 6)), (0.1, ()), (0.3, (4,)), (0.3, (5, 6)), (0.3, ())]
     assert len({p.name for p in points}) == 6 and not any(set("/[] ") & set(p.name) for p in points)
     (alone,) = grid(written(tmp_path), [])
-    assert alone.name == "as-it-is"
+    assert alone.name == f"as-it-is-{alone.federation.fingerprint[:8]}"
+    assert len(grid(written(tmp_path), parse(["training.learning_rate=1,1.0,1e0"]))) == 1
+
+
+def test_points_of_equal_label_have_folders_of_their_own(tmp_path):
+    whole = {**PRIVATE, "privacy__client": WHOLE["privacy"]["client"]}
+    names = [
+        grid(written(tmp_path, **whole), parse([f"privacy.{unit}.epsilon=7"]))[0].name for unit in ("row", "client")
+    ]
+    assert all(name.startswith("epsilon=7-") for name in names) and names[0] != names[1]
+
+
+def test_a_setting_of_a_mapping_counts_wherever_it_stands(tmp_path):
+    texts = [
+        "privacy.row={epsilon: 4, delta: 0.001, clip: 1}",
+        "privacy.row.clip=0.1,0.2",
+        "privacy.evaluation.noise=9",
+    ]
+    for some in (texts, texts[::-1]):
+        found = grid(written(tmp_path), parse(some))
+        clips = [p.federation.privacy.row.clip for p in found if p.federation.privacy.row]
+        assert clips == [0.1, 0.2]
+        assert {repr(p.settings["privacy", "row"]) for p in found} == {"{'epsilon': 4, 'delta': 0.001, 'clip': 1}"}
 
 
 def test_all_that_is_wrong_with_a_grid_is_said_at_once(tmp_path):

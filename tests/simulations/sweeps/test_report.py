@@ -68,6 +68,10 @@ def test_a_person_sees_what_differs_and_the_chosen_metric(results):
     assert rows[0] == ["∞", "0.1", "60.0 ± 10.0 %", "30.0 ± 5.0 %", "-", "3"]
     assert rows[3] == ["8", "0.5", "40.0 ± 28.3 %", "20.0 ± 14.1 %", "7.93", "2 of 3"]
     assert report.best is results[1]
+    lucky = Result(
+        point=results[0].point, outcomes={0: Outcome(metrics={"accuracy": 1.0}), 1: Outcome(error="diverged")}
+    )
+    assert Report([*results, lucky], metric="accuracy").best is results[1]
     assert [line.partition(": ")[2] for line in report.errors()] == ["no budget"]
     lines = [*markdown(report.head(), rows)]
     assert lines[0].startswith("| epsilon | learning_rate |") and lines[1] == "|" + "---|" * 6 and len(lines) == 6

@@ -61,21 +61,49 @@ def test_it_comes_near_the_best(tmp_path):
 
 def test_one_that_is_started_again_begins_with_what_was_proposed(tmp_path):
     first = go(search(tmp_path, 6))
-    again = go(search(tmp_path, 9, seed=2))
-    assert again[:6] == first and len(again) == 9
+    again = go(search(tmp_path, 9))
+    assert again[:6] == first and len({repr(settings) for settings in again}) == 9
     other = go(search(tmp_path, 2, space=[*SPACE[:2], "model.activation=tanh,sigmoid"]))
     assert len(other) == 2 and other != first[:2]  # another space, nothing of which is known
 
 
-def test_a_point_without_any_model_is_passed_over(tmp_path):
+def test_a_point_without_a_model_for_every_seed_is_passed_over(tmp_path):
     searching = search(tmp_path, 3)
     for point in searching.points():
-        searching.tell(Result(point=point, outcomes={0: Outcome(error="no")}))
+        good, bad = Outcome(metrics={"accuracy": 1.0}), Outcome(error="no")
+        searching.tell(Result(point=point, outcomes={0: good, 1: bad}))
+    assert {trial.state.name for trial in searching._study.trials} == {"FAIL"}
+
+
+def test_a_point_that_is_proposed_again_is_told_what_is_known(tmp_path):
+    searching = search(tmp_path, 12, space=["model.activation=relu,tanh"])
+    assert len(go_of_activation(searching)) == 2
+    assert [trial.state.name for trial in searching._study.trials] == ["COMPLETE"] * 12
+
+
+def go_of_activation(searching: Search) -> list[object]:
+    tried = []
+    for point in searching.points():
+        tried.append(point.settings["model", "activation"])
+        searching.tell(Result(point=point, outcomes={0: Outcome(metrics={"accuracy": float(tried[-1] == "tanh")})}))
+    return tried
+
+
+def test_a_proposal_that_does_not_fit_is_passed_over_and_told(tmp_path):
+    searching = search(tmp_path, 12, space=["training.momentum=0,0.5", "training.nesterov=false,true"])
+    found = [dict(point.settings) for point in searching.points()]
+    assert 0 < len(found) < 4 and {"training", "nesterov"} != set(found[0])
+    assert any("nesterov" in line for line in searching.refused)
 
 
 def test_what_it_needs_is_said(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="what it is to search"):
         search(tmp_path, 3, space=[])
+    with pytest.raises(ConfigError, match="did you mean learning_rate"):
+        search(tmp_path, 3, space=["training.lerning_rate=0.1..1"])
+    with pytest.raises(ConfigError, match="must be greater than 0"):
+        search(tmp_path, 3, space=["training.learning_rate=0..1"])
+    assert not (tmp_path / "search.jsonl").exists()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'cloister\[search\]'"):
         search(tmp_path, 3)
