@@ -24,10 +24,10 @@ from simulations.vector.private import MOST_TAU, train_privately
 CHUNK_PARAMETERS = 1_500_000
 CHUNK_CLIENTS = 50
 CHUNKS = 8  # of a round, where they are not too small for that: for so many workers
-GPU_CLIENTS = 1000
-GPU_BYTES = 2**30
+CHUNK_BYTES = 2**30  # about, of a chunk's models and batches, on any device
 BYTES_A_PARAMETER = 40  # of one client in a chunk
 BYTES_A_UNIT = 64  # ... and of one row, for each unit of the layers
+GPU_CLIENTS = 1000
 
 
 def unfit(recipe: Recipe, rows: int) -> str:
@@ -64,14 +64,16 @@ def chunks_of(
 
 def _chunk_size(clients: int, federation: Federation, *, width: int, device: torch.device, workers: int) -> int:
     private = federation.privacy.row is not None
+    units = sum(federation.layer_sizes) * width * (2 if private else 1)
+    each = federation.parameters * BYTES_A_PARAMETER + units * BYTES_A_UNIT
+    fit = max(CHUNK_BYTES // each, 1)
     if device.type != "cpu":
-        units = sum(federation.layer_sizes) * width * (2 if private else 1)
-        each = federation.parameters * BYTES_A_PARAMETER + units * BYTES_A_UNIT
-        return max(min(GPU_BYTES // each, GPU_CLIENTS), 1)
-    most = max(min(CHUNK_PARAMETERS // federation.parameters, CHUNK_CLIENTS), 1)
+        return min(fit, GPU_CLIENTS)
+    cached = max(CHUNK_PARAMETERS // federation.parameters, 1)
+    most = min(fit, cached, CHUNK_CLIENTS)
     if private:
         return min(most, math.ceil(clients / workers))
-    return min(most, max(CHUNK_PARAMETERS // federation.parameters // 4, math.ceil(clients / CHUNKS)))
+    return min(most, max(cached // 4, math.ceil(clients / CHUNKS)))
 
 
 class Trainer:

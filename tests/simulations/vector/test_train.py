@@ -276,3 +276,5 @@ def test_private_chunks_are_for_as_many_workers_as_there_are_and_a_gpus_for_its_
     assert [len(chunk) for chunk in cut([50], [9] * 60, is_private=True, workers=4)] == [15] * 4
     assert [len(chunk) for chunk in cut([50], [9] * 100, device=torch.device("cuda"), workers=2)] == [100]
     assert [len(chunk) for chunk in cut([1500, 1500], [9] * 20, device=torch.device("cuda"))] == [10, 10]
+    # A chunk of large batches is small, on a CPU too: 57 units a row, 64 bytes each.
+    assert max(map(len, cut([50], [9] * 60, width=100_000))) == 2
