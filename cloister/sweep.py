@@ -17,7 +17,6 @@ from cloister.verbs import (
     EncodingOption,
     FederationFile,
     GenerateOption,
-    HeldOutOption,
     PartitionOption,
     QuietOption,
     app,
@@ -44,7 +43,8 @@ def sweep(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each point, from the federation's seed on.")] = 1,
     search: Annotated[
-        int | None, typer.Option(min=1, help="Instead of all combinations: so many that Optuna picks; KEY=LOW..HIGH.")
+        int | None,
+        typer.Option(min=1, help="Points that Optuna picks, instead of all; also from KEY=LOW..HIGH."),
     ] = None,
     metric: Annotated[
         str | None, typer.Option(help="What points are compared by: accuracy, precision, recall, f1, mae or mse.")
@@ -54,7 +54,9 @@ def sweep(
     generate: GenerateOption = None,
     clients: ClientsOption = None,
     partition: PartitionOption = "iid",
-    held_out: HeldOutOption = None,
+    held_out: Annotated[
+        Path | None, typer.Option(help="Table to score models on [default: the clients' validation rows].")
+    ] = None,
     device: DeviceOption = "auto",
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time [default: one a core, or a GPU].")] = None,
     out: Annotated[
