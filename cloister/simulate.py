@@ -67,7 +67,7 @@ def simulate(
 
     from client.device import describe_device, resolve_device
     from cloister.progress import ProgressDisplay, finish
-    from cloister.terminal import progress_console, tell
+    from cloister.terminal import progress_console, tell, warn
     from common.document import federation as federations
     from common.logs import quiet_flower
     from server.folder.folder import RunFolder
@@ -95,8 +95,7 @@ def simulate(
 
     def left_out(name: str, reason: str) -> None:
         if len(sites.refused) <= MOST_LINES:
-            said = f"{name} is left out: {reason}"
-            console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            warn(console, f"{name} is left out: {reason}")
 
     sites.on_refusal = left_out
     sites.check_quorum(run=run)

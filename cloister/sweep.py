@@ -27,9 +27,9 @@ from cloister.verbs import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from simulations.sweeps.outcomes import Outcome, Result
     from simulations.sweeps.points import Point
     from simulations.sweeps.report import Report
-    from simulations.sweeps.runs import Outcome
 
 
 @app.command()
@@ -74,23 +74,22 @@ def sweep(
     --seeds 3 --generate 2000 --clients 10`
     """
     from client.device import resolve_device
-    from cloister.terminal import progress_console
+    from cloister.terminal import progress_console, warn
     from common.document import federation as federations
-    from common.document.federation import LOWER_IS_BETTER, OF_CLASSES
-    from common.document.schema import Classes
+    from common.document.federation import LOWER_IS_BETTER
     from common.errors import ConfigError
     from server.observers.scoring import HeldOut
+    from simulations.engine import devices_for
     from simulations.sources import Source
     from simulations.sweeps import points as sweeps
     from simulations.sweeps.report import Report
-    from simulations.sweeps.runs import How, Result, at_once, run_all
+    from simulations.sweeps.runs import How, run_all
     from simulations.sweeps.search import Search
 
     federation = federations.load(document)
-    of_target = OF_CLASSES if isinstance(federation.data_schema.target, Classes) else LOWER_IS_BETTER
-    metric = metric or of_target[0]
-    if metric not in of_target:
-        raise ConfigError([f"--metric {metric}: this target has {', '.join(of_target)}"])
+    metric = metric or federation.metrics[0]
+    if metric not in federation.metrics:
+        raise ConfigError([f"--metric {metric}: this target has {', '.join(federation.metrics)}"])
     source = Source(
         data=data,
         data_dir=data_dir,
@@ -103,7 +102,7 @@ def sweep(
     axes = sweeps.parse([*(grid or []), *(more or [])])
     folder = out or Path("sweeps") / federation.name
     first = federation.training.seed
-    processes = workers or at_once(device)
+    processes = len(devices_for(where, workers))
     how = How(source=source, held_out=held_out, device=device, processes=processes)
     searching: Search | None = None
     if search is not None:
@@ -124,7 +123,8 @@ def sweep(
     source.sites(example, device=where)  # what does not fit is said before anything is written
     if held_out is not None:
         HeldOut(example, held_out, source.form)
-    console, results = progress_console(quiet), list[Result]()
+    console = progress_console(quiet)
+    results: list[Result] = []
     console.print(f"sweep of {federation.name}: {count} points, {seeds} seeds, {processes} at a time", highlight=False)
     with Display(console, total=count * seeds) as display:
         try:
@@ -133,11 +133,10 @@ def sweep(
                 if searching is not None:
                     searching.tell(result)
         except KeyboardInterrupt:
-            said = f"stopped: {display.complete} of {count * seeds} runs are complete; start it again to go on"
-            console.print(said, style="yellow", highlight=False)
+            warn(console, f"stopped: {display.complete} of {count * seeds} runs are complete; start it again to go on")
             raise typer.Exit(130) from None
     for line in searching.refused if searching is not None else ():
-        console.print(f"not tried: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        warn(console, f"not tried: {line}")
     if searching is None:
         order = {point.name: place for place, point in enumerate(every)}
         results.sort(key=lambda result: order[result.point.name])
@@ -177,6 +176,7 @@ class Display:
 
     def done(self, point: Point, seed: int, outcome: Outcome, now: bool) -> None:
         from cloister.progress import duration
+        from cloister.terminal import warn
 
         self._done, self._now = self._done + 1, self._now + now
         self.complete += not outcome.error
@@ -185,8 +185,7 @@ class Display:
         self._bar.update(self._task, completed=self._done, left=left)
         if outcome.error and outcome.error not in self._said:
             self._said.add(outcome.error)
-            said = f"{point.name}, seed {seed}: {outcome.error}"
-            self._console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            warn(self._console, f"{point.name}, seed {seed}: {outcome.error}")
         elif not self._console.is_terminal and self._done % max(1, self._total // 10) == 0:
             self._console.print(f"{self._done} of {self._total} runs", highlight=False)
 

@@ -21,6 +21,11 @@ def tell(console: Console, text: str) -> None:
     console.print(shown_lines(text), markup=False, highlight=False, soft_wrap=True, style=style)
 
 
+def warn(console: Console, text: str) -> None:
+    """... and what they should not miss."""
+    console.print(shown_lines(text), markup=False, highlight=False, soft_wrap=True, style="yellow")
+
+
 class ConsoleHandler(logging.Handler):
     """Log lines above the live line."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -46,6 +47,19 @@ def replacing(path: Path, *, durable: bool = True, exclusive: bool = False, mode
         raise
     if durable:
         _sync(path.parent)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time, as long as the context lasts, also if it is killed: the system ends its lock.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: the file cannot be made, or its system has no locks.
+    """
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def _sync(folder: Path) -> None:

@@ -20,7 +20,7 @@ from common.wire.identity import number
 from server.app import execute
 from server.folder.folder import RunFolder
 from server.rounds.events import Event
-from simulations.inline import InlineGrid
+from simulations.inline import InlineGrid, SimulatedGrid
 from simulations.ray_grid import RayGrid
 from simulations.sites import Sites
 from simulations.vector.grid import VectorGrid
@@ -61,7 +61,7 @@ def simulate(
         raise ConfigError(["--ray-address belongs to --engine ray, and uses all of the cluster: leave --workers out"])
     app = client_app(lambda context: nullcontext(sites.asked(context.node_id, run=run)))
     with ExitStack() as stack:
-        grid: InlineGrid
+        grid: SimulatedGrid
         if engine == "inline":
             grid = InlineGrid(app, sites.nodes, run=run)
         elif engine == "ray":
@@ -86,7 +86,7 @@ def simulate(
 
 
 def devices_for(device: torch.device, workers: int | None) -> list[torch.device]:
-    """The device of each worker process, for sites on `device`."""
+    """The device of each of so many worker processes, for sites on `device`; by default one a core, or a GPU."""
     if device.type == "cuda" and device.index is None:
         gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
         return [gpus[i % len(gpus)] for i in range(len(gpus) if workers is None else workers)]

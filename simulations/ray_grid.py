@@ -27,7 +27,7 @@ from client.account.memory_ledger import MemoryLedger
 from client.app import client_app
 from client.site import Site
 from common.errors import ConfigError, WorkerLost
-from simulations.inline import InlineGrid
+from simulations.inline import SimulatedGrid
 from simulations.sites import Sites
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ PARTITION = "partition-id"  # Flower's backend wants each node to have one
 LEDGER = "ledger"  # a record of a client's context, and what is in it
 
 
-class RayGrid(InlineGrid):
+class RayGrid(SimulatedGrid):
     """The grid of one run over simulated sites. Its answers are `InlineGrid`'s, in the same order."""
 
     def __init__(self, sites: Sites, *, run: str, address: str | None = None, workers: int | None = None) -> None:
@@ -76,19 +76,11 @@ class RayGrid(InlineGrid):
             raise
         self._threads = ThreadPoolExecutor(self._backend.num_workers, "ray")  # each waits for one worker
         self._opened.callback(self._threads.shutdown, wait=False, cancel_futures=True)
-        super().__init__(_never, sites.nodes, run=run)
+        super().__init__(sites.nodes, run=run)
 
     def close(self) -> None:
         """Ends the workers, and Ray if it was started here."""
         self._opened.close()
-
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        ids = []
-        for reply in self.stream(messages):
-            self._sent += 1
-            ids.append(str(self._sent))
-            self._replies[ids[-1]] = reply
-        return ids
 
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Generator[Message]:
         """The replies in the order of the messages. Some are answered ahead of whoever asks for replies: what those
@@ -129,10 +121,6 @@ class RayGrid(InlineGrid):
         context = super()._context(node)
         context.node_config.setdefault(PARTITION, node)
         return context
-
-
-def _never(message: Message, context: Context) -> Message:
-    raise AssertionError("messages are answered on Ray")
 
 
 def _start(address: str | None, workers: int | None) -> None:
@@ -185,7 +173,7 @@ def _here(sites: ObjectRef[Sites]) -> Sites:
 @contextmanager
 def _site(sites: Sites, run: str, context: Context) -> Iterator[Site]:
     record = context.state.config_records.get(LEDGER)
-    ledger = pickle.loads(record[LEDGER]) if record is not None else MemoryLedger()  # type: ignore[arg-type]
+    ledger = pickle.loads(record[LEDGER]) if record is not None else MemoryLedger()  # type: ignore[arg-type]  # bytes
     try:
         yield sites.opened(context.node_id, ledger)
     finally:

@@ -12,7 +12,6 @@ Beside the entries stand the plans, so that a restart goes on with the noise tha
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import sqlite3
@@ -85,8 +84,7 @@ class Ledger:
             try:
                 if path is not None:
                     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                    lock = opened.enter_context(path.with_suffix(".lock").open("w"))
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    opened.enter_context(files.locked(path.with_suffix(".lock")))
                 self._connect(opened, str(path or ":memory:"))
                 self._db.execute("PRAGMA synchronous=EXTRA")
                 self._db.executescript(_TABLES)

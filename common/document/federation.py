@@ -276,9 +276,8 @@ class Federation(Document):
         if (rule := self.training.early_stopping) is None:
             return
         key = ("training", "early_stopping", "metric")
-        fitting = OF_CLASSES if isinstance(self.data_schema.target, Classes) else LOWER_IS_BETTER
-        if rule.metric not in fitting:
-            yield key, f"must be one of {', '.join(fitting)} for this target (got {rule.metric})"
+        if rule.metric not in self.metrics:
+            yield key, f"must be one of {', '.join(self.metrics)} for this target (got {rule.metric})"
         if not self.evaluation_rounds:
             yield key, "is never evaluated; set privacy.evaluation.every and schema.validation_fraction above 0"
 
@@ -363,6 +362,11 @@ class Federation(Document):
         if every == 0 or self.data_schema.validation_fraction == 0:
             return False
         return server_round % every == 0 or server_round == last
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The figures of an evaluation, for this target."""
+        return OF_CLASSES if isinstance(self.data_schema.target, Classes) else LOWER_IS_BETTER
 
     @property
     def evaluation_rounds(self) -> tuple[int, ...]:

@@ -12,10 +12,9 @@ Files are replaced whole, by rename; events are appended a line at a time.
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -68,10 +67,10 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps other servers out. Raises `RunFolderError` if one is at work here."""
-        with (self.path / ".lock").open("w") as lock:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                stack.enter_context(files.locked(self.path / ".lock"))
+            except BlockingIOError:
                 raise RunFolderError(f"{self.path}: another server is at work in this folder") from None
             yield
 

@@ -12,8 +12,8 @@ from typing import Any
 from common import files
 from common.document.federation import LOWER_IS_BETTER, OF_CLASSES
 from common.errors import RunFolderError
+from simulations.sweeps.outcomes import Result
 from simulations.sweeps.points import Key, is_infinite, labels_of, shown, told
-from simulations.sweeps.runs import Result
 
 RESULTS, RUNS, TABLE, PICTURE = "results.csv", "runs.csv", "results.md", "results.svg"
 MOST_LINES = 10  # that a legend tells apart
@@ -62,11 +62,7 @@ class Report:
     def rows(self) -> Iterator[list[str]]:
         """A point each, as `head` has it."""
         for result in self.results:
-            runs = (
-                f"{len(result.complete)}"
-                if len(result.complete) == len(result.outcomes)
-                else (f"{len(result.complete)} of {len(result.outcomes)}")
-            )
+            runs = str(len(result.complete)) + ("" if result.is_whole else f" of {len(result.outcomes)}")
             spent = [_most(result, unit) for unit in self.units]
             yield [
                 *(told(key, result.point.settings) for key in self.keys),
@@ -152,9 +148,8 @@ class Report:
             )
             if known:
                 at, means, deviations = zip(*known, strict=True)
-                moved = [
-                    place + 0.04 * (number - (len(lines) - 1) / 2) for place in at
-                ]  # so that bars do not hide bars
+                aside = 0.04 * (number - (len(lines) - 1) / 2)  # so that bars do not hide bars
+                moved = [place + aside for place in at]
                 axis.errorbar(moved, means, yerr=deviations, marker="o", markersize=4, capsize=3, label=name)
         axis.set_xticks(range(len(values)), [told(across, {across: value}) for value in values])
         axis.set_xlabel(".".join(across))

@@ -6,7 +6,6 @@ Whoever starts the sweep again, also with more seeds or more values, has only wh
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -15,14 +14,13 @@ import multiprocessing as mp
 import os
 import shutil
 import signal
-import statistics
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,60 +33,18 @@ from common.document import federation as federations
 from common.document.federation import Federation
 from common.errors import CloisterError, RunFolderError, WorkerLost
 from common.logs import quiet_flower
-from common.model.scores import Scores
 from server.folder.folder import RunFolder, load_model
 from server.observers.scoring import HeldOut
-from simulations.engine import simulate
+from simulations.engine import devices_for, simulate
 from simulations.interrupts import without_interrupts
 from simulations.sources import Source
+from simulations.sweeps.outcomes import Outcome, Result
 from simulations.sweeps.points import Point
 from simulations.vector.score import scores_on_validation_rows
 
-Done = Callable[[Point, int, "Outcome", bool], None]
+Done = Callable[[Point, int, Outcome, bool], None]
 HEAR_S = 0.5
 SCORES, ABOUT = "scores.json", "sweep.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How one run ended."""
-
-    metrics: Scores = field(default_factory=dict)  # of the last model, exactly
-    epsilon: dict[str, float] = field(default_factory=dict)  # by unit: row, client
-    rounds: int = 0
-    clients: int = 0
-    seconds: float = 0.0
-    error: str = ""  # why it has no model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """A point, and the outcomes of its runs by their seeds."""
-
-    point: Point
-    outcomes: dict[int, Outcome]
-
-    @property
-    def is_whole(self) -> bool:
-        """Has every seed a model?"""
-        return len(self.complete) == len(self.outcomes)
-
-    @property
-    def complete(self) -> list[Outcome]:
-        return [outcome for outcome in self.outcomes.values() if not outcome.error]
-
-    def values(self, metric: str) -> list[float]:
-        """One of each run that has any."""
-        return [float(outcome.metrics[metric]) for outcome in self.complete if metric in outcome.metrics]
-
-    def mean(self, metric: str) -> float | None:
-        values = self.values(metric)
-        return statistics.fmean(values) if values else None
-
-    def deviation(self, metric: str) -> float | None:
-        """Of the runs, as a sample (n - 1); None of fewer than two."""
-        values = self.values(metric)
-        return statistics.stdev(values) if len(values) > 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,9 +155,9 @@ def _note(
 def _job(point: Point, seed: int, folder: Path, how: How, *, number: int) -> _Job:
     federation = point.federation.with_seed(seed)
     where = folder / "runs" / point.name / f"seed-{seed}"
-    found = resolve_device(how.device, exact=federation.privacy.row is not None)
-    device = f"cuda:{number % torch.cuda.device_count()}" if found == torch.device("cuda") else str(found)  # in turn
-    return _Job(federation=federation.canonical, folder=where, how=how, device=device)
+    device = resolve_device(how.device, exact=federation.privacy.row is not None)
+    in_turn = devices_for(device, how.processes)
+    return _Job(federation=federation.canonical, folder=where, how=how, device=str(in_turn[number % len(in_turn)]))
 
 
 def _outcome(job: _Job) -> Outcome | None:
@@ -225,10 +181,9 @@ def _owned(folder: Path, how: How) -> Iterator[None]:
             if folder.exists() and not about.exists() and any(folder.iterdir()):
                 raise RunFolderError(f"{folder}: not the folder of a sweep; name another with --out")
             folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((folder / ".lock").open("w"))
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                stack.enter_context(files.locked(folder / ".lock"))
+            except BlockingIOError:
                 raise RunFolderError(f"{folder}: another sweep is at work in this folder") from None
             if about.exists() and json.loads(about.read_text()) != now:
                 raise RunFolderError(
@@ -316,8 +271,3 @@ def _simulated(federation: Federation, job: _Job) -> Outcome:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def at_once(device: str) -> int:
-    """How many runs: one a core, or one a GPU."""
-    return len(os.sched_getaffinity(0)) if resolve_device(device).type == "cpu" else max(torch.cuda.device_count(), 1)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.errors import ConfigError
+from simulations.sweeps.outcomes import Result
 from simulations.sweeps.points import Axis, Key, Point, Range, point
-from simulations.sweeps.runs import Result
 
 if TYPE_CHECKING:
     from optuna.trial import Trial

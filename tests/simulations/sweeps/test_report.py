@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
+from simulations.sweeps.outcomes import Outcome, Result
 from simulations.sweeps.points import grid, parse
 from simulations.sweeps.report import Report, markdown
-from simulations.sweeps.runs import Outcome, Result
 from tests.support import PRIVATE, document
 
 VALUES = [[0.5, 0.6, 0.7], [0.8, 0.9, 0.85], [0.4, 0.4, 0.4], [0.6, 0.7, 0.2]]

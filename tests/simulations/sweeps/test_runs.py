@@ -20,8 +20,9 @@ from server.folder.folder import RunFolder, load_model
 from simulations.engine import simulate
 from simulations.sources import Source
 from simulations.sweeps import runs
+from simulations.sweeps.outcomes import Outcome, Result
 from simulations.sweeps.points import Point, grid, parse
-from simulations.sweeps.runs import How, Outcome, run_all
+from simulations.sweeps.runs import How, run_all
 from tests.simulations.vector.test_grid import same_bits
 from tests.support import PRIVATE, document, table
 
@@ -66,7 +67,7 @@ def test_runs_are_those_of_the_engine_and_scores_are_of_all_validation_rows(tmp_
 def test_a_sweep_that_is_started_again_runs_what_is_missing(tmp_path, how):
     folder, told = tmp_path / "sweep", list[tuple[str, int, bool]]()
 
-    def go(*texts: str, seeds: list[int], of: How = how, **changes: Any) -> list[runs.Result]:
+    def go(*texts: str, seeds: list[int], of: How = how, **changes: Any) -> list[Result]:
         told.clear()
         some = points(tmp_path, *texts, **changes)
         return [*run_all(some, folder, of, seeds=seeds, done=lambda p, seed, _, now: told.append((p.name, seed, now)))]

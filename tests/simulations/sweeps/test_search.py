@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from common.errors import ConfigError
+from simulations.sweeps.outcomes import Outcome, Result
 from simulations.sweeps.points import parse
-from simulations.sweeps.runs import Outcome, Result
 from simulations.sweeps.search import Search
 from tests.support import document
 

@@ -29,7 +29,8 @@ from simulations.sites import Sites
 from simulations.sources import sites_from_files
 from simulations.vector.fold import Folding
 from simulations.vector.grid import VectorGrid
-from simulations.vector.workers import SharedArray, Workers
+from simulations.vector.shared import SharedArray
+from simulations.vector.workers import Workers
 from tests.simulations.vector.test_grid import EACH, same_bits, sites_of
 from tests.simulations.vector.test_train import jobs_of, private
 from tests.support import PRIVATE, ROOT, WHOLE, document, federation, table
