@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -72,7 +72,7 @@ def simulate(
     from common.logs import quiet_flower
     from server.folder.folder import RunFolder
     from server.observers.scoring import HeldOut
-    from simulations.engine import simulate as run_simulation
+    from simulations.engine import opened, run_on
     from simulations.sources import Source
 
     console = progress_console(quiet)
@@ -101,22 +101,15 @@ def simulate(
     sites.check_quorum(run=run)
     for line in _met(sites, one_table=data_dir is None) + (scorer.report.lines(of="held-out table") if scorer else []):
         tell(console, line)
-    folder = RunFolder.create(federation, path=out)
-    console.print(f"simulating {federation.name}: {len(sites)} clients on {describe_device(where)}", highlight=False)
-    with ProgressDisplay(console, limits=federation.privacy.limits) as display:
-        result = run_simulation(
-            federation,
-            sites,
-            folder,
-            run=run,
-            engine=engine,
-            workers=workers,
-            ray_address=ray_address,
-            progress=display.trained,
-            say=lambda text: tell(console, text),
-            observe=display,
-            held_out=scorer,
+    how: dict[str, Any] = {"workers": workers, "ray_address": ray_address, "say": lambda text: tell(console, text)}
+    display = ProgressDisplay(console, limits=federation.privacy.limits)
+    with opened(engine, sites, run=run, progress=display.trained, **how) as grid:
+        folder = RunFolder.create(federation, path=out)
+        console.print(
+            f"simulating {federation.name}: {len(sites)} clients on {describe_device(where)}", highlight=False
         )
+        with display:
+            result = run_on(grid, federation, sites, folder, run=run, observe=display, held_out=scorer)
     if len(sites.refused) > MOST_LINES:
         tell(console, f"and {len(sites.refused) - MOST_LINES} more clients are left out")
     finish(result, folder.path)

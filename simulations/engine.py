@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -29,21 +29,18 @@ from simulations.vector.grid import VectorGrid
 Engine = Literal["vector", "inline", "ray"]
 
 
-def simulate(
-    federation: Federation,
+@contextmanager
+def opened(
+    engine: Engine,
     sites: Sites,
-    folder: RunFolder,
     *,
     run: str,
-    engine: Engine = "vector",
     workers: int | None = None,
     ray_address: str | None = None,
     progress: Callable[[int, int], None] = lambda done, asked: None,
     say: Callable[[str], None] = lambda text: None,
-    observe: Callable[[Event], None] = lambda event: None,
-    held_out: Callable[[Weights], Scores] | None = None,
-) -> dict[str, Any]:
-    """Runs the federation over the sites, by an engine. Returns what result.json holds.
+) -> Iterator[SimulatedGrid]:
+    """The grid of a run over the sites, by an engine. Nothing is written before it is there.
 
     Args:
         workers: processes that train, for `vector` and `ray`; by default one for each core, or for each GPU where the
@@ -54,35 +51,66 @@ def simulate(
 
     Raises:
         ConfigError: `ray` is not installed, or has no cluster there.
-        RunFailed, RunFolderError: as `execute`.
-        WorkerLost: a worker process has ended.
     """
     if ray_address is not None and (engine != "ray" or workers is not None):
         raise ConfigError(["--ray-address belongs to --engine ray, and uses all of the cluster: leave --workers out"])
+    if engine == "ray":
+        with closing(RayGrid(sites, run=run, address=ray_address, workers=workers)) as ray:
+            yield ray
+        return
     app = client_app(lambda context: nullcontext(sites.asked(context.node_id, run=run)))
-    with ExitStack() as stack:
-        grid: SimulatedGrid
-        if engine == "inline":
-            grid = InlineGrid(app, sites.nodes, run=run)
-        elif engine == "ray":
-            grid = RayGrid(sites, run=run, address=ray_address, workers=workers)
-            stack.callback(grid.close)
-        else:
-            stack.enter_context(_undisturbed())
-            devices = devices_for(sites.device, workers)
-            grid = VectorGrid(app, sites, run=run, devices=devices, progress=progress, say=say)
-            stack.callback(grid.close)
-        return execute(
-            federation,
-            grid,
-            folder,
-            name=run,
-            observe=observe,
-            name_of=sites.name_of,
-            held_out=held_out,
-            wait_s=0.0,  # whoever is not here now never comes
-            noise=noise.seeded(federation.training.seed, number("server")),
-        )
+    if engine == "inline":
+        yield InlineGrid(app, sites.nodes, run=run)
+        return
+    devices = devices_for(sites.device, workers)
+    grid = VectorGrid(app, sites, run=run, devices=devices, progress=progress, say=say)
+    with _undisturbed(), closing(grid):
+        yield grid
+
+
+def run_on(
+    grid: SimulatedGrid,
+    federation: Federation,
+    sites: Sites,
+    folder: RunFolder,
+    *,
+    run: str,
+    observe: Callable[[Event], None] = lambda event: None,
+    held_out: Callable[[Weights], Scores] | None = None,
+) -> dict[str, Any]:
+    """Runs the federation over the sites, on a grid that is `opened` for the run. Returns what result.json holds.
+
+    Raises:
+        RunFailed, RunFolderError: as `execute`.
+        WorkerLost: a worker process has ended.
+    """
+    return execute(
+        federation,
+        grid,
+        folder,
+        name=run,
+        observe=observe,
+        name_of=sites.name_of,
+        held_out=held_out,
+        wait_s=0.0,  # whoever is not here now never comes
+        noise=noise.seeded(federation.training.seed, number("server")),
+    )
+
+
+def simulate(
+    federation: Federation,
+    sites: Sites,
+    folder: RunFolder,
+    *,
+    run: str,
+    engine: Engine = "vector",
+    observe: Callable[[Event], None] = lambda event: None,
+    held_out: Callable[[Weights], Scores] | None = None,
+    **how: Any,
+) -> dict[str, Any]:
+    """`opened` and `run_on` in one, into a folder that is there. `how` is as `opened` has it."""
+    with opened(engine, sites, run=run, **how) as grid:
+        return run_on(grid, federation, sites, folder, run=run, observe=observe, held_out=held_out)
 
 
 def devices_for(device: torch.device, workers: int | None) -> list[torch.device]:

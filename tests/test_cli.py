@@ -149,6 +149,11 @@ def test_the_articles_example_prints_its_loss_and_final_accuracy(files):
         (["--data", "table.csv", "--clients", 1], "strategy.min_clients is 2, but there are only 1 clients"),
         (["--data", "table.csv", "--clients", 2, "--device", "cuda:7"], "device cuda:7 is not here"),
         (["--data", "table.csv", "--clients", 2, "--held-out", "missing.csv"], "missing.csv: no such file"),
+        (["--data", "table.csv", "--clients", 2, "--ray-address", "auto"], "--ray-address belongs to --engine ray"),
+        (
+            ["--data", "table.csv", "--clients", 2, "--engine", "ray", "--ray-address", "127.0.0.1:9"],
+            "no Ray cluster at 127.0.0.1:9: ",
+        ),
     ],
 )
 def test_a_wrong_simulation_is_one_clear_line_and_writes_nothing(files, arguments, message):

@@ -75,7 +75,7 @@ class Report:
         """Why runs have no model, each reason once."""
         reasons: dict[str, str] = {}
         for result in self.results:
-            for seed, outcome in result.outcomes.items():
+            for seed, outcome in sorted(result.outcomes.items()):
                 if outcome.error:
                     reasons.setdefault(outcome.error, f"{result.point.name}, seed {seed}: {outcome.error}")
         return [*reasons.values()]
