@@ -99,8 +99,9 @@ def running_in(group: int) -> list[str]:
     return found
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="signals as Linux has them")
-def test_ctrl_c_keeps_what_is_complete_and_leaves_no_process(files):
+@pytest.mark.skipif(sys.platform != "linux", reason="signals and processes as Linux has them")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_sweep_that_is_ended_keeps_what_is_complete_and_leaves_no_process(files, how):
     rounds = ["--grid", "training.rounds=3,1000000"]
     with subprocess.Popen(
         [sys.executable, "-m", "cloister", "sweep", "federation.yaml", *rounds, "--grid", "privacy.row=null", *DATA],
@@ -114,10 +115,15 @@ def test_ctrl_c_keeps_what_is_complete_and_leaves_no_process(files):
         while not (complete := list(files.glob("sweeps/small/runs/*/seed-0/scores.json"))):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)
+        if how == signal.SIGINT:
+            os.killpg(process.pid, how)  # as a terminal does, to all of them
+        else:
+            process.kill()  # it alone: the others must find out
         said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "stopped: 1 of 2 runs are complete; start it again to go on" in said and "Traceback" not in said
+    assert process.returncode == (130 if how == signal.SIGINT else -how), said
+    assert "Traceback" not in said
+    if how == signal.SIGINT:
+        assert "stopped: 1 of 2 runs are complete; start it again to go on" in said
     assert json.loads(complete[0].read_text())["rounds"] == 3
     while running_in(process.pid):
         assert time.monotonic() < deadline, "a process is left"
