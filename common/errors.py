@@ -14,6 +14,8 @@
     ├── ConnectionFailed         a peer that is not there, or a link that broke
     ├── ProtocolError            a peer said something the session protocol does not allow
     ├── RunFolderError           a run folder that exists already, or is incomplete
+    ├── ModelError               a file that is no model of ours, or a damaged one
+    ├── OutputError              a file that is there already, or cannot be written
     └── RunFailed                a run that started and could not go on; exit code 1
 
 Only these become one line; anything else is a bug and keeps its traceback.
@@ -94,6 +96,14 @@ class ProtocolError(CloisterError):
 
 class RunFolderError(CloisterError):
     """A run folder that exists already, or is incomplete."""
+
+
+class ModelError(CloisterError):
+    """A file that is no model of ours, or a damaged one."""
+
+
+class OutputError(CloisterError):
+    """A file that is to be written is there already, or cannot be written."""
 
 
 class RunFailed(CloisterError):

@@ -8,10 +8,23 @@ from typing import Any
 from dp_accounting import DpEvent, GaussianDpEvent, PoissonSampledDpEvent
 from dp_accounting.pld import PLDAccountant
 
+from common.inference.saved import SavedModel
+from common.model.weights import initial_weights
 from simulations import HEART
 from simulations.small import PRIVATE, WHOLE, document, federation, table
 
-__all__ = ["HEART", "PRIVATE", "ROOT", "WHOLE", "document", "federation", "recomputed", "stated", "table"]
+__all__ = [
+    "HEART",
+    "PRIVATE",
+    "ROOT",
+    "WHOLE",
+    "document",
+    "federation",
+    "recomputed",
+    "saved_model",
+    "stated",
+    "table",
+]
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,3 +55,9 @@ def recomputed(unit: dict[str, Any]) -> float:
             event = PoissonSampledDpEvent(release["sampling_rate"], event)
         accountants.setdefault(part, PLDAccountant()).compose(event, int(release["steps"]))
     return max(pure.get(part, 0.0) + float(a.get_epsilon(unit["delta"])) for part, a in accountants.items())
+
+
+def saved_model(*, seed: int = 7, **changes: Any) -> SavedModel:
+    """A small model, untrained, as a run would have left it; `changes` as for `document`."""
+    of = federation(**changes)
+    return SavedModel(federation=of, weights=initial_weights(of, seed=seed), round=3, run="small-1")

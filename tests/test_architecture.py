@@ -27,6 +27,7 @@ FOLDERS = {
     "common/model": {"common/document"},
     "common/privacy": {"common/document"},
     "common/certificates": set(),
+    "common/inference": {"common/document", "common/data", "common/model"},
     "common/wire": {"common/document", "common/model"},
     "client/training": set(),
     "client/account": {"client/training"},

@@ -18,7 +18,7 @@ Each is a rule for one row by itself, so a table is encoded block by block.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
@@ -83,8 +83,9 @@ class EncodingReport:
         """Those that no warning tells."""
         return {name: n for name, n in counts.items() if n <= self.rows / 2}
 
-    def lines(self, of: str = "") -> list[str]:
-        """The report as sentences, the least expected first. `of` names the table, if it is one of several."""
+    def lines(self, of: str = "", *, use: str = "left out") -> list[str]:
+        """The report as sentences, the least expected first. `of` names the table, if it is one of several; `use` says
+        what became of rows that do not fit."""
         said = self.warnings()
         said += [f"column {name} is absent; it is optional and counts as missing" for name in self.absent]
         if sum(1 for n in self.classes.values() if n) == 1:
@@ -93,7 +94,7 @@ class EncodingReport:
             said.append(f"rows whose data.id is empty: {self.nobody}; they are dealt as one person's")
         if self.left_out:
             rows = "1 row that does" if self.left_out == 1 else f"{self.left_out} rows that do"
-            said.append(f"left out: {rows} not fit the schema: {'; '.join(self.unfit)}")
+            said.append(f"{use}: {rows} not fit the schema: {'; '.join(self.unfit)}")
         for what, counts in [
             ("outside their bounds, clamped", self._few(self.clamped)),
             ("outside their categories, counted as other", self._few(self.other)),
@@ -156,7 +157,7 @@ def encode_table(
     Raises:
         DataError: absent columns, and without `leave_out` no rows, or cells that do not fit; the first ten are quoted.
     """
-    _check_columns(table, schema)
+    _check_columns(table, schema, schema.names)
     coder = _Coder(table, schema)
     x = np.empty((table.most_rows, schema.inputs), np.float32)
     y: Targets = np.empty(table.most_rows, np.float32)
@@ -177,25 +178,67 @@ def encode_table(
         rows += len(index)
     if coder.report.rows == 0 and not leave_out:
         raise DataError(f"{table.source}: the table has no rows")
-    coder.end(leave_out=leave_out, kept=rows)
+    coder.end(leave_out=leave_out)
     return Encoded(x=x[:rows], y=y[:rows], report=coder.report, kept=np.concatenate(kept))
 
 
-def _check_columns(table: Table, schema: Schema) -> None:
-    for name in schema.names:
+class RowEncoder:
+    """Encodes a table block by block, for whoever uses a model: what comes of it need not fit into memory."""
+
+    def __init__(self, table: Table, schema: Schema, *, with_target: bool) -> None:
+        """Raises `DataError` where columns are absent; that of the target need not be there without `with_target`."""
+        _check_columns(table, schema, schema.names if with_target else schema.feature_names)
+        self._table, self._schema, self._with_target = table, schema, with_target
+        self._coder = _Coder(table, schema, with_target=with_target)
+
+    @property
+    def report(self) -> EncodingReport:
+        """What it has met so far."""
+        return self._coder.report
+
+    def blocks(self) -> Iterator[EncodedBlock]:
+        """All rows, those that do not fit among them."""
+        numbers = isinstance(self._schema.target, NumericTarget)
+        for block in self._table.blocks():
+            rows = block.frame.height
+            x = np.zeros((rows, self._schema.inputs), np.float32)
+            y: Targets | None = None
+            if self._with_target:
+                y = np.zeros(rows, np.float32) if numbers else np.zeros(rows, np.int64)
+            fits = self._coder.encode(block, x, y)
+            yield EncodedBlock(block, x, y, fits)
+
+    def end(self, *, leave_out: bool) -> None:
+        """After the last block. Raises `DataError` if cells did not fit, or (`leave_out`) reports them."""
+        self._coder.end(leave_out=leave_out)
+
+
+@dataclass(frozen=True)
+class EncodedBlock:
+    """Some rows of a table, as they stand there and encoded. What `x` and `y` hold of a row that does not fit means
+    nothing."""
+
+    block: Block
+    x: NDArray[np.float32]  # [rows, inputs]
+    y: Targets | None  # [rows]; None where the target was not asked for
+    fits: Mask  # [rows]
+
+
+def _check_columns(table: Table, schema: Schema, wanted: Sequence[str]) -> None:
+    for name in wanted:
         if name in table.types and not holds_cells(dtype := table.types[name]):
             raise DataError(f"{table.source}: column {name} holds {dtype}, not text, numbers or truth values")
     optional = {feature.name for feature in schema.features if feature.optional}
-    absent = [name for name in schema.names if name not in optional and name not in table.types]
+    absent = [name for name in wanted if name not in optional and name not in table.types]
     if not absent:
         return
-    spare = [name for name in table.columns if name and name not in schema.names]
-    near = {name: _nearest(name, spare) for name in absent}
+    spare = [name for name in table.columns if name and name not in wanted]
+    near = {name: nearest(name, spare) for name in absent}
     said = ", ".join(f"{name} (did you mean {near[name]}?)" if near[name] else name for name in absent)
     raise DataError(f"{table.source}: the table lacks {said}; it has {', '.join(table.columns[:SHOWN_COLUMNS])}")
 
 
-def _nearest(name: str, others: list[str]) -> str:
+def nearest(name: str, others: list[str]) -> str:
     """The one of the others that is most like a name, in any case; "" if none is."""
     by_lower = {other.casefold(): other for other in reversed(others)}
     found = get_close_matches(name.casefold(), by_lower, n=1)
@@ -265,18 +308,19 @@ class _Unfit:
 class _Coder:
     """Encodes the blocks of one table, and keeps the report."""
 
-    def __init__(self, table: Table, schema: Schema) -> None:
+    def __init__(self, table: Table, schema: Schema, *, with_target: bool = True) -> None:
         self._table, self._schema = table, schema
+        self._kept = 0
         self._unfit = _Unfit()
         self._places = _places(schema)
         self._usual = _Usual(table, self._places)
         self.report = EncodingReport()
         self.report.absent = [f.name for f in schema.features if f.name not in table.types]
-        if isinstance(schema.target, Classes):
+        if with_target and isinstance(schema.target, Classes):
             self.report.classes = dict.fromkeys(schema.target.classes, 0)
 
-    def encode(self, block: Block, x: NDArray[np.float32], y: Targets) -> Mask:
-        """Fills `x` and `y` with the block's rows. Returns which of them fit."""
+    def encode(self, block: Block, x: NDArray[np.float32], y: Targets | None) -> Mask:
+        """Fills `x`, and `y` unless it is None, with the block's rows. Returns which of them fit."""
         self._unfit.begin(block)
         self.report.rows += block.frame.height
         done = self._usual.encode(block, x, self.report.clamped)
@@ -291,11 +335,13 @@ class _Coder:
                 self._numeric(self._cells(block, feature.name), feature, place)
             else:
                 self._categorical(self._cells(block, feature.name), feature, place)
-        self._target(self._cells(block, self._schema.target.name), self._schema.target, y)
+        if y is not None:
+            self._target(self._cells(block, self._schema.target.name), self._schema.target, y)
         self._unfit.end()
+        self._kept += int(np.count_nonzero(self._unfit.fits))
         return self._unfit.fits
 
-    def end(self, *, leave_out: bool, kept: int) -> None:
+    def end(self, *, leave_out: bool) -> None:
         """Raises `DataError` if cells did not fit, or reports the rows that are left out."""
         if not self._unfit.cells:
             return
@@ -304,7 +350,7 @@ class _Coder:
             cells_word = "cell does" if self._unfit.cells == 1 else "cells do"
             listed = "".join(f"\n  {line}" for line in shown)
             raise DataError(f"{self._table.source}: {self._unfit.cells} {cells_word} not fit the schema:{listed}")
-        self.report.left_out, self.report.unfit = self.report.rows - kept, shown
+        self.report.left_out, self.report.unfit = self.report.rows - self._kept, shown
 
     def _cells(self, block: Block, name: str) -> Cells:
         return Cells(block.frame[name], self._table.decimals)

@@ -79,8 +79,8 @@ def of_frame(frame: pl.DataFrame, *, first_line: int = 1, source: str = "table")
     return Table(source, frame.schema, frame.height, blocks, first_line)
 
 
-def read(path: Path, schema: Schema, form: FileFormat = AS_IT_SEEMS) -> Table:
-    """Opens a table.
+def read(path: Path, schema: Schema, form: FileFormat = AS_IT_SEEMS, *, with_target: bool = True) -> Table:
+    """Opens a table; without `with_target` its target's column need not be there.
 
     A first row that holds every required name of the schema is a header. Otherwise the file has none, and the
     schema's `columns` name what it holds; where they cannot, a row with some of the names is a header too.
@@ -91,18 +91,21 @@ def read(path: Path, schema: Schema, form: FileFormat = AS_IT_SEEMS) -> Table:
     if path.suffix.lower() in PARQUET:
         return _parquet(path)
     optional = {f.name for f in schema.features if f.optional}
-    required = [name for name in schema.names if name not in optional]
+    required = [name for name in (schema.names if with_target else schema.feature_names) if name not in optional]
     width = len(schema.columns) if schema.columns is not None else None
     begins = csv_files.beginning(path, form.encoding, required, width=width)
     named = [name for name in required if name in begins.first]
     folded = {name.casefold() for name in begins.first}
     like = [name for name in required if name.casefold() in folded]
     no_header = len(begins.first) == width
+    columns = schema.columns
+    if not with_target and columns is not None and len(begins.first) == len(columns) - 1:
+        no_header, columns = True, tuple(name for name in columns if name != schema.target.name)
     if named == required or (like and not no_header):
         _check_header(path, begins, schema.names)
         return _csv(path, begins, form, begins.first, header=True)
-    if no_header and schema.columns is not None:
-        return _csv(path, begins, form, schema.columns, header=False)
+    if no_header and columns is not None:
+        return _csv(path, begins, form, columns, header=False)
     names = ", ".join(required)
     if schema.columns is None:
         raise DataError(

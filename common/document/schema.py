@@ -144,9 +144,14 @@ class Schema(Document):
         return len(self.target.classes) if isinstance(self.target, Classes) else 1
 
     @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The columns that the model reads."""
+        return tuple(f.name for f in self.features)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Every column that is read: the features, then the target."""
-        return (*(f.name for f in self.features), self.target.name)
+        return (*self.feature_names, self.target.name)
 
     def contradictions(self) -> Iterator[Problem]:
         seen: set[str] = set()

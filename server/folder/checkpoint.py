@@ -20,7 +20,9 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from common import files
+from common.document import federation as federations
 from common.errors import RunFolderError
+from common.inference.saved import SavedModel
 from common.privacy.statement import Statement
 from server.rounds.client_privacy import Charged, Spent
 from server.rounds.events import from_json
@@ -111,7 +113,7 @@ def load(folder: Path, *, may_fall_back: bool = True) -> Checkpoint:
     found = _all(folder)
     for path in found:
         try:
-            return _read(path)
+            return read(path)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
             if not may_fall_back:
                 raise RunFolderError(
@@ -132,7 +134,33 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def _read(path: Path) -> Checkpoint:
+def saved_model(path: Path) -> SavedModel:
+    """The model of a checkpoint in a run folder, with the folder's document.
+
+    Raises:
+        RunFolderError: the file is damaged, or lies in no run folder.
+        ConfigError: the folder's federation.yaml has mistakes.
+        ModelError: the model is not of that document, or not finite.
+    """
+    folder = path.resolve().parent.parent
+    if not (folder / "federation.yaml").is_file():
+        raise RunFolderError(f"{path}: a checkpoint is used where it lies: in checkpoint/ of its run folder")
+    federation = federations.load(folder / "federation.yaml")
+    try:
+        checkpoint = read(path)
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        raise RunFolderError(f"{path}: torn or damaged ({error})") from error
+    progress = checkpoint.progress
+    return SavedModel(
+        federation=federation, weights=progress.weights, round=progress.round, run=checkpoint.run
+    ).checked(str(path))
+
+
+def read(path: Path) -> Checkpoint:
+    """One checkpoint. Raises OSError, or (torn or damaged) ValueError, LookupError, TypeError, AttributeError or
+    SafetensorError."""
     number, _, digest = path.stem.partition("-")
     data = path.read_bytes()
     if _digest(data) != digest:

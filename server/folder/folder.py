@@ -26,8 +26,11 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from common import files
+from common.document import federation as federations
 from common.document.federation import Federation
 from common.errors import RunFolderError
+from common.inference.saved import SavedModel, read_arrays
+from common.model.weights import Weights
 from server.rounds.events import Event, Standing, after, from_json
 
 
@@ -144,19 +147,55 @@ def read_run(folder: Path) -> Standing:
     return standing
 
 
-def load_model(folder: Path) -> dict[str, NDArray[np.float32]]:
+def load_model(folder: Path) -> Weights:
     """The model of a run folder. Raises `RunFolderError` if there is none, or it is damaged."""
+    return _model(folder)[1]
+
+
+def saved_model(folder: Path) -> SavedModel:
+    """The model of a run folder with its document, and what it cost.
+
+    Raises:
+        RunFolderError: it is no run's folder, no round is complete, or a file is damaged.
+        ConfigError: its federation.yaml has mistakes.
+        ModelError: the model is not of that document, or not finite.
+    """
+    RunFolder.open(folder)
+    federation = federations.load(folder / "federation.yaml")
+    about, weights = _model(folder)
+    return SavedModel(
+        federation=federation,
+        weights=weights,
+        round=int(about["round"]),
+        run=str(_json(folder / "privacy.json").get("run", "")),
+        privacy=_json(folder / "privacy.json"),
+    ).checked(f"{folder / 'model.safetensors'}")
+
+
+def _model(folder: Path) -> tuple[dict[str, Any], Weights]:
     path = folder / "model.safetensors"
     try:
-        data = path.read_bytes()
+        about, arrays = read_arrays(path.read_bytes())
+        return {"round": int(about["round"])}, {name: arrays[name] for name in about["order"]}
+    except FileNotFoundError:
+        raise RunFolderError(f"{path}: there is none; a run has a model once its first round is complete") from None
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        arrays = safetensors.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return {name: arrays[name] for name in json.loads(header["__metadata__"]["cloister"])["order"]}
     except (SafetensorError, ValueError, LookupError, TypeError) as error:
         raise RunFolderError(f"{path}: not the model of a run, or damaged") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """What a file holds; empty if it is not there yet. Raises `RunFolderError` if it is damaged."""
+    try:
+        held = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(held, dict):
+        raise RunFolderError(f"{path}: damaged: it holds no object")
+    return held
 
 
 def _fresh(root: Path, name: str) -> Path:

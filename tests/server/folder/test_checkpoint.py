@@ -511,3 +511,20 @@ def test_a_line_that_a_full_disk_tore_does_not_end_a_resumed_run(tmp_path):
         file.write('{"event": "rou\n')
     assert read_run(tmp_path / "run").round == 3
     assert resume(tmp_path / "run", Fleet())["status"] == "completed"
+
+
+def test_the_model_of_a_checkpoint_is_the_one_of_its_round(tmp_path):
+    path, fed = tmp_path / "run", federation()
+    begin(path, fed, Fleet())
+    newest, before = sorted((path / "checkpoint").iterdir(), reverse=True)
+    last = checkpoints.saved_model(newest)
+    assert last.federation == fed and (last.round, last.run) == (3, "run")
+    model = load_model(path)
+    assert all(np.array_equal(last.weights[name], array) for name, array in model.items())
+    assert checkpoints.saved_model(before).round in (2, 3)
+
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.raises(RunFolderError, match="torn or damaged"):
+        checkpoints.saved_model(newest)
+    with pytest.raises(RunFolderError, match="used where it lies: in checkpoint/ of its run folder"):
+        checkpoints.saved_model(before.rename(tmp_path / before.name))

@@ -127,7 +127,9 @@ def test_a_full_disk_is_an_error_of_ours(folder, monkeypatch):
 
 
 def test_a_folder_without_a_model_says_so(tmp_path):
-    with pytest.raises(RunFolderError, match=r"model\.safetensors: cannot be read: No such file or directory"):
+    with pytest.raises(
+        RunFolderError, match=r"model\.safetensors: there is none; a run has a model once its first round"
+    ):
         load_model(tmp_path)
 
 

@@ -1,0 +1,66 @@
+"""Where a model may lie: what the verbs that use one accept, and how a table is given to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from common.inference.predictor import Predictor
+    from common.inference.saved import SavedModel
+
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A run folder, a checkpoint, a client file, or an exported model.")
+]
+TableArgument = Annotated[Path, typer.Argument(metavar="TABLE", help="CSV or Parquet that fits the schema.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace the file that is there.")]
+SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Go on where cells do not fit the schema.")]
+
+
+def load(path: Path) -> SavedModel:
+    """A model and its document, from any of the places where one may lie.
+
+    Raises:
+        CloisterError: there is none, or it is damaged; the message says which.
+    """
+    from common.errors import ModelError
+    from common.inference import saved
+    from server.folder import checkpoint, folder
+
+    if path.is_dir():
+        return folder.saved_model(path)
+    if not path.exists():
+        raise ModelError(f"{path}: no such file or folder; {EXPECTED}")
+    if path.suffix.lower() == ".safetensors":
+        if path.name == "model.safetensors" and (path.parent / "federation.yaml").is_file():
+            return folder.saved_model(path.parent)
+        if path.resolve().parent.name == checkpoint.FOLDER:
+            return checkpoint.saved_model(path)
+        return saved.from_bytes(saved.read_bytes(path), str(path))
+    raise ModelError(f"{path}: {EXPECTED}")
+
+
+EXPECTED = "a model is a run folder, a checkpoint in one, a client file, or what `cloister export` wrote"
+
+
+def predictor(path: Path) -> Predictor:
+    """What predicts with the model that lies there. Raises as `load` does."""
+    from common.inference.predictor import TorchPredictor
+
+    return TorchPredictor(load(path))
+
+
+def check_out(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
+    """Raises `OutputError` where a file would be lost that is not to be replaced."""
+    from common.errors import OutputError
+
+    if any(out.resolve() == given.resolve() for given in inputs):
+        raise OutputError(f"{out}: is what is read; name another file")
+    if out.is_dir():
+        raise OutputError(f"{out}: is a folder; name a file")
+    if out.exists() and not force:
+        raise OutputError(f"{out}: is there already; --force replaces it")
+    if not out.resolve().parent.is_dir():
+        raise OutputError(f"{out.resolve().parent}: no such folder")
