@@ -34,7 +34,7 @@ from common.privacy import noise
 from common.privacy.noise import NoiseSource
 from common.wire import compression, records
 from common.wire.identity import task_name
-from common.wire.records import ARRAYS, CONFIG, COUNTS, METRICS, PRIVACY, RUN, WEIGHT
+from common.wire.records import ARRAYS, COMPLETE, CONFIG, COUNTS, METRICS, PRIVACY, RUN, WEIGHT
 
 SiteOf = Callable[[Context], AbstractContextManager[Site]]
 
@@ -89,6 +89,7 @@ def told_of(error: Exception) -> Error:
 def _train(site: Site, message: Message, run: str) -> RecordDict:
     start = _weights(site, message)
     recipe = site.account.charge_update(run, _task(message, run))
+    _keep(site, message, start, run)
     noise = _noise(site, message)
     update = train(recipe, start, site.dataset, noise=noise)
     packed = compression.pack(update.weights, start, site.federation.wire.dtype, noise.uniform)
@@ -98,6 +99,7 @@ def _train(site: Site, message: Message, run: str) -> RecordDict:
 def _evaluate(site: Site, message: Message, run: str) -> RecordDict:
     weights = _weights(site, message)
     scoring = site.account.charge_evaluation(run, _task(message, run))
+    _keep(site, message, weights, run)
     return counted(evaluate(scoring, weights, site.dataset, noise=_noise(site, message)), site, run)
 
 
@@ -119,6 +121,13 @@ def _weights(site: Site, message: Message) -> Weights:
     if not is_finite(weights):
         raise Refusal("the weights that were sent are not finite")
     return weights
+
+
+def _keep(site: Site, message: Message, weights: Weights, run: str) -> None:
+    """Keeps what was sent, for the owner."""
+    complete = _config(message).get(COMPLETE)
+    if isinstance(complete, int):
+        site.keep(weights, run=run, complete=complete)
 
 
 def _noise(site: Site, message: Message) -> NoiseSource:
@@ -161,7 +170,7 @@ def _configured_site(context: Context) -> Iterator[Site]:
     try:
         yield site
     finally:
-        site.account.close()
+        site.close()
 
 
 def _simulated_site(context: Context, federation: Federation) -> Site:

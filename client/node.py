@@ -132,7 +132,7 @@ class Node:
                 handler.cancel()
             await asyncio.to_thread(self._worker.shutdown)  # a task that is being done still writes to the ledger
             if self._site is not None:
-                self._site.account.close()
+                self._site.close()
 
     async def leave(self, reason: str) -> None:
         """Says goodbye, if there is anyone to say it to."""

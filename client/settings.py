@@ -55,7 +55,7 @@ class ClientFile(Document):
     # auto, cpu, cuda, cuda:1 or mps. With privacy.row it is tried first, and must compute exactly.
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     arithmetic: Arithmetic = "exact"  # of private training and evaluation; opacus is floating point
-    state: Name  # folder of the ledger, the key by which rows are dealt, and replies that wait
+    state: Name  # folder of the ledger, the key by which rows are dealt, replies that wait, and models
     head: Name | None = None  # where the ledger's head is kept; by default in `state`, safer on another disk
     policy: Policy  # what a federation may ask
 
@@ -76,6 +76,11 @@ class ClientFile(Document):
     def ledger(self) -> Path:
         """The dataset's account."""
         return Path(self.state) / f"{self.data.name}.ledger"
+
+    @property
+    def models(self) -> Path:
+        """The models of the runs that this dataset was in."""
+        return Path(self.state) / f"{self.data.name}.models"
 
     @property
     def outbox(self) -> Path:

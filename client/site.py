@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,11 +20,14 @@ from client.account.ledger import Ledger
 from client.account.policy import for_one_run
 from client.data import Dataset, Rows
 from client.device import describe_device, resolve_device
+from client.kept import KeptModels
 from client.settings import ClientFile
 from common.certificates import identity
 from common.document.federation import Federation
 from common.errors import DataError
+from common.model.weights import Weights
 from common.privacy import noise as noises
+from common.privacy.claims import row_claims
 from common.privacy.noise import NoiseSource
 
 
@@ -35,6 +39,7 @@ class Site:
     account: Account
     device: torch.device
     noise_of: Callable[[str], NoiseSource]  # what a task ("train/7") draws from
+    kept: KeptModels | None = None  # where models are kept; None in a simulation
     run: str | None = None  # the run that a server welcomed us to; None where there is no welcome
 
     @property
@@ -44,6 +49,27 @@ class Site:
     @property
     def dataset(self) -> Dataset:
         return self.account.books.dataset
+
+    def keep(self, weights: Weights, *, run: str, complete: int) -> None:
+        """Keeps the model that `complete` rounds of a run have made, for the owner."""
+        if self.kept is not None:
+            self.kept.note(weights, run=run, complete=complete, privacy=lambda: self.privacy(run))
+
+    def privacy(self, run: str) -> dict[str, Any]:
+        """What a run has cost this site's rows, as a run folder's privacy.json says it."""
+        row, budget = self.federation.privacy.row, self.account.opened_budget(run)
+        claims = None
+        if row is not None and budget is not None:
+            statement = budget.statement()
+            own = {self.name: statement.describe(clip=row.clip)}
+            claims = row_claims(row, epsilon=statement.planned_epsilon, per_client=own)
+        return {"federation": self.federation.fingerprint, "run": run, "row": claims}
+
+    def close(self) -> None:
+        """Writes what is still to be written, and gives back the ledger."""
+        if self.kept is not None:
+            self.kept.flush()
+        self.account.close()
 
     def _how(self) -> str:
         if self.federation.privacy.row is None:
@@ -110,7 +136,8 @@ def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Sit
         books = Books(policy=settings.policy, ledger=ledger, federation=federation, dataset=dataset)
         noise = noises.secure()
         account = Account(books, noise=noise, arithmetic=settings.arithmetic)
-        return Site(name=name, account=account, device=device, noise_of=lambda task: noise)
+        kept = KeptModels(settings.models, federation)
+        return Site(name=name, account=account, device=device, noise_of=lambda task: noise, kept=kept)
     except BaseException:
         ledger.close()
         raise

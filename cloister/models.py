@@ -25,6 +25,8 @@ def load(path: Path) -> SavedModel:
     Raises:
         CloisterError: there is none, or it is damaged; the message says which.
     """
+    from client.kept import newest
+    from client.settings import load_client_file
     from common.errors import ModelError
     from common.inference import saved
     from server.folder import checkpoint, folder
@@ -33,6 +35,9 @@ def load(path: Path) -> SavedModel:
         return folder.saved_model(path)
     if not path.exists():
         raise ModelError(f"{path}: no such file or folder; {EXPECTED}")
+    if path.suffix.lower() in (".yaml", ".yml"):
+        kept = newest(load_client_file(path).models)
+        return saved.from_bytes(saved.read_bytes(kept), str(kept))
     if path.suffix.lower() == ".safetensors":
         if path.name == "model.safetensors" and (path.parent / "federation.yaml").is_file():
             return folder.saved_model(path.parent)

@@ -37,7 +37,9 @@ class SavedModel:
     privacy: Mapping[str, Any] = field(default_factory=dict)
 
     def checked(self, source: str) -> SavedModel:
-        """The same. Raises `ModelError` unless the weights are the document's, and finite."""
+        """The same. Raises `ModelError` unless the weights are the document's, finite, and made by a round."""
+        if self.round < 1:
+            raise ModelError(f"{source}: no round is complete yet; what is there is a model that knows nothing")
         try:
             check_fit(self.weights, self.federation)
         except ValueError as error:

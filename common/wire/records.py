@@ -22,6 +22,7 @@ PRIVACY = "privacy"  # a private client's statement of what it has released
 
 # Values in CONFIG.
 RUN = "run"
+COMPLETE = "complete-rounds"  # that made the model
 
 # Values in METRICS.
 WEIGHT = "num-examples"  # Flower's strategies weigh by it

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from common.document.federation import RowPrivacy
+from common.privacy.claims import row_claims
 from server.rounds.run import Run
 
 PACKAGES = ("cloister", "opacus", "torch", "flwr", "numpy")
@@ -37,42 +38,11 @@ def row_epsilon(run: Run) -> float | None:
 
 
 def _row(run: Run, row: RowPrivacy) -> dict[str, Any]:
-    return {
-        "epsilon": row_epsilon(run),
-        "delta": row.delta,
-        "unit": "one row of one client's table",
-        "neighbours": "tables that differ by adding or removing that row",
-        "adversary": "sees every message of every client and every model, and may be the server",
-        "accountant": (
-            "PLD (privacy loss distributions, composed numerically); the row count's epsilon is added to the updates'"
-        ),
-        "composition": (
-            "while a client's table stays as it is, each row is either in its training part or in its validation part, "
-            "so it pays the larger of the two parts' costs; once the table has changed, their sum, unless its owner "
-            "has rows dealt by whom they are about"
-        ),
-        "whole_model": (
-            "a row is at one client, so the model, and all else that left, costs it what its own client's releases "
-            "cost; the largest of these is the epsilon above"
-        ),
-        "not_covered": [
-            "that a client takes part, when, and how long it takes",
-            "what a row's owner has told elsewhere, and rows that are copies of it at other clients",
-            "a refusal: that a table's columns do not fit the schema (a few times in all: each client's policy says "
-            "how many), that the row count it told is above 1 / delta, or that a budget is spent",
-            "other runs: each client's own ledger adds them up",
-        ],
-        **_per_client(run, row),
-    }
-
-
-def _per_client(run: Run, row: RowPrivacy) -> dict[str, Any]:
     if run.disclosure.hides_cohorts:
-        return {
-            "per_client": {},
-            "withheld": (
-                "how often a client was asked is what privacy.client's sampling keeps secret; the epsilon above is "
-                "that of a whole plan, and each client's own ledger has its figures"
-            ),
-        }
-    return {"per_client": {name: s.describe(clip=row.clip) for name, s in sorted(run.progress.statements.items())}}
+        withheld = (
+            "how often a client was asked is what privacy.client's sampling keeps secret; the epsilon above is "
+            "that of a whole plan, and each client's own ledger has its figures"
+        )
+        return row_claims(row, epsilon=row_epsilon(run), per_client={}, withheld=withheld)
+    described = {name: s.describe(clip=row.clip) for name, s in sorted(run.progress.statements.items())}
+    return row_claims(row, epsilon=row_epsilon(run), per_client=described)

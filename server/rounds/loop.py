@@ -62,7 +62,13 @@ def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None
         if nodes != before:  # of many, their names take longer than a small model's round
             before, progress.present = nodes, {run.name_of(node) for node in nodes}
         waited = time.monotonic() - started
-        this = Round(federation=federation, run=run.name, number=number, cohort=cohort.choose(run, nodes, number))
+        this = Round(
+            federation=federation,
+            run=run.name,
+            number=number,
+            complete=progress.round,
+            cohort=cohort.choose(run, nodes, number),
+        )
         try:
             trained = _train(run, grid, strategy, this)
         except RoundFailed as failure:
@@ -195,7 +201,13 @@ def _evaluate(run: Run, grid: Grid, strategy: Strategy, event: RoundEnded) -> Ro
     if not nodes:
         return event
     everyone = Cohort(nodes, nodes, needed=len(nodes))
-    this = Round(federation=run.federation, run=run.name, number=progress.round, cohort=everyone)
+    this = Round(
+        federation=run.federation,
+        run=run.name,
+        number=progress.round,
+        complete=progress.round,
+        cohort=everyone,
+    )
     evaluated = evaluate_round(this, progress.weights, grid=grid, strategy=strategy, client_privacy=run.client_privacy)
     _charge(run)
     _remember(run, this, evaluated.answers)

@@ -24,7 +24,7 @@ from common.model.update import Update
 from common.model.weights import Weights, is_finite
 from common.privacy.statement import Statement
 from common.wire import records
-from common.wire.records import COUNTS, LATE, LOSS, METRICS, RUN, WEIGHT
+from common.wire.records import COMPLETE, COUNTS, LATE, LOSS, METRICS, RUN, WEIGHT
 from server.rounds import strategies
 from server.rounds.admission import Admission, Partial, Rejection
 from server.rounds.aggregation import Aggregator
@@ -42,6 +42,7 @@ class Round:
     federation: Federation
     run: str
     number: int
+    complete: int  # rounds that made the model which it sends
     cohort: Cohort
 
 
@@ -102,7 +103,7 @@ def train_round(
         wire=federation.wire.dtype,
         compare=federation.privacy.client is None,
     )
-    config = ConfigRecord({RUN: this.run})
+    config = ConfigRecord({RUN: this.run, COMPLETE: this.complete})
     # A strategy that is shown no node would wait for one, and an empty cohort is a cohort.
     shown = CohortGrid(grid, cohort.asked or cohort.nodes)
     strategies.forget_model(strategy)
@@ -135,7 +136,8 @@ def evaluate_round(
     started = time.monotonic()
     schema = this.federation.data_schema
     admission = _admission(this, metrics={WEIGHT, COUNTS}, counts=count_size(schema))
-    config, shown = ConfigRecord({RUN: this.run}), CohortGrid(grid, this.cohort.asked)
+    config = ConfigRecord({RUN: this.run, COMPLETE: this.complete})
+    shown = CohortGrid(grid, this.cohort.asked)
     messages = strategy.configure_evaluate(this.number, records.from_weights(weights), config, shown)
     told: dict[int, Counts] = {}
     for answer in _admitted(this, grid, messages, admission, None):

@@ -30,6 +30,7 @@ from client.settings import ClientFile, DataFile
 from client.training import plain
 from common.document.federation import Federation
 from common.errors import BudgetExhausted, CertificateError, ConnectionFailed, DataError, ProtocolError, Refusal
+from common.inference import saved
 from common.model import mlp
 from common.text import shown_lines
 from common.wire import codec, protocol, records
@@ -960,3 +961,47 @@ def test_a_server_that_will_come_back_is_waited_for(tmp_path):
     result, said = play(tmp_path, first, second)
     assert result == "completed"
     assert "the server has ended and will come back: upgrade" in said
+
+
+@pytest.mark.parametrize("changes", [{}, PRIVATE], ids=["exact", "private"])
+def test_a_node_keeps_the_model_of_the_last_complete_round_with_what_it_stated(tmp_path, changes):
+    fed = federation(**changes)
+
+    async def server(link: Link) -> None:
+        await link.welcome(fed, run="kept-run")
+        await link.hear("ready")
+        for server_round in (1, 2, 3):
+            await link.ask(fed, server_round=server_round, run="kept-run", **{"complete-rounds": server_round - 1})
+            await link.answer()
+        await link.finish()
+
+    result, _ = play(tmp_path, server)
+    assert result == "completed"
+    (path,) = (tmp_path / "state" / "ada.models").iterdir()
+    model = saved.from_bytes(path.read_bytes(), "it")
+    assert (path.name, model.run, model.round) == ("kept-run.safetensors", "kept-run", 2)
+    assert model.federation == fed
+    sent = mlp.weights_of(mlp.build(fed))
+    assert all(np.array_equal(model.weights[name], array) for name, array in sent.items())
+    if not changes:
+        assert model.privacy["row"] is None
+        return
+    (own,) = model.privacy["row"]["per_client"].values()
+    charged = cost_of_run([e for e in entries(tmp_path) if e.run == "kept-run"], 1e-3)
+    assert own["epsilon"] == pytest.approx(charged, rel=1e-6)
+    assert own["released"][1]["steps"] == 6  # three rounds of two steps
+    assert model.privacy["row"]["epsilon"] == own["planned_epsilon"] <= 4.0
+
+
+def test_a_server_that_does_not_say_how_many_rounds_made_a_model_leaves_none(tmp_path):
+    fed = federation()
+
+    async def server(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        await link.ask(fed, server_round=3)
+        await link.answer()
+        await link.finish()
+
+    play(tmp_path, server)
+    assert not (tmp_path / "state" / "ada.models").exists()

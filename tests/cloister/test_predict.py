@@ -11,6 +11,8 @@ import yaml
 from typer.testing import CliRunner, Result
 
 import cloister
+from client.kept import keep
+from server.folder import folder
 from tests.support import document, table
 
 
@@ -98,3 +100,25 @@ def test_what_is_no_model_is_one_line(files, spoil, given, message):
     done = run("predict", given, "table.csv", "-o", "out.csv")
     assert done.exit_code == 2 and message in done.output
     assert done.output.startswith("error: ") and not Path("out.csv").exists()
+
+
+CLIENT = """
+server: localhost:4433
+tls: null
+name: ada
+data: {path: table.csv, name: ada}
+state: state
+policy: {epsilon: 4.0, delta: 1.0e-3, without_privacy: true}
+"""
+
+
+def test_a_client_file_predicts_with_the_model_that_the_client_keeps(files):
+    Path("ada.yaml").write_text(CLIENT)
+    done = run("predict", "ada.yaml", "table.csv", "-o", "out.csv")
+    assert done.exit_code == 2 and "ada.models: no model yet" in done.output
+    assert run("predict", "run", "table.csv", "-o", "run.csv").exit_code == 0
+    path = keep(Path("state/ada.models"), folder.saved_model(Path("run")))
+    for model in ("ada.yaml", path):
+        done = run("predict", model, "table.csv", "-o", "out.csv", "--force")
+        assert done.exit_code == 0, done.output
+        assert Path("out.csv").read_text() == Path("run.csv").read_text()

@@ -43,6 +43,11 @@ def test_a_model_that_diverged_is_refused():
         saved.from_bytes(saved.to_bytes(model), "it")
 
 
+def test_a_model_that_no_round_has_made_is_refused():
+    with pytest.raises(ModelError, match="it: no round is complete yet"):
+        saved.from_bytes(saved.to_bytes(replace(saved_model(), round=0)), "it")
+
+
 @pytest.mark.parametrize(
     "change, message",
     [({"format": 2}, "another version of Cloister"), ({"federation": "{}"}, "document is not valid here")],
