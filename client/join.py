@@ -5,17 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 from client.device import resolve_device
 from client.node import Ask, Node, Say
-from client.settings import ClientFile, TLSFiles
+from client.settings import ClientFile
+from client.tls import client_tls
 from common.certificates import identity
-from common.certificates.identity import TLSMaterial
-from common.errors import CertificateError, ConfigError
-from common.wire.address import parse
-from common.wire.channel import is_loopback
 
 INTERRUPTED = 130
 LONGEST_FAREWELL_S = 4.0  # for the task in hand, so that all is over within 10
@@ -33,36 +29,13 @@ def join(settings: ClientFile, document: Path, *, wait_s: float, say: Say, ask: 
     Raises:
         CloisterError: what `Node.run` raises, and mistakes in the file's certificates or its device.
     """
-    if (files := settings.tls) is None:
-        host = parse(settings.server).host
-        if not is_loopback(host):
-            raise CertificateError(f"{document}: tls is null, and plain text is for loopback only, not {host}")
-        if settings.name is None:
-            raise ConfigError([f"{document}: name is missing; without TLS no certificate says who you are"])
-        material = None
-    else:
-        material = _reread(files, say)
-        if (warning := identity.expiry_warning(material().certificate, Path(files.certificate))) is not None:
+    material = client_tls(settings, document, say)
+    if material is not None and settings.tls is not None:
+        warning = identity.expiry_warning(material().certificate, Path(settings.tls.certificate))
+        if warning is not None:
             say(f"warning: {warning}")
     resolve_device(settings.device)
     return asyncio.run(_until_interrupted(Node(settings, tls=material, wait_s=wait_s, say=say, ask=ask), say))
-
-
-def _reread(files: TLSFiles, say: Say) -> Callable[[], TLSMaterial]:
-    """Reads the TLS files anew each time, so that a renewed certificate needs no restart. Files that cannot be used,
-    perhaps because they are just being replaced, leave in use what was read before."""
-    held: list[TLSMaterial] = []
-
-    def read() -> TLSMaterial:
-        try:
-            held[:] = [identity.load(Path(files.ca), Path(files.certificate), Path(files.key))]
-        except CertificateError as error:
-            if not held:
-                raise
-            say(f"warning: {error}; the earlier certificate stays in use")
-        return held[0]
-
-    return read
 
 
 async def _until_interrupted(node: Node, say: Say) -> int:

@@ -74,13 +74,19 @@ class KeptModels:
 
 def keep(folder: Path, model: SavedModel, *, durable: bool = True) -> Path:
     """Writes a model, whole, in place of an earlier one of its run. Raises `ModelError` if that is not possible."""
-    path = folder / f"{file_name(model.run)}.safetensors"
+    path = place(folder, model.run)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         files.replace(path, saved.to_bytes(model), durable=durable)
     except OSError as error:
         raise ModelError(f"{path}: the model cannot be kept: {error.strerror}") from error
     return path
+
+
+def place(folder: Path, run: str) -> Path:
+    """Where the model of a run is kept: by the run's name, if that can be a file's."""
+    name = run if FILE_NAME.fullmatch(run) else hashlib.sha256(run.encode()).hexdigest()[:32]
+    return folder / f"{name}.safetensors"
 
 
 def newest(folder: Path) -> Path:
@@ -103,8 +109,3 @@ def with_own(model: SavedModel, own: Mapping[str, Any]) -> SavedModel:
     if not isinstance(row, Mapping) or not own:
         return model
     return replace(model, privacy={**model.privacy, "row": {**row, "per_client": dict(own)}})
-
-
-def file_name(run: str) -> str:
-    """A run's name as that of a file: the name itself, if that can be one."""
-    return run if FILE_NAME.fullmatch(run) else hashlib.sha256(run.encode()).hexdigest()[:32]

@@ -22,6 +22,7 @@ from typing import TypeAlias, TypeVar
 import grpc
 from flwr.app import Context, Message, RecordDict
 
+from client import kept
 from client.account import approval
 from client.app import client_app
 from client.outbox import Outbox
@@ -35,9 +36,11 @@ from common.errors import (
     CertificateError,
     CloisterError,
     ConnectionFailed,
+    ModelError,
     ProtocolError,
     Refusal,
 )
+from common.inference import saved
 from common.model.memory import room_for
 from common.text import is_name, shown
 from common.wire import codec, protocol
@@ -45,7 +48,7 @@ from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
 from common.wire.channel import CLIENT_OPTIONS
 from common.wire.identity import identify_process, node_id
-from common.wire.protocol import ClientSide, TaskGiven
+from common.wire.protocol import ClientSide, ModelGiven, TaskGiven
 from common.wire.records import BUDGET_EXHAUSTED, CLIENT_FAILED, FAILED, REFUSED
 
 TASKS = ("train", "evaluate")
@@ -177,6 +180,8 @@ class Node:
                 await self._welcomed(welcome)
             case TaskGiven() as given:
                 self._begin(given.task, given.content)
+            case ModelGiven() as given:
+                await self._in_thread(self._keep, given.content)
             case pb.Ack() as ack:
                 assert self._outbox is not None
                 self._outbox.drop(ack.id)
@@ -337,6 +342,23 @@ class Node:
         budget = self._site.account.budget(self._run)
         cost = f", epsilon {budget.epsilon:.2f} of {budget.limit:g} spent" if budget else ""
         self._say(f"round {task.group}: {task.type} done{cost}")
+
+    def _keep(self, content: bytes) -> None:
+        """Keeps the model of a run that is over, with what we stated ourselves. What is none ends nothing."""
+        site, sender = self._site, self._settings.server
+        assert site is not None
+        try:
+            model = saved.from_bytes(content, sender)
+            if (model.run, model.federation.fingerprint) != (self._run, self._fingerprint):
+                raise ModelError(f"{sender}: sent the model of another run than this one")
+            own = (site.privacy(self._run)["row"] or {}).get("per_client", {})
+            path = kept.keep(self._settings.models, kept.with_own(model, own))
+        except ModelError as error:
+            self._say(f"warning: {error}; the model that was kept before stays")
+            return
+        if site.kept is not None:
+            site.kept.forget()
+        self._say(f"the model after round {model.round} is kept: {path}")
 
     def _account_for_the_end(self) -> None:
         """Tells the owner what the run has cost, by our accountant and by Opacus'."""

@@ -5,7 +5,7 @@ What a verb needs is imported when it runs, so that help is quick.
 # ruff: noqa: F401, I001
 
 # Each of these adds its verbs, in the order in which help shows them.
-from cloister import demo, serve, status, join, simulate, sweep
+from cloister import demo, serve, status, join, fetch, simulate, sweep
 from cloister import predict
 from cloister import check, audit, budget, plan, privacy, schema, certs
 from cloister.verbs import app

@@ -22,6 +22,9 @@ def serve(
     out: OutOption = None,
     held_out: HeldOutOption = None,
     wait: Annotated[float | None, typer.Option(help="Seconds to wait for enough clients [default: for ever].")] = None,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="After the run, let clients fetch its model until Ctrl-C.")
+    ] = False,
     max_clients: Annotated[int, typer.Option(min=1, help="Sessions at a time; more are told to wait.")] = 10_000,
     metrics: Annotated[int | None, typer.Option(metavar="PORT", help="Prometheus metrics on 127.0.0.1.")] = None,
     log_format: LogFormatOption = "text",
@@ -49,7 +52,7 @@ def serve(
         begun = server.new_run(federation, out=out)
     else:
         assert resume is not None
-        begun = server.resumed_run(resume, rounds=rounds)
+        begun = server.resumed_run(resume, rounds=rounds, stay=stay)
     as_json = log_format == "json"
     console = progress_console(quiet)
     quiet_flower()
@@ -64,6 +67,7 @@ def serve(
             wait_s=wait,
             limits=Limits(sessions=max_clients),
             metrics_port=metrics,
+            stay=stay,
             observers=[display, server.log_event] if as_json else [display],
         )
     finish(result, folder)

@@ -47,34 +47,23 @@ def ask(address: str, *, certificates: Path | None, name: str) -> dict[str, Any]
         CertificateError: the two sides do not accept each other's certificates.
         ConnectionFailed: nobody answers there.
     """
-    import grpc
     from google.protobuf import json_format
 
+    from client.calls import calling
     from common.certificates import identity
-    from common.errors import CertificateError, ConnectionFailed
+    from common.errors import CertificateError
     from common.wire import session_pb2 as pb
-    from common.wire import session_pb2_grpc as service
     from common.wire.address import parse_option
     from common.wire.channel import is_loopback
 
     host = parse_option("HOST:PORT", address).host
-    if certificates is None:
-        if not is_loopback(host):
-            raise CertificateError(f"{address}: give --certificates FOLDER; plain text is for loopback only")
-        channel = grpc.insecure_channel(address)
-    else:
+    material = None
+    if certificates is not None:
         material = identity.load(certificates / "ca.pem", certificates / f"{name}.pem", certificates / f"{name}.key")
-        credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.certificate)
-        channel = grpc.secure_channel(address, credentials)
-    with channel:
-        try:
-            reply = service.SessionStub(channel).Status(pb.StatusRequest(), timeout=PATIENCE_S)
-        except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                raise CertificateError(f"{address}: the server does not accept this certificate") from error
-            if (fault := identity.fault_in(error.details())) is not None:
-                raise CertificateError(f"{address}: the server is not accepted: {fault}") from error
-            raise ConnectionFailed(f"{address}: no answer ({error.details().splitlines()[0][:160]})") from error
+    elif not is_loopback(host):
+        raise CertificateError(f"{address}: give --certificates FOLDER; plain text is for loopback only")
+    with calling(address, material) as server:
+        reply = server.Status(pb.StatusRequest(), timeout=PATIENCE_S)
     told: dict[str, Any] = json_format.MessageToDict(
         reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import secrets
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from common.certificates.identity import ServerIdentity
 from common.document import federation as federations
 from common.document.federation import Federation
-from common.errors import CertificateError, ConfigError, RunFailed, RunFolderError
+from common.errors import CertificateError, CloisterError, ConfigError, RunFailed, RunFolderError
 from common.privacy.releases import evaluation_release
 from common.wire.address import parse_option
 from server.app import execute
 from server.folder import checkpoint as checkpoints
 from server.folder.checkpoint import Checkpoint
-from server.folder.folder import RunFolder
+from server.folder.folder import RunFolder, model_for_clients
 from server.observers.status import Watch
 from server.rounds.events import Event, Serving
 from server.sessions.gate import Limits
@@ -42,6 +44,7 @@ class Begun:
     name: str
     folder: Callable[[], RunFolder]  # asked for once the port is ours
     checkpoint: Checkpoint | None = None
+    is_over: bool = False  # is all that is left to give its model to clients?
 
     def prepare(self, folder: RunFolder) -> None:
         """Mends and updates the folder of a run that goes on."""
@@ -60,11 +63,12 @@ def new_run(document: Path, *, out: Path | None) -> Begun:
     return Begun(federation, name, lambda: RunFolder.create(federation, path=out))
 
 
-def resumed_run(path: Path, *, rounds: int | None) -> Begun:
+def resumed_run(path: Path, *, rounds: int | None, stay: bool = False) -> Begun:
     """The run of a run folder, after its last complete round.
 
     Args:
         rounds: how many it is to have in all, if more than its document says; without privacy only.
+        stay: take one, too, that has nothing left to do but to give its model to clients.
 
     Raises:
         RunFolderError: it cannot be resumed, or has nothing left to do.
@@ -77,9 +81,13 @@ def resumed_run(path: Path, *, rounds: int | None) -> Begun:
         raise RunFolderError(f"{path}: its federation.yaml is not the one that its checkpoint was made with")
     if rounds is not None:
         federation = _extended(federation, rounds, done=checkpoint.round)
-    if checkpoint.round >= federation.training.rounds and folder.is_complete():
-        raise RunFolderError(f"{path}: has completed its {checkpoint.round} rounds; --rounds N goes on to N of them")
-    return Begun(federation, checkpoint.run, lambda: folder, checkpoint)
+    is_over = checkpoint.round >= federation.training.rounds and folder.is_complete()
+    if is_over and not stay:
+        raise RunFolderError(
+            f"{path}: has completed its {checkpoint.round} rounds; --rounds N goes on to N of them, and --stay lets "
+            "clients fetch its model"
+        )
+    return Begun(federation, checkpoint.run, lambda: folder, checkpoint, is_over)
 
 
 def _extended(federation: Federation, rounds: int, *, done: int) -> Federation:
@@ -105,11 +113,13 @@ def serve(
     wait_s: float | None,
     limits: Limits,
     metrics_port: int | None,
+    stay: bool,
     observers: Sequence[Callable[[Event], None]],
 ) -> tuple[dict[str, Any], Path]:
-    """Serves one run to its end. Returns what result.json holds, and the run folder.
+    """Serves one run to its end, and gives its model to clients. Returns what result.json holds, and the run folder.
 
     Args:
+        stay: afterwards wait for clients that fetch the model, until Ctrl-C.
         held_out: a table to score every round's model on.
         wait_s: seconds to wait for the quorum; None waits for ever.
         metrics_port: where Prometheus may ask; None is nowhere.
@@ -136,11 +146,15 @@ def serve(
         folder = begun.folder()
         served = f"{host}:{grid.port}"
         with folder.lock():
-            begun.prepare(folder)
-            folder.record(Serving(address=served, time=time.time()))
+            grid.sessions.model = lambda: model_for_clients(folder.path)
             log.info("serving %s on %s, fingerprint %s", federation.name, served, federation.fingerprint)
             for warning in identity.warnings() if identity else ():
                 log.warning(warning)
+            if begun.is_over:
+                _give_model(grid, folder, "completed", stay=True)
+                return folder.result(), folder.path
+            begun.prepare(folder)
+            folder.record(Serving(address=served, time=time.time()))
             result = execute(
                 federation,
                 grid,
@@ -153,10 +167,13 @@ def serve(
                 settle=grid.settle,
                 checkpoint=begun.checkpoint,
             )
-        reason = result["status"].replace("_", " ")
-        if result["reason"] == TERMINATED:
-            reason, comes_back = "it was terminated", True
+            if result["reason"] == TERMINATED:
+                reason, comes_back = "it was terminated", True
+            else:
+                reason = result["status"].replace("_", " ")
+                _give_model(grid, folder, reason, stay=stay and result["status"] != "stopped")
     except RunFailed:
+        _give_model(grid, folder, reason, stay=False)  # of the rounds before it failed
         raise
     except BaseException:
         reason, comes_back = "it met an error", True  # which whoever runs it can mend, and then resume
@@ -164,6 +181,20 @@ def serve(
     finally:
         grid.stop(reason, comes_back=comes_back)
     return result, folder.path
+
+
+def _give_model(grid: GrpcGrid, folder: RunFolder, reason: str, *, stay: bool) -> None:
+    """Gives the model to all clients that are there, and (`stay`) to those that come, until Ctrl-C or SIGTERM."""
+    model = None
+    try:
+        model = model_for_clients(folder.path)
+    except CloisterError as error:
+        log.info("clients are given no model: %s", error)
+    with suppress(KeyboardInterrupt):
+        grid.finish(reason, model)
+        if stay:
+            log.info("the run is over; clients can fetch its model until Ctrl-C")
+            threading.Event().wait()
 
 
 def _all_of(*listeners: Callable[[Event], None]) -> Callable[[Event], None]:

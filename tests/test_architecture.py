@@ -51,7 +51,7 @@ EDGES = {
         "simulations/vector/grid.py",
         "simulations/benchmarks/",
     ),
-    "grpc": ("client/node.py", "server/sessions/", "cloister/status.py", "simulations/benchmarks/"),
+    "grpc": ("client/node.py", "client/calls.py", "server/sessions/", "simulations/benchmarks/"),
     "sqlite3": ("client/account/ledger.py",),
     "ray": ("simulations/ray_grid.py", "simulations/benchmarks/"),
     "rich": ("cloister/",),

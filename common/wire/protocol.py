@@ -7,10 +7,10 @@ are all of it:
     state     the client hears              the server hears
     OPENED    welcome -> JOINING            hello -> JOINING
     JOINING                                 ready -> READY, failure, reply
-    READY     task, ack                     failure, reply
+    READY     task, ack, model              failure, reply
     any       rejected, goodbye -> ENDED    goodbye -> ENDED
 
-A task or a reply that does not fit a frame goes on in chunks, and nothing else may come between.
+A task, a model or a reply that does not fit a frame goes on in chunks, and nothing else may come between.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from common.errors import ProtocolError
 from common.text import shown
 from common.wire import session_pb2 as pb
 
-PROTOCOL = 2
+PROTOCOL = 3
 CHUNK = 256 << 10  # bytes of content in a frame: a thousand streams hold no more than a thousand of them
 LARGEST_CONTENT = 1 << 30  # bytes
 LONGEST_ID = 300  # characters
@@ -43,6 +43,7 @@ _CLIENT_HEARS = {
     (State.OPENED, "welcome"): State.JOINING,
     (State.READY, "task"): State.READY,
     (State.READY, "ack"): State.READY,
+    (State.READY, "model"): State.READY,
 }
 _SERVER_HEARS = {
     (State.OPENED, "hello"): State.JOINING,
@@ -78,6 +79,13 @@ class TaskGiven:
     content: bytes
 
 
+@dataclass(frozen=True)
+class ModelGiven:
+    """A whole model (common/inference/saved.py)."""
+
+    content: bytes
+
+
 Said: TypeAlias = "pb.Welcome | pb.Rejected | pb.Ack | pb.Goodbye | pb.Hello | pb.Ready | pb.Failure"
 
 
@@ -86,43 +94,44 @@ class ClientSide:
 
     def __init__(self) -> None:
         self.state = State.OPENED
-        self._task: pb.Task | None = None
+        self._head: pb.Task | pb.Model | None = None
         self._assembly: Assembly | None = None
 
-    def heard(self, frame: pb.ServerFrame) -> Said | TaskGiven | None:
-        """What a frame means; None if more of a task is to come.
+    def heard(self, frame: pb.ServerFrame) -> Said | TaskGiven | ModelGiven | None:
+        """What a frame means; None if more of a task or a model is to come.
 
         Raises:
             ProtocolError: the server may not say that now.
         """
         kind = _kind(frame)
-        if self._assembly is not None and self._task is not None:
+        if self._assembly is not None:
             if kind == "chunk":
                 return self._add(frame.chunk.data)
             if kind not in ("rejected", "goodbye"):
-                raise ProtocolError(f"a frame {kind}, which is not expected within a task")
+                what = "a model" if isinstance(self._head, pb.Model) else "a task"
+                raise ProtocolError(f"a frame {kind}, which is not expected within {what}")
         if kind in ("rejected", "goodbye"):
             self.state = State.ENDED
             return frame.rejected if kind == "rejected" else frame.goodbye
-        if self.state != State.READY and kind in ("task", "chunk", "ack"):
+        if self.state != State.READY and kind in ("task", "chunk", "ack", "model"):
             raise ProtocolError(f"a frame {kind} before the welcome")
         self.state = _next(_CLIENT_HEARS, self.state, kind, "a frame {}, which is not expected here")
-        if kind == "task":
-            self._task, self._assembly = frame.task, Assembly(frame.task.size)
-            return self._add(frame.task.data)
+        if kind in ("task", "model"):
+            self._head = frame.task if kind == "task" else frame.model
+            self._assembly = Assembly(self._head.size)
+            return self._add(self._head.data)
         return frame.welcome if kind == "welcome" else frame.ack
 
     def agreed(self) -> None:
         """We have said that we are ready: tasks may come."""
         self.state = State.READY
 
-    def _add(self, data: bytes) -> TaskGiven | None:
-        assert self._task is not None and self._assembly is not None
+    def _add(self, data: bytes) -> TaskGiven | ModelGiven | None:
+        assert self._head is not None and self._assembly is not None
         if (content := self._assembly.add(data)) is None:
             return None
-        given = TaskGiven(self._task, content)
-        self._task = self._assembly = None
-        return given
+        head, self._head, self._assembly = self._head, None, None
+        return TaskGiven(head, content) if isinstance(head, pb.Task) else ModelGiven(content)
 
 
 class ServerSide:
@@ -202,6 +211,14 @@ def task_frames(task_id: str, *, type: str, group: str, ttl: float, content: byt
     first, others = parts(content)
     head = pb.Task(id=task_id, type=type, group=group, ttl=ttl, size=len(content), data=first)
     yield pb.ServerFrame(task=head)
+    for part in others:
+        yield pb.ServerFrame(chunk=pb.Chunk(data=part))
+
+
+def model_frames(content: bytes) -> Iterator[pb.ServerFrame]:
+    """A model, in as many frames as it needs."""
+    first, others = parts(content)
+    yield pb.ServerFrame(model=pb.Model(size=len(content), data=first))
     for part in others:
         yield pb.ServerFrame(chunk=pb.Chunk(data=part))
 

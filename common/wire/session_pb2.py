@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63ommon/wire/session.proto\x12\x13\x63loister.session.v1\"\xac\x02\n\x0b\x43lientFrame\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.cloister.session.v1.HelloH\x00\x12+\n\x05ready\x18\x02 \x01(\x0b\x32\x1a.cloister.session.v1.ReadyH\x00\x12+\n\x05reply\x18\x03 \x01(\x0b\x32\x1a.cloister.session.v1.ReplyH\x00\x12+\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x1a.cloister.session.v1.ChunkH\x00\x12/\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x1c.cloister.session.v1.FailureH\x00\x12/\n\x07goodbye\x18\x06 \x01(\x0b\x32\x1c.cloister.session.v1.GoodbyeH\x00\x42\x07\n\x05\x66rame\"\xac\x02\n\x0bServerFrame\x12/\n\x07welcome\x18\x01 \x01(\x0b\x32\x1c.cloister.session.v1.WelcomeH\x00\x12\x31\n\x08rejected\x18\x02 \x01(\x0b\x32\x1d.cloister.session.v1.RejectedH\x00\x12)\n\x04task\x18\x03 \x01(\x0b\x32\x19.cloister.session.v1.TaskH\x00\x12+\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x1a.cloister.session.v1.ChunkH\x00\x12\'\n\x03\x61\x63k\x18\x05 \x01(\x0b\x32\x18.cloister.session.v1.AckH\x00\x12/\n\x07goodbye\x18\x06 \x01(\x0b\x32\x1c.cloister.session.v1.GoodbyeH\x00\x42\x07\n\x05\x66rame\"8\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\"8\n\x07Welcome\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"\x1a\n\x08Rejected\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x1c\n\x05Ready\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\"X\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x0b\n\x03ttl\x18\x05 \x01(\x01\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\"/\n\x05Reply\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"3\n\x07\x46\x61ilure\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x11\n\x03\x41\x63k\x12\n\n\x02id\x18\x01 \x01(\t\"?\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x10\n\x08\x66inished\x18\x02 \x01(\x08\x12\x12\n\ncomes_back\x18\x03 \x01(\x08\"\x0f\n\rStatusRequest\"\xd8\x01\n\x0bStatusReply\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\x04\x12\x0e\n\x06rounds\x18\x05 \x01(\x04\x12\r\n\x05state\x18\x06 \x01(\t\x12\x0f\n\x07seconds\x18\x07 \x01(\x01\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x32\n\x07\x63lients\x18\t \x03(\x0b\x32!.cloister.session.v1.ClientStatus\x12\x0f\n\x07problem\x18\n \x01(\t\"_\n\x0c\x43lientStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x11\n\tlast_seen\x18\x03 \x01(\x01\x12\x0f\n\x07strikes\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t2\xac\x01\n\x07Session\x12Q\n\x07\x43onnect\x12 .cloister.session.v1.ClientFrame\x1a .cloister.session.v1.ServerFrame(\x01\x30\x01\x12N\n\x06Status\x12\".cloister.session.v1.StatusRequest\x1a .cloister.session.v1.StatusReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63ommon/wire/session.proto\x12\x13\x63loister.session.v1\"\xac\x02\n\x0b\x43lientFrame\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.cloister.session.v1.HelloH\x00\x12+\n\x05ready\x18\x02 \x01(\x0b\x32\x1a.cloister.session.v1.ReadyH\x00\x12+\n\x05reply\x18\x03 \x01(\x0b\x32\x1a.cloister.session.v1.ReplyH\x00\x12+\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x1a.cloister.session.v1.ChunkH\x00\x12/\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x1c.cloister.session.v1.FailureH\x00\x12/\n\x07goodbye\x18\x06 \x01(\x0b\x32\x1c.cloister.session.v1.GoodbyeH\x00\x42\x07\n\x05\x66rame\"\xd9\x02\n\x0bServerFrame\x12/\n\x07welcome\x18\x01 \x01(\x0b\x32\x1c.cloister.session.v1.WelcomeH\x00\x12\x31\n\x08rejected\x18\x02 \x01(\x0b\x32\x1d.cloister.session.v1.RejectedH\x00\x12)\n\x04task\x18\x03 \x01(\x0b\x32\x19.cloister.session.v1.TaskH\x00\x12+\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x1a.cloister.session.v1.ChunkH\x00\x12\'\n\x03\x61\x63k\x18\x05 \x01(\x0b\x32\x18.cloister.session.v1.AckH\x00\x12/\n\x07goodbye\x18\x06 \x01(\x0b\x32\x1c.cloister.session.v1.GoodbyeH\x00\x12+\n\x05model\x18\x07 \x01(\x0b\x32\x1a.cloister.session.v1.ModelH\x00\x42\x07\n\x05\x66rame\"8\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\"8\n\x07Welcome\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"\x1a\n\x08Rejected\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x1c\n\x05Ready\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\"X\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x0b\n\x03ttl\x18\x05 \x01(\x01\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\"/\n\x05Reply\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"3\n\x07\x46\x61ilure\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"#\n\x05Model\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x11\n\x03\x41\x63k\x12\n\n\x02id\x18\x01 \x01(\t\"?\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x10\n\x08\x66inished\x18\x02 \x01(\x08\x12\x12\n\ncomes_back\x18\x03 \x01(\x08\"\x1c\n\x0c\x46\x65tchRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x0f\n\rStatusRequest\"\xd8\x01\n\x0bStatusReply\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\x04\x12\x0e\n\x06rounds\x18\x05 \x01(\x04\x12\r\n\x05state\x18\x06 \x01(\t\x12\x0f\n\x07seconds\x18\x07 \x01(\x01\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x32\n\x07\x63lients\x18\t \x03(\x0b\x32!.cloister.session.v1.ClientStatus\x12\x0f\n\x07problem\x18\n \x01(\t\"_\n\x0c\x43lientStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x11\n\tlast_seen\x18\x03 \x01(\x01\x12\x0f\n\x07strikes\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t2\xf6\x01\n\x07Session\x12Q\n\x07\x43onnect\x12 .cloister.session.v1.ClientFrame\x1a .cloister.session.v1.ServerFrame(\x01\x30\x01\x12N\n\x06Status\x12\".cloister.session.v1.StatusRequest\x1a .cloister.session.v1.StatusReply\x12H\n\x05\x46\x65tch\x12!.cloister.session.v1.FetchRequest\x1a\x1a.cloister.session.v1.Chunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,33 +34,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLIENTFRAME']._serialized_start=51
   _globals['_CLIENTFRAME']._serialized_end=351
   _globals['_SERVERFRAME']._serialized_start=354
-  _globals['_SERVERFRAME']._serialized_end=654
-  _globals['_HELLO']._serialized_start=656
-  _globals['_HELLO']._serialized_end=712
-  _globals['_WELCOME']._serialized_start=714
-  _globals['_WELCOME']._serialized_end=770
-  _globals['_REJECTED']._serialized_start=772
-  _globals['_REJECTED']._serialized_end=798
-  _globals['_READY']._serialized_start=800
-  _globals['_READY']._serialized_end=828
-  _globals['_TASK']._serialized_start=830
-  _globals['_TASK']._serialized_end=918
-  _globals['_REPLY']._serialized_start=920
-  _globals['_REPLY']._serialized_end=967
-  _globals['_FAILURE']._serialized_start=969
-  _globals['_FAILURE']._serialized_end=1020
-  _globals['_CHUNK']._serialized_start=1022
-  _globals['_CHUNK']._serialized_end=1043
-  _globals['_ACK']._serialized_start=1045
-  _globals['_ACK']._serialized_end=1062
-  _globals['_GOODBYE']._serialized_start=1064
-  _globals['_GOODBYE']._serialized_end=1127
-  _globals['_STATUSREQUEST']._serialized_start=1129
-  _globals['_STATUSREQUEST']._serialized_end=1144
-  _globals['_STATUSREPLY']._serialized_start=1147
-  _globals['_STATUSREPLY']._serialized_end=1363
-  _globals['_CLIENTSTATUS']._serialized_start=1365
-  _globals['_CLIENTSTATUS']._serialized_end=1460
-  _globals['_SESSION']._serialized_start=1463
-  _globals['_SESSION']._serialized_end=1635
+  _globals['_SERVERFRAME']._serialized_end=699
+  _globals['_HELLO']._serialized_start=701
+  _globals['_HELLO']._serialized_end=757
+  _globals['_WELCOME']._serialized_start=759
+  _globals['_WELCOME']._serialized_end=815
+  _globals['_REJECTED']._serialized_start=817
+  _globals['_REJECTED']._serialized_end=843
+  _globals['_READY']._serialized_start=845
+  _globals['_READY']._serialized_end=873
+  _globals['_TASK']._serialized_start=875
+  _globals['_TASK']._serialized_end=963
+  _globals['_REPLY']._serialized_start=965
+  _globals['_REPLY']._serialized_end=1012
+  _globals['_FAILURE']._serialized_start=1014
+  _globals['_FAILURE']._serialized_end=1065
+  _globals['_CHUNK']._serialized_start=1067
+  _globals['_CHUNK']._serialized_end=1088
+  _globals['_MODEL']._serialized_start=1090
+  _globals['_MODEL']._serialized_end=1125
+  _globals['_ACK']._serialized_start=1127
+  _globals['_ACK']._serialized_end=1144
+  _globals['_GOODBYE']._serialized_start=1146
+  _globals['_GOODBYE']._serialized_end=1209
+  _globals['_FETCHREQUEST']._serialized_start=1211
+  _globals['_FETCHREQUEST']._serialized_end=1239
+  _globals['_STATUSREQUEST']._serialized_start=1241
+  _globals['_STATUSREQUEST']._serialized_end=1256
+  _globals['_STATUSREPLY']._serialized_start=1259
+  _globals['_STATUSREPLY']._serialized_end=1475
+  _globals['_CLIENTSTATUS']._serialized_start=1477
+  _globals['_CLIENTSTATUS']._serialized_end=1572
+  _globals['_SESSION']._serialized_start=1575
+  _globals['_SESSION']._serialized_end=1821
 # @@protoc_insertion_point(module_scope)

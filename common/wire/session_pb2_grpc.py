@@ -36,6 +36,7 @@ class SessionStub:
     <------------------  Task, Chunk...
     Reply, Chunk...  ---------------->          (or Failure)
     <------------------  Ack            the round is on the server's disk, or the reply is not needed
+    <------------------  Model, Chunk...     once the run is over, before the goodbye
     Goodbye        <----------------->          either side, before it ends the stream
     """
 
@@ -55,6 +56,11 @@ class SessionStub:
                 request_serializer=common_dot_wire_dot_session__pb2.StatusRequest.SerializeToString,
                 response_deserializer=common_dot_wire_dot_session__pb2.StatusReply.FromString,
                 _registered_method=True)
+        self.Fetch = channel.unary_stream(
+                '/cloister.session.v1.Session/Fetch',
+                request_serializer=common_dot_wire_dot_session__pb2.FetchRequest.SerializeToString,
+                response_deserializer=common_dot_wire_dot_session__pb2.Chunk.FromString,
+                _registered_method=True)
 
 
 class SessionServicer:
@@ -68,6 +74,7 @@ class SessionServicer:
     <------------------  Task, Chunk...
     Reply, Chunk...  ---------------->          (or Failure)
     <------------------  Ack            the round is on the server's disk, or the reply is not needed
+    <------------------  Model, Chunk...     once the run is over, before the goodbye
     Goodbye        <----------------->          either side, before it ends the stream
     """
 
@@ -79,6 +86,13 @@ class SessionServicer:
 
     def Status(self, request, context):
         """How the run goes: all of it to an operator's certificate, to a client what concerns it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Fetch(self, request, context):
+        """The model after the last complete round, in parts: for a client that was away when it was sent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,6 +110,11 @@ def add_SessionServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=common_dot_wire_dot_session__pb2.StatusRequest.FromString,
                     response_serializer=common_dot_wire_dot_session__pb2.StatusReply.SerializeToString,
+            ),
+            'Fetch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Fetch,
+                    request_deserializer=common_dot_wire_dot_session__pb2.FetchRequest.FromString,
+                    response_serializer=common_dot_wire_dot_session__pb2.Chunk.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -116,6 +135,7 @@ class Session:
     <------------------  Task, Chunk...
     Reply, Chunk...  ---------------->          (or Failure)
     <------------------  Ack            the round is on the server's disk, or the reply is not needed
+    <------------------  Model, Chunk...     once the run is over, before the goodbye
     Goodbye        <----------------->          either side, before it ends the stream
     """
 
@@ -163,6 +183,33 @@ class Session:
             '/cloister.session.v1.Session/Status',
             common_dot_wire_dot_session__pb2.StatusRequest.SerializeToString,
             common_dot_wire_dot_session__pb2.StatusReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cloister.session.v1.Session/Fetch',
+            common_dot_wire_dot_session__pb2.FetchRequest.SerializeToString,
+            common_dot_wire_dot_session__pb2.Chunk.FromString,
             options,
             channel_credentials,
             insecure,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,10 @@ from common import files
 from common.document import federation as federations
 from common.document.federation import Federation
 from common.errors import RunFolderError
+from common.inference import saved
 from common.inference.saved import SavedModel, read_arrays
 from common.model.weights import Weights
+from server.folder.statement import for_clients
 from server.rounds.events import Event, Standing, after, from_json
 
 
@@ -77,11 +80,15 @@ class RunFolder:
                 raise RunFolderError(f"{self.path}: another server is at work in this folder") from None
             yield
 
+    def result(self) -> dict[str, Any]:
+        """How the run ended; empty while it goes on. Raises `RunFolderError` if result.json is damaged."""
+        return _json(self.path / "result.json")
+
     def is_complete(self) -> bool:
         """Has the run ended, with nothing left to do?"""
         try:
-            return bool(json.loads((self.path / "result.json").read_text())["status"] == "completed")
-        except (OSError, ValueError, LookupError, TypeError):
+            return bool(self.result().get("status") == "completed")
+        except RunFolderError:
             return False
 
     def mend(self) -> None:
@@ -170,6 +177,12 @@ def saved_model(folder: Path) -> SavedModel:
         run=str(_json(folder / "privacy.json").get("run", "")),
         privacy=_json(folder / "privacy.json"),
     ).checked(f"{folder / 'model.safetensors'}")
+
+
+def model_for_clients(folder: Path) -> bytes:
+    """The model of a run folder as clients are given it (common/inference/saved.py). Raises as `saved_model`."""
+    model = saved_model(folder)
+    return saved.to_bytes(replace(model, privacy=for_clients(model.privacy)))
 
 
 def _model(folder: Path) -> tuple[dict[str, Any], Weights]:

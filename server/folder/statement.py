@@ -6,6 +6,7 @@ Written so that a data protection officer can read it and an expert can recomput
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -26,6 +27,15 @@ def statement(run: Run) -> dict[str, Any]:
         "client": None if run.client_privacy is None else run.client_privacy.statement(),
         "software": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
     }
+
+
+def for_clients(statement: Mapping[str, Any]) -> dict[str, Any]:
+    """What privacy.json holds, as each client may have it: what the others stated is theirs, and left out."""
+    row = statement.get("row")
+    if not isinstance(row, Mapping):
+        return dict(statement)
+    withheld = row.get("withheld") or "each client's own figures are the client's to tell"
+    return {**statement, "row": {**row, "per_client": {}, "withheld": withheld}}
 
 
 def row_epsilon(run: Run) -> float | None:

@@ -82,6 +82,7 @@ class GrpcGrid(RunGrid):
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sessions", daemon=True)
         self._server: Any = None
+        self._finished = False
         self._watch: asyncio.Task[None] | None = None
         self.port = 0
 
@@ -95,10 +96,19 @@ class GrpcGrid(RunGrid):
         self._thread.start()
         self.port = self._call(self._start())
 
+    def finish(self, reason: str, model: bytes | None) -> None:
+        """Gives all clients the model of a run that is over, if there is one, and says goodbye; whoever comes later is
+        told the same, until `stop`."""
+        self._finished = True
+        self._call(self.sessions.finish(pb.Goodbye(reason=reason, finished=True), model), timeout_s=None)
+
     def stop(self, reason: str, *, comes_back: bool = False) -> None:
         """Says goodbye to all clients, and ends. With `comes_back` they wait for the next server."""
         if self._server is not None:
-            self._call(self._stop(pb.Goodbye(reason=reason, finished=not comes_back, comes_back=comes_back)))
+            if not self._finished:
+                goodbye = pb.Goodbye(reason=reason, finished=not comes_back, comes_back=comes_back)
+                self._call(self.sessions.finish(goodbye), timeout_s=None)
+            self._call(self._stop())
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
@@ -137,14 +147,13 @@ class GrpcGrid(RunGrid):
         await self._server.stop(grace=None)
         self._server, _ = await self._open(f"{parse(self._address, lowest=0).host}:{self.port}")
 
-    async def _stop(self, goodbye: pb.Goodbye) -> None:
+    async def _stop(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
-        await self.sessions.finish(goodbye)
         await self._server.stop(grace=1.0)
 
-    def _call(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(LONGEST_CALL_S)
+    def _call(self, coroutine: Any, *, timeout_s: float | None = LONGEST_CALL_S) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout_s)
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
         if not self._loop.is_closed():

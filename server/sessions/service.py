@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 
 from common.certificates.identity import Peer
 from common.document.federation import Federation
-from common.errors import ProtocolError
+from common.errors import CloisterError, ModelError, ProtocolError
 from common.text import shown
 from common.wire import protocol
 from common.wire import session_pb2 as pb
@@ -31,6 +31,10 @@ from server.sessions.gate import Gate, Limits, Stream, TurnedAway
 from server.sessions.memory import Room
 
 FAREWELL_S = 5.0  # for a last word to be heard
+SILENCE_S = 2.0  # without a client that reads, before the last words are given up
+LONGEST_FAREWELL_S = 600.0
+FETCHES = 4  # at a time: each holds a model
+SLOWEST = 65_536  # bytes a second that a peer must send, or read
 MOST_UNASKED = 100
 REFRESH_S = 2.0  # between looks at certificates and the revocation list
 
@@ -106,17 +110,22 @@ class Sessions(service.SessionServicer):
         answer: Callable[[str, str, Answer, int], None],
         changed: Callable[[str, bool], None],
         status: Callable[[Peer], pb.StatusReply] = lambda peer: pb.StatusReply(),
+        model: Callable[[], bytes] | None = None,
     ) -> None:
         """`answer` is called once a client and task with the reply's content or a failure, and with the room that it
         takes, to be given back to `room`; `changed` when a client can be given tasks, or no longer. Neither may
-        block."""
+        block. `model` reads the model after the last complete round, in a thread; where there is none it raises an
+        error of ours."""
         self._federation, self._run, self._gate, self._limits = federation, run, gate, limits
         self._largest_reply, self._answer, self._changed, self._status = largest_reply, answer, changed, status
+        self.model = model
+        self._fetching = asyncio.Semaphore(FETCHES)
+        self._last_words: tuple[bytes, ...] = ()  # what each client is told once the run is over
+        self._frames_taken = 0
         self._sessions: dict[str, Session] = {}
         self._tasks: dict[str, dict[str, Task]] = {}  # client -> what it has not answered, by the task's id
         self._answered: list[tuple[str, str]] = []  # client and task, not yet acknowledged
         self._done: dict[str, deque[str]] = {}  # client -> the last tasks that were answered or forgotten
-        self._goodbye: pb.ServerFrame | None = None
         self.room = Room(limits.replies)
         self.refusals: dict[str, pb.Failure] = {}  # clients that refused the federation, and how
         self.seen: dict[str, float] = {}  # when each client was last heard, by the monotonic clock
@@ -165,15 +174,25 @@ class Sessions(service.SessionServicer):
                 session.send(pb.ServerFrame(ack=pb.Ack(id=task_id)))
         self._answered.clear()
 
-    async def finish(self, goodbye: pb.Goodbye) -> None:
-        """Says goodbye to every client, also to those that come yet, and waits until it has been said."""
-        self._goodbye = pb.ServerFrame(goodbye=goodbye)
+    async def finish(self, goodbye: pb.Goodbye, model: bytes | None = None) -> None:
+        """Gives every client, also those that come yet, the model if there is one, says goodbye, and waits until that
+        has been said, for as long as anyone reads."""
+        frames = [*(protocol.model_frames(model) if model else ()), pb.ServerFrame(goodbye=goodbye)]
+        self._last_words = tuple(frame.SerializeToString() for frame in frames)
         for session in self._sessions.values():
-            session.finish(self._goodbye)
-        for _ in range(100):
-            if not self._sessions:
-                return
+            self._say_last_words(session)
+        began = heard = time.monotonic()
+        taken = self._frames_taken
+        while self._sessions and time.monotonic() - heard < SILENCE_S and time.monotonic() - began < LONGEST_FAREWELL_S:
             await asyncio.sleep(0.02)
+            if self._frames_taken != taken:
+                heard, taken = time.monotonic(), self._frames_taken
+
+    def _say_last_words(self, session: Session) -> None:
+        """Once it is ready, or else without the model: who has not agreed to the federation is given nothing of it."""
+        for frame in self._last_words if session.ready else self._last_words[-1:]:
+            session.outbox.put_nowait(frame)
+        session.outbox.put_nowait(None)
 
     async def keep_watch(self, reopen: Callable[[], Awaitable[None]]) -> None:
         """Rereads certificates and revocation list while the server runs: sends away who was revoked, and serves anew
@@ -204,6 +223,32 @@ class Sessions(service.SessionServicer):
             await stream.abort(turned.code, str(turned))
             raise AssertionError from turned
 
+    async def Fetch(self, request: pb.FetchRequest, stream: Stream) -> AsyncIterator[pb.Chunk]:
+        """The model after the last complete round, to any client of the federation."""
+        try:
+            peer = self._gate.peer(stream, said=request.name)
+        except TurnedAway as turned:
+            await stream.abort(turned.code, str(turned))
+            return
+        async with self._fetching:
+            try:
+                if self.model is None:
+                    raise ModelError("the run has not begun")
+                content = await asyncio.to_thread(self.model)
+            except CloisterError as error:  # which may name paths
+                log.info("%s asked for the model: %s", peer.name, error, extra={"client": peer.name})
+                await stream.abort(grpc.StatusCode.NOT_FOUND, "no round is complete yet")
+                return
+            log.info("%s fetches the model", peer.name, extra={"client": peer.name})
+            first, others = protocol.parts(content)
+            try:
+                async with asyncio.timeout(self._limits.stall_s + len(content) / SLOWEST):
+                    for part in (first, *others):
+                        yield pb.Chunk(data=part)
+            except TimeoutError:  # others wait
+                log.warning("%s: did not read the model that it asked for", peer.name, extra={"client": peer.name})
+                await stream.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the model was not read in time")
+
     async def Connect(self, requests: AsyncIterator[pb.ClientFrame], stream: Stream) -> AsyncIterator[bytes]:
         """One client's stream, from hello to goodbye. Yields encoded frames."""
         try:
@@ -220,8 +265,6 @@ class Sessions(service.SessionServicer):
         name = session.name
         welcome = pb.Welcome(federation=self._federation.canonical, run=self._run, name=name)
         session.send(pb.ServerFrame(welcome=welcome))
-        if self._goodbye is not None:
-            session.finish(self._goodbye)
         session.stream = asyncio.current_task()
         session.reader = reader = asyncio.create_task(self._read(session, requests))
         reader.add_done_callback(lambda _: session.outbox.put_nowait(None))
@@ -229,6 +272,7 @@ class Sessions(service.SessionServicer):
             while (frame := await session.outbox.get()) is not None:
                 if isinstance(frame, bytes):
                     yield frame
+                    self._frames_taken += 1
                 elif frame.id in self._tasks.get(name, {}):  # else it is not waited for any more
                     for part in frame.frames:
                         yield part
@@ -296,7 +340,7 @@ class Sessions(service.SessionServicer):
         passed_on = False
         try:
             ended = session.protocol.keep(wanted)
-            async with asyncio.timeout(self._limits.stall_s + begun.size / 65_536):
+            async with asyncio.timeout(self._limits.stall_s + begun.size / SLOWEST):
                 while not isinstance(ended, ReplyEnded):
                     async with asyncio.timeout(self._limits.stall_s):
                         ended = session.protocol.heard(await anext(requests))  # type: ignore[assignment]  # or None
@@ -313,7 +357,10 @@ class Sessions(service.SessionServicer):
         self.refusals.pop(session.name, None)
         for task in self._tasks.get(session.name, {}).values():
             self._send(session, task)
-        self._changed(session.name, True)
+        if self._last_words:
+            self._say_last_words(session)
+        else:
+            self._changed(session.name, True)
 
     def _send(self, session: Session, task: Task) -> None:
         session.outbox.put_nowait(task)
@@ -343,6 +390,8 @@ class Sessions(service.SessionServicer):
             self._take(session, failure.id, failure)
         else:
             self.refusals[session.name] = failure
+            if self._last_words:
+                self._say_last_words(session)
 
     def _leave(self, session: Session, reason: str) -> None:
         reason = shown(reason)
@@ -360,6 +409,11 @@ def handlers(sessions: Sessions) -> grpc.GenericRpcHandler:
     methods = {
         "Connect": grpc.stream_stream_rpc_method_handler(
             sessions.Connect, request_deserializer=pb.ClientFrame.FromString, response_serializer=None
+        ),
+        "Fetch": grpc.unary_stream_rpc_method_handler(
+            sessions.Fetch,
+            request_deserializer=pb.FetchRequest.FromString,
+            response_serializer=pb.Chunk.SerializeToString,
         ),
         "Status": grpc.unary_unary_rpc_method_handler(
             sessions.Status,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from client.join import _reread
 from client.settings import TLSFiles
+from client.tls import _reread
 from common.certificates import authority
 from common.errors import CertificateError
 

@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from common.text import shown_lines
 from common.wire import codec, protocol, records
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
-from tests.support import PRIVATE, federation, table
+from tests.support import PRIVATE, federation, saved_model, table
 
 Script = Callable[["Link"], Awaitable[None]]
 
@@ -1005,3 +1006,64 @@ def test_a_server_that_does_not_say_how_many_rounds_made_a_model_leaves_none(tmp
 
     play(tmp_path, server)
     assert not (tmp_path / "state" / "ada.models").exists()
+
+
+def last_model(fed: Federation, *, run: str = "run", **changes: Any) -> bytes:
+    claims = {"epsilon": 3.5, "per_client": {}, "withheld": "theirs"} if fed.privacy.row else None
+    model = saved_model(**changes)
+    return saved.to_bytes(replace(model, federation=fed, run=run, round=3, privacy={"run": run, "row": claims}))
+
+
+@pytest.mark.parametrize("changes", [{}, PRIVATE], ids=["exact", "private"])
+def test_the_model_of_a_run_that_is_over_is_kept_with_the_runs_statement_and_our_own(tmp_path, changes):
+    fed = federation(**changes)
+
+    async def server(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        await link.ask(fed, server_round=2, **{"complete-rounds": 1})
+        await link.answer()
+        for frame in protocol.model_frames(last_model(fed, **changes)):
+            await link._context.write(frame)
+        await link.finish()
+
+    result, said = play(tmp_path, server)
+    assert result == "completed"
+    (path,) = (tmp_path / "state" / "ada.models").iterdir()
+    assert f"the model after round 3 is kept: {path}" in said
+    model = saved.from_bytes(path.read_bytes(), "it")
+    assert model.round == 3
+    expected = saved_model(**changes).weights
+    assert all(np.array_equal(model.weights[name], array) for name, array in expected.items())
+    if changes:
+        assert model.privacy["row"]["epsilon"] == 3.5 and model.privacy["row"]["withheld"] == "theirs"
+        assert list(model.privacy["row"]["per_client"]) == ["ada"]
+
+
+@pytest.mark.parametrize(
+    "content, said_so",
+    [
+        (lambda fed: b"no model at all", "not a model that Cloister saved"),
+        (lambda fed: last_model(fed, run="another"), "sent the model of another run"),
+        (lambda fed: last_model(federation(model__hidden=[9])), "does not fit its federation's document"),
+        (lambda fed: last_model(federation(name="other")), "sent the model of another run"),
+    ],
+)
+def test_a_last_model_that_is_none_of_the_runs_leaves_the_one_before(tmp_path, content, said_so):
+    fed = federation()
+
+    async def server(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        await link.ask(fed, server_round=2, **{"complete-rounds": 1})
+        await link.answer()
+        for frame in protocol.model_frames(content(fed)):
+            await link._context.write(frame)
+        await link.finish()
+
+    result, said = play(tmp_path, server)
+    assert result == "completed"
+    (path,) = (tmp_path / "state" / "ada.models").iterdir()
+    assert saved.from_bytes(path.read_bytes(), "it").round == 1
+    (line,) = (line for line in said if line.startswith("warning: "))
+    assert said_so in line and line.endswith("the model that was kept before stays")

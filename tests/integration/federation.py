@@ -154,6 +154,11 @@ class Federation:
         """A server that goes on with the run, where the one before was."""
         return self._serve("--resume", self.run, "--address", self.address, *arguments, **environment)
 
+    def stay(self) -> Process:
+        """A server that has only the model of the finished run to give, where the one before was."""
+        where = ("--address", self.address, "--certificates", self.certs)
+        return self.start("serve", "--resume", self.run, "--stay", *where)
+
     def _serve(self, *arguments: object, **environment: str) -> Process:
         before = sum(e["event"] == "serving" for e in self.events())
         server = self.start("serve", *arguments, "--certificates", self.certs, **environment)

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from client.account.entries import Entry, cost_of_run
 from client.account.ledger import Ledger
+from cloister.models import load
 from common.certificates import identity
 from tests.integration.federation import NAMES, Federation, Process
 from tests.support import PRIVATE, table
@@ -220,3 +221,36 @@ def test_a_port_in_use_is_one_clear_line_and_leaves_no_run_folder(federation):
     assert f"error: {address}: cannot be served; the port is in use" in text
     assert "Traceback" not in text
     assert not fed.run.exists()
+
+
+def test_every_client_has_the_model_in_the_end_and_who_was_away_fetches_it(federation):
+    fed = federation(training__rounds=4, **PRIVATE)
+    server = fed.serve("--stay")
+    ada, ben = (fed.start("join", fed.client_file(name)) for name in NAMES[:2])
+    for name, client in zip(NAMES, (ada, ben), strict=False):
+        told = output(client)
+        assert f"the model after round 4 is kept: {fed.folder / 'state' / name / f'{name}.models'}" in told
+    server.until("clients can fetch its model until Ctrl-C")
+
+    away = fed.client_file("cyd")
+    assert "after round 4 is kept: " in output(fed.start("fetch", away))
+    server.send_signal(signal.SIGINT)
+    assert "completed after 4 rounds" in output(server)
+
+    refused = output(fed.start("fetch", away), 2)
+    assert "no answer" in refused and "Traceback" not in refused
+    again = fed.stay()
+    again.until("clients can fetch its model until Ctrl-C")
+    assert "after round 4 is kept: " in output(fed.start("fetch", fed.client_file("ada")))
+    again.send_signal(signal.SIGTERM)
+    output(again)
+
+    # Each predicts as the run folder does, and knows what it stated itself and of no other client.
+    output(fed.start("predict", fed.run, "cyd.csv", "-o", "run.csv"))
+    for name in NAMES:
+        output(fed.start("predict", f"{name}.yaml", "cyd.csv", "-o", f"{name}.out.csv"))
+        assert (fed.folder / f"{name}.out.csv").read_text() == (fed.folder / "run.csv").read_text()
+        model = load(fed.folder / f"{name}.yaml")
+        stated = {name} if name != "cyd" else set()
+        assert set(model.privacy["row"]["per_client"]) == stated
+        assert model.privacy["row"]["epsilon"] == fed.result()["privacy"]["row"]["epsilon"]

@@ -16,6 +16,7 @@ from common.wire.protocol import (
     LONGEST_ID,
     PROTOCOL,
     ClientSide,
+    ModelGiven,
     ReplyBegun,
     ReplyEnded,
     ServerSide,
@@ -28,6 +29,7 @@ SERVER = {
     "welcome": pb.ServerFrame(welcome=pb.Welcome(run="run", name="ada")),
     "task": pb.ServerFrame(task=pb.Task(id="t", size=1, data=b"x")),
     "chunk": pb.ServerFrame(chunk=pb.Chunk(data=b"x")),
+    "model": pb.ServerFrame(model=pb.Model(size=1, data=b"x")),
     "ack": pb.ServerFrame(ack=pb.Ack(id="t")),
     "rejected": pb.ServerFrame(rejected=pb.Rejected(reason="no")),
     "goodbye": pb.ServerFrame(goodbye=pb.Goodbye(reason="over", finished=True)),
@@ -68,13 +70,13 @@ def server(state: State, **limits: int) -> ServerSide:
 @pytest.mark.parametrize("kind", SERVER)
 @pytest.mark.parametrize("state", [State.OPENED, State.JOINING, State.READY])
 def test_a_client_hears_what_the_table_allows_and_nothing_else(state, kind):
-    allowed = {State.OPENED: {"welcome"}, State.JOINING: set(), State.READY: {"task", "ack"}}[state]
+    allowed = {State.OPENED: {"welcome"}, State.JOINING: set(), State.READY: {"task", "ack", "model"}}[state]
     side = client(state)
     if kind in {*allowed, "rejected", "goodbye"}:
         assert side.heard(SERVER[kind]) is not None
         assert (side.state == State.ENDED) == (kind in ("rejected", "goodbye"))
     else:
-        early = state != State.READY and kind in ("task", "chunk", "ack")
+        early = state != State.READY and kind in ("task", "chunk", "ack", "model")
         problem = f"a frame {kind} before the welcome" if early else f"a frame {kind}, which is not expected here"
         with pytest.raises(ProtocolError, match=rf"^{problem}$"):
             side.heard(SERVER[kind])
@@ -138,11 +140,27 @@ def test_a_reply_comes_out_of_its_frames_or_is_only_counted(wanted, size):
     assert ended == ReplyEnded("t", content if wanted else b"") and side.receiving is None
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SERVER if kind not in ("chunk", "rejected", "goodbye")])
-def test_nothing_but_an_end_comes_between_the_frames_of_a_task(kind):
+@given(SIZES)
+def test_a_model_comes_out_of_its_frames_as_it_went_in_and_a_task_may_follow(size):
+    content = bytes(range(256)) * (size // 256) + b"z" * (size % 256)
     side = client(State.READY)
-    assert side.heard(pb.ServerFrame(task=pb.Task(id="t", size=9, data=b"x"))) is None
-    with pytest.raises(ProtocolError, match=rf"^a frame {kind}, which is not expected within a task$"):
+    got = [side.heard(frame) for frame in protocol.model_frames(content)]
+    assert got == [None] * (len(got) - 1) + [ModelGiven(content)]
+    assert isinstance(side.heard(SERVER["task"]), TaskGiven)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SERVER if kind not in ("chunk", "rejected", "goodbye")])
+@pytest.mark.parametrize(
+    "what, head",
+    [
+        ("a task", pb.ServerFrame(task=pb.Task(id="t", size=9, data=b"x"))),
+        ("a model", pb.ServerFrame(model=pb.Model(size=9, data=b"x"))),
+    ],
+)
+def test_nothing_but_an_end_comes_between_the_frames_of_a_payload(kind, what, head):
+    side = client(State.READY)
+    assert side.heard(head) is None
+    with pytest.raises(ProtocolError, match=rf"^a frame {kind}, which is not expected within {what}$"):
         side.heard(SERVER[kind])
 
 

@@ -17,13 +17,15 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from common.certificates import authority, identity
 from common.certificates.identity import ServerIdentity, TLSMaterial
-from common.errors import CertificateError, ConnectionFailed
+from common.errors import CertificateError, ConnectionFailed, RunFolderError
 from common.wire import codec, protocol, records
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
 from common.wire.identity import node_id
-from common.wire.protocol import ClientSide, TaskGiven
+from common.wire.protocol import ClientSide, ModelGiven, TaskGiven
+from common.wire.records import REFUSED
 from server.rounds.admission import Rejection
+from server.sessions import service as sessions_room
 from server.sessions.gate import USUAL, Limits
 from server.sessions.grid import GrpcGrid
 from tests.support import federation
@@ -360,7 +362,7 @@ def test_what_a_client_may_not_say_ends_its_session_with_a_reason(grid, peer, fr
 @pytest.mark.parametrize(
     ("frame", "reason"),
     [
-        ({"hello": pb.Hello(protocol=99)}, "speaks protocol 99; this server speaks 2"),
+        ({"hello": pb.Hello(protocol=99)}, "speaks protocol 99; this server speaks 3"),
         ({"ready": pb.Ready()}, "the first frame must be a hello"),
     ],
 )
@@ -415,6 +417,85 @@ def test_stopping_tells_every_client_that_it_is_over(certs, peer, grid):
     goodbye = ada.hear("goodbye")
     assert (goodbye.reason, goodbye.finished) == ("completed", True)
     stopper.join(5)
+
+
+@contextmanager
+def finishing(grid: GrpcGrid, model: bytes | None) -> Iterator[None]:
+    """Says the last words in a thread, as long as the context lasts."""
+    thread = threading.Thread(target=grid.finish, args=("completed", model))
+    thread.start()
+    yield
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("size", [1, 3 * protocol.CHUNK + 1])
+def test_who_takes_part_gets_the_model_of_a_run_that_is_over_before_the_goodbye(grid, peer, size):
+    model = bytes(range(256)) * (size // 256) + b"m" * (size % 256)
+    ada, ben = joined(grid, peer, "ada", "ben")
+    with finishing(grid, model):
+        for client in (ada, ben):
+            given = None
+            while given is None:
+                given = client._side.heard(next(client.call))
+            assert given == ModelGiven(model)
+            assert client.hear("goodbye").finished
+
+
+def test_who_has_not_agreed_to_the_federation_gets_no_model_of_it(grid, peer):
+    joining = peer("ada")
+    joining.hello()
+    joining.hear("welcome")
+    with finishing(grid, b"model"):
+        assert joining.hear("goodbye").finished
+    late = peer("ben")
+    assert late.join().run == "run"  # it agrees after the end
+    assert late.hear("model").data == b"model"
+    assert late.hear("goodbye").finished
+    refuses = peer("ada")
+    refuses.hello()
+    refuses.hear("welcome")
+    refuses.say(failure=pb.Failure(code=REFUSED, reason="no"))
+    assert refuses.hear("goodbye").finished
+
+
+def fetched(grid: GrpcGrid, folder: Path, name: str) -> bytes:
+    m = material(folder, name)
+    credentials = grpc.ssl_channel_credentials(m.ca, m.key, m.certificate)
+    with grpc.secure_channel(f"127.0.0.1:{grid.port}", credentials) as channel:
+        return b"".join(chunk.data for chunk in service.SessionStub(channel).Fetch(pb.FetchRequest(), timeout=20))
+
+
+def test_a_model_is_fetched_in_parts_and_only_where_there_is_one(grid, certs):
+    def none() -> bytes:
+        raise RunFolderError("/a/path/of/the/server: no round is complete")
+
+    for absent in (None, none):
+        grid.sessions.model = absent
+        with pytest.raises(grpc.RpcError) as refused:
+            fetched(grid, certs, "ada")
+        assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+        assert refused.value.details() == "no round is complete yet"
+    model = b"0123456789" * protocol.CHUNK
+    grid.sessions.model = lambda: model
+    assert fetched(grid, certs, "ada") == model
+
+
+def test_a_model_that_is_not_read_does_not_keep_others_waiting(certs, monkeypatch):
+    monkeypatch.setattr(sessions_room, "SLOWEST", 1 << 30)
+    with serving(certs, Limits(stall_s=0.3)) as grid:
+        grid.sessions.model = lambda: bytes(300 * protocol.CHUNK)
+        m = material(certs, "ada")
+        credentials = grpc.ssl_channel_credentials(m.ca, m.key, m.certificate)
+        with grpc.secure_channel(f"127.0.0.1:{grid.port}", credentials) as channel:
+            idle = [service.SessionStub(channel).Fetch(pb.FetchRequest(), timeout=60) for _ in range(4)]
+            for call in idle:
+                next(call)
+            grid.sessions.model = lambda: b"small"
+            assert fetched(grid, certs, "ben") == b"small"
+            with pytest.raises(grpc.RpcError) as refused:
+                list(idle[0])
+            assert refused.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_config_and_arrays_reach_the_client_as_they_were(grid, peer):

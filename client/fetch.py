@@ -1,0 +1,54 @@
+"""The model of a run, from its server, for a client that was away when the run ended."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from client import kept
+from client.calls import calling
+from client.settings import ClientFile
+from client.tls import client_tls
+from common.errors import ModelError
+from common.inference import saved
+from common.inference.saved import SavedModel
+from common.text import is_name
+from common.wire import session_pb2 as pb
+from common.wire.protocol import LARGEST_CONTENT
+
+PATIENCE_S = 600.0  # for the whole model
+
+
+def fetch(settings: ClientFile, document: Path) -> tuple[SavedModel, Path]:
+    """Asks the server for the model after the last complete round, and keeps it. `document` is the settings' file.
+
+    Returns:
+        the model, and where it is kept.
+
+    Raises:
+        ConnectionFailed: nobody answers there; the server of a finished run is gone, unless it stays.
+        CertificateError: the two sides do not accept each other's certificates.
+        ModelError: the server has no model yet, or sent what is none.
+    """
+    read = client_tls(settings, document)
+    content = bytearray()
+    with calling(settings.server, None if read is None else read()) as server:
+        for chunk in server.Fetch(pb.FetchRequest(name=settings.name or ""), timeout=PATIENCE_S):
+            content += chunk.data
+            if len(content) > LARGEST_CONTENT:
+                raise ModelError(f"{settings.server}: sends more than {LARGEST_CONTENT:,} bytes, which no model has")
+    model = saved.from_bytes(bytes(content), settings.server)
+    if not is_name(model.run):
+        raise ModelError(f"{settings.server}: sent the model of a run without a name that can be shown")
+    model = kept.with_own(model, _own(settings.models, model.run))
+    return model, kept.keep(settings.models, model)
+
+
+def _own(folder: Path, run: str) -> dict[str, Any]:
+    """What this client stated itself, by the model that it has of the run."""
+    path = kept.place(folder, run)
+    with suppress(ModelError):
+        row = saved.from_bytes(saved.read_bytes(path), str(path)).privacy.get("row")
+        return dict(row.get("per_client", {})) if isinstance(row, dict) else {}
+    return {}
