@@ -107,7 +107,7 @@ class ProgressDisplay:
     def _line(self, event: RoundEnded) -> str:
         parts = [f"round {event.round:>{len(str(event.rounds))}}/{event.rounds}", f"clients {event.clients}"]
         if event.loss is not None:
-            parts.append(f"loss {event.loss:.4f}")
+            parts.append(f"loss {event.loss:.4f}" if event.loss >= 0.001 else f"loss {event.loss:.2g}")
         if (evaluation := self._standing.evaluation) is not None:
             parts.append(headline(evaluation))
         if event.held_out:
@@ -151,7 +151,12 @@ def headline(metrics: dict[str, Any]) -> str:
         return NO_ROWS
     if "accuracy" in metrics:
         return f"accuracy {100 * metrics['accuracy']:.1f} %"
-    return f"mean absolute error {metrics['mae']:.4g}"
+    return f"mean absolute error {metrics['mae']:.4g}{_scaled(metrics, 'mae')}"
+
+
+def _scaled(metrics: dict[str, Any], name: str) -> str:
+    """The figure as a share of the range between the bounds of the target."""
+    return f" ({100 * metrics['scaled'][name]:.3g} % of its range)" if "scaled" in metrics else ""
 
 
 def finish(result: dict[str, Any], folder: Path) -> None:
@@ -233,7 +238,8 @@ def _figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     }
     if "accuracy" in metrics:
         return [(shown, f"{100 * metrics[name]:.1f} %") for name, shown in names.items() if name in metrics]
-    return [(name.upper(), f"{metrics[name]:.4g}") for name in ("mae", "mse") if name in metrics]
+    shown_first = [("MAE", f"{metrics['mae']:.4g}{_scaled(metrics, 'mae')}")] if "mae" in metrics else []
+    return shown_first + [(name.upper(), f"{metrics[name]:.4g}") for name in ("rmse", "mse") if name in metrics]
 
 
 def duration(seconds: float) -> str:

@@ -45,7 +45,8 @@ def scores_of(total: Counts, schema: Schema) -> Scores:
 
     Classes: accuracy; precision, recall and f1 as the mean over classes (macro), and `per_class`. A class that no
     row has and that is never predicted has none of the three, and is not in the mean; otherwise a ratio whose
-    denominator is 0 is 0. Number: mse and mae in the target's own unit. Where no row was counted there are no metrics.
+    denominator is 0 is 0. Number: mae, mse (its square) and rmse in the target's own unit, and `scaled`: mae and mse as
+    the model is trained, by the distance of the target's bounds. Where no row was counted there are no metrics.
     """
     total = np.nan_to_num(np.asarray(total, np.float64))
     if rows_of(total, schema) <= 0:
@@ -53,10 +54,12 @@ def scores_of(total: Counts, schema: Schema) -> Scores:
     total = np.clip(total, 0.0, None)
     if not isinstance(schema.target, Classes):
         low, high = schema.target.bounds
-        rows = max(total[0], 1.0)
+        mae, mse = (float(part / max(total[0], 1.0)) for part in total[1:])
         return {
-            "mae": float(total[1] / rows * (high - low)),
-            "mse": float(total[2] / rows * (high - low) ** 2),
+            "mae": mae * (high - low),
+            "mse": mse * (high - low) ** 2,
+            "rmse": math.sqrt(mse) * (high - low),
+            "scaled": {"mae": mae, "mse": mse},
         }
     confusion = total.reshape(schema.outputs, schema.outputs)
     hits, predicted, true = np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)

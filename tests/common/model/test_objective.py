@@ -180,11 +180,15 @@ def test_metrics_do_not_change_the_counts():
 def test_errors_of_a_numeric_target_are_in_its_own_unit():
     # The target runs over 200 units: predicted 150 for 100, 250 for 300 and 300 for 300.
     scaled = objective.counts(torch.tensor([0.25, 0.75, 1.0]), torch.tensor([0.0, 1.0, 1.0]), NUMBER)
-    assert scores_of(scaled, NUMBER) == pytest.approx({"mae": 100 / 3, "mse": 5000 / 3})
+    found = scores_of(scaled, NUMBER)
+    assert found.pop("scaled") == pytest.approx({"mae": 1 / 6, "mse": 1 / 24})
+    assert found == pytest.approx({"mae": 100 / 3, "mse": 5000 / 3, "rmse": math.sqrt(5000 / 3)})
 
 
 def test_a_noisy_row_count_below_one_does_not_blow_up_the_errors():
-    assert scores_of(np.array([0.01, 0.5, 0.25]), NUMBER) == pytest.approx({"mae": 100, "mse": 10_000})
+    found = scores_of(np.array([0.01, 0.5, 0.25]), NUMBER)
+    assert found.pop("scaled") == {"mae": 0.5, "mse": 0.25}
+    assert found == pytest.approx({"mae": 100, "mse": 10_000, "rmse": 100})
 
 
 ROWS = st.integers(1, 30)
