@@ -44,6 +44,12 @@ def load(path: Path) -> SavedModel:
         if path.resolve().parent.name == checkpoint.FOLDER:
             return checkpoint.saved_model(path)
         return saved.from_bytes(saved.read_bytes(path), str(path))
+    if path.suffix.lower() == ".pt":
+        from common.inference.torch_file import from_torch
+
+        return from_torch(saved.read_bytes(path), str(path))
+    if path.suffix.lower() == ".onnx":
+        raise ModelError(f"{path}: an ONNX file predicts and is evaluated; for this, give what it was exported from")
     raise ModelError(f"{path}: {EXPECTED}")
 
 
@@ -52,9 +58,26 @@ EXPECTED = "a model is a run folder, a checkpoint in one, a client file, or what
 
 def predictor(path: Path) -> Predictor:
     """What predicts with the model that lies there. Raises as `load` does."""
+    from common.inference import saved
     from common.inference.predictor import TorchPredictor
 
+    if path.suffix.lower() == ".onnx" and path.is_file():
+        needs("export", "onnxruntime")
+        from common.inference.onnx_predictor import OnnxPredictor
+
+        return OnnxPredictor(saved.read_bytes(path), str(path))
     return TorchPredictor(load(path))
+
+
+def needs(extra: str, *packages: str) -> None:
+    """Raises `ConfigError` if packages are missing that an extra of ours brings."""
+    from importlib.util import find_spec
+
+    from common.errors import ConfigError
+
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise ConfigError([f"this needs {' and '.join(missing)}: pip install 'cloister[{extra}]'"])
 
 
 def check_out(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:

@@ -206,7 +206,7 @@ class RowEncoder:
             if self._with_target:
                 y = np.zeros(rows, np.float32) if numbers else np.zeros(rows, np.int64)
             fits = self._coder.encode(block, x, y)
-            yield EncodedBlock(block, x, y, fits)
+            yield EncodedBlock(self._table, block, x, y, fits)
 
     def end(self, *, leave_out: bool) -> None:
         """After the last block. Raises `DataError` if cells did not fit, or (`leave_out`) reports them."""
@@ -218,6 +218,7 @@ class EncodedBlock:
     """Some rows of a table, as they stand there and encoded. What `x` and `y` hold of a row that does not fit means
     nothing."""
 
+    table: Table
     block: Block
     x: NDArray[np.float32]  # [rows, inputs]
     y: Targets | None  # [rows]; None where the target was not asked for
