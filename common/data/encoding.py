@@ -313,7 +313,7 @@ class _Coder:
         self._table, self._schema = table, schema
         self._kept = 0
         self._unfit = _Unfit()
-        self._places = _places(schema)
+        self._places = places(schema)
         self._usual = _Usual(table, self._places)
         self.report = EncodingReport()
         self.report.absent = [f.name for f in schema.features if f.name not in table.types]
@@ -433,7 +433,7 @@ class _Coder:
         self._unfit.note(where, sentence)
 
 
-def _places(schema: Schema) -> list[tuple[Numeric | Categorical, int]]:
+def places(schema: Schema) -> list[tuple[Numeric | Categorical, int]]:
     """The features, and where their inputs begin."""
     ends = np.cumsum([feature.inputs for feature in schema.features])
     return [(f, int(end) - f.inputs) for f, end in zip(schema.features, ends, strict=True)]
