@@ -25,7 +25,7 @@ from common.model.weights import Weights, initial_weights
 from common.privacy.noise import NoiseSource, secure
 from common.privacy.releases import evaluation_release
 from server.folder.checkpoint import Checkpoint
-from server.folder.folder import RunFolder, read_run
+from server.folder.folder import RunFolder
 from server.folder.journal import FolderJournal
 from server.folder.statement import row_epsilon, statement
 from server.rounds import strategies
@@ -94,7 +94,7 @@ def execute(
     if checkpoint is None:
         record(Started(run=name, federation=federation.fingerprint, rounds=rounds))
     else:
-        standing = replace(read_run(folder.path), evaluation=progress.evaluation, held_out=progress.held_out_score)
+        standing = replace(folder.standing(), evaluation=progress.evaluation, held_out=progress.held_out_score)
         _catch_up(run, standing, record)
         record(Resumed(round=progress.round, run=name, federation=federation.fingerprint, rounds=rounds))
 

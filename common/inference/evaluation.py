@@ -90,7 +90,7 @@ class Evaluated:
 
     def to_json(self) -> dict[str, Any]:
         """All of it, as JSON values."""
-        told = {"rows": self.overall.rows, "left_out": self.report.left_out, **self.overall.scores()}
+        told = {"rows": 0, "left_out": self.report.left_out} | self.overall.scores() | {"rows": self.overall.rows}
         if self.report.targets_clamped:
             told["clamped_targets"] = self.report.targets_clamped
         return told | {"by": {column: _compared(tallies) for column, tallies in self.groups.items()}}

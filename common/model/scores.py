@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from common.document.schema import Classes, Schema
 
 COUNT_UNIT = 2.0**-20
+MOST_CLASSES = 10  # of which a confusion matrix is told
 
 Counts = NDArray[np.float64]
 Scores = dict[str, Any]
@@ -43,10 +44,11 @@ def rows_of(total: Counts, schema: Schema) -> float:
 def scores_of(total: Counts, schema: Schema) -> Scores:
     """Metrics from counts that may carry noise: negative counts are read as 0 (post-processing).
 
-    Classes: accuracy; precision, recall and f1 as the mean over classes (macro), and `per_class`. A class that no
-    row has and that is never predicted has none of the three, and is not in the mean; otherwise a ratio whose
-    denominator is 0 is 0. Number: mae, mse (its square) and rmse in the target's own unit, and `scaled`: mae and mse as
-    the model is trained, by the distance of the target's bounds. Where no row was counted there are no metrics.
+    `rows` is how many were counted. Classes: accuracy; precision, recall and f1 as the mean over classes (macro), and
+    `per_class`; the `confusion` matrix [true][predicted] of not too many. A class that no row has and that is never
+    predicted has none of the three, and is not in the mean; otherwise a ratio whose denominator is 0 is 0. Number: mae,
+    mse (its square) and rmse in the target's own unit, and `scaled`: mae and mse as the model is trained, by the range
+    between the target's bounds. Where no row was counted there are no metrics.
     """
     total = np.nan_to_num(np.asarray(total, np.float64))
     if rows_of(total, schema) <= 0:
@@ -60,6 +62,7 @@ def scores_of(total: Counts, schema: Schema) -> Scores:
             "mse": mse * (high - low) ** 2,
             "rmse": math.sqrt(mse) * (high - low),
             "scaled": {"mae": mae, "mse": mse},
+            "rows": float(total[0]),
         }
     confusion = total.reshape(schema.outputs, schema.outputs)
     hits, predicted, true = np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)
@@ -73,7 +76,23 @@ def scores_of(total: Counts, schema: Schema) -> Scores:
             label: {name: float(values[i]) if met[i] else None for name, values in of_class.items()}
             for i, label in enumerate(schema.target.classes)
         },
+        "rows": float(confusion.sum()),
+        **({"confusion": confusion.round(3).tolist()} if schema.outputs <= MOST_CLASSES else {}),
     }
+
+
+def headlines_of(totals: Counts, schema: Schema) -> Counts:
+    """The figure that says most, accuracy or mae in the target's unit, of several counts: [clients, count_size] ->
+    [clients]. NaN where no row was counted."""
+    totals = np.clip(np.nan_to_num(np.asarray(totals, np.float64)), 0.0, None)
+    if isinstance(schema.target, Classes):
+        k = schema.outputs
+        part, whole = totals[:, :: k + 1].sum(axis=1), totals.sum(axis=1)
+    else:
+        low, high = schema.target.bounds
+        part, whole = totals[:, 1] * (high - low), totals[:, 0]
+    shares: Counts = np.divide(part, whole, out=np.full(len(totals), np.nan), where=whole > 0)
+    return shares
 
 
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:

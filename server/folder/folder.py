@@ -5,6 +5,8 @@
     model.safetensors  the model after the last complete round
     result.json        how the run ended
     privacy.json       what was released about whom, and what that costs
+    explanation.json   what the model goes by, if somebody asked (`cloister explain`)
+    report.html        the run to look at, and model_card.md to read (`cloister report`)
     checkpoint/        what a restarted server goes on from (server/folder/checkpoint.py)
 
 Files are replaced whole, by rename; events are appended a line at a time.
@@ -13,9 +15,9 @@ Files are replaced whole, by rename; events are appended a line at a time.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ from common.inference import saved
 from common.inference.saved import SavedModel, read_arrays
 from common.model.weights import Weights
 from server.folder.statement import for_clients
-from server.rounds.events import Event, Standing, after, from_json
+from server.rounds.events import Event, Refused, Resumed, RoundEnded, Standing, Started, after, from_json
 
 
 class RunFolder:
@@ -118,6 +120,10 @@ class RunFolder:
             with suppress(ValueError, LookupError, TypeError):
                 yield from_json(json.loads(line))
 
+    def standing(self) -> Standing:
+        """How the run stands, by its events."""
+        return _reduced(self.events())
+
     def save_model(
         self,
         weights: Mapping[str, NDArray[np.float32]],
@@ -146,10 +152,50 @@ class RunFolder:
             raise RunFolderError(f"{self.path / name}: cannot be written: {error.strerror}") from error
 
 
-def read_run(folder: Path) -> Standing:
-    """How the run of a folder stands, by its events."""
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a run folder says of its run."""
+
+    path: Path
+    federation: Federation
+    standing: Standing
+    run: str  # the run's name; "" if it never started
+    started: float  # seconds since 1970; 0 if it never did
+    rounds: tuple[RoundEnded, ...]  # complete and failed ones, in the order of the events
+    refused: tuple[Refused, ...]
+    result: Mapping[str, Any]  # result.json; empty while the run goes on
+    privacy: Mapping[str, Any]  # privacy.json; empty until something is charged
+    explanation: Mapping[str, Any]  # explanation.json (`cloister explain`); empty without
+
+
+def read_run(path: Path) -> RunRecord:
+    """All that a run folder says, also of a run that goes on or failed.
+
+    Raises:
+        RunFolderError: it is no run's folder, or a file is damaged.
+        ConfigError: its federation.yaml has mistakes.
+    """
+    folder = RunFolder.open(path)
+    federation = federations.load(path / "federation.yaml")
+    events = list(folder.events())
+    begun = [event for event in events if isinstance(event, Started | Resumed)]
+    return RunRecord(
+        path=path,
+        federation=federation,
+        standing=_reduced(events),
+        run=begun[0].run if begun else "",
+        started=begun[0].time if begun else 0.0,
+        rounds=tuple(event for event in events if isinstance(event, RoundEnded)),
+        refused=tuple(event for event in events if isinstance(event, Refused)),
+        result=folder.result(),
+        privacy=_json(path / "privacy.json"),
+        explanation=_json(path / "explanation.json"),
+    )
+
+
+def _reduced(events: Iterable[Event]) -> Standing:
     standing = Standing()
-    for event in RunFolder.open(folder).events():
+    for event in events:
         standing = after(standing, event)
     return standing
 

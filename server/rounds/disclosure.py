@@ -48,6 +48,10 @@ class Disclosure:
         """Of the nodes that were there, those that may be said to have taken part in a round, or to have been asked."""
         return present if self.hides_replies else counted
 
+    def times(self, found: Mapping[str, float]) -> Mapping[str, float]:
+        """What a round's seconds went to: that tells of replies."""
+        return {} if self.hides_replies else found
+
     def statements(self, found: Mapping[int, Statement]) -> Mapping[int, Statement]:
         """What clients say they have released, where that may be kept: it grows when a client is asked."""
         return {} if self.hides_cohorts else found

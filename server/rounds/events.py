@@ -91,8 +91,10 @@ class RoundEnded(Event):
     """A round that moved the model, or failed.
 
     `clients` is how many took part and `asked` how many were asked (under `privacy.client`, both are how many were
-    there). `loss` is the mean of a row's, where clients tell theirs. `privacy` is the epsilon so far for each protected
-    unit, row or client. `strikes` counts, for each client, rounds in a row without a reply that counted.
+    there). `members` names them, if they are not too many. `loss` is the mean of a row's, where clients tell theirs.
+    `privacy` is the epsilon so far for each protected unit, row or client. `strikes` counts, for each client, rounds in
+    a row without a reply that counted. `times` splits `seconds`: clients at work, the longest transfer of a reply,
+    aggregation, evaluation; where replies are hidden, so are they.
     """
 
     KIND = "round"
@@ -101,10 +103,12 @@ class RoundEnded(Event):
     waiting: float = 0.0  # seconds, for enough clients
     clients: int = 0
     asked: int = 0
+    members: tuple[str, ...] = ()
     loss: float | None = None
     rejected: tuple[Rejected, ...] = ()
     strikes: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    times: Mapping[str, float] = field(default_factory=dict)
     evaluation: Scores | None = None
     held_out: Scores | None = None
     privacy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -114,7 +118,8 @@ class RoundEnded(Event):
     def to_json(self) -> dict[str, Any]:
         told = super().to_json()
         told["rejected"] = [asdict(each) for each in self.rejected]
-        for name in ("strikes", "privacy", "failed", "advice"):
+        told["members"] = list(self.members)
+        for name in ("members", "strikes", "times", "privacy", "failed", "advice"):
             if not told[name]:
                 del told[name]
         for name in ("evaluation", "held_out"):
@@ -142,6 +147,7 @@ def from_json(told: Mapping[str, Any]) -> Event:
     if kind is RoundEnded:
         fields["loss"] = fields.pop("train", {}).get("loss")
         fields["rejected"] = tuple(Rejected(**one) for one in fields.get("rejected", ()))
+        fields["members"] = tuple(fields.get("members", ()))
     return kind(**fields)
 
 

@@ -7,10 +7,13 @@ whatever arrives.
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -26,7 +29,8 @@ from server.rounds.events import RoundEnded
 from server.rounds.round import Answers, Round, RoundFailed, TrainedRound, evaluate_round, train_round
 from server.rounds.run import Ending, Run
 
-MOST_TOLD = 100  # clients whose epsilon each round's event has; of more, only what the run leaves behind does
+MOST_TOLD = 100  # clients of which each round's event tells by name; of more, only what the run leaves behind does
+QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the figures of many clients
 
 
 def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None = None) -> Ending:
@@ -132,17 +136,27 @@ def _told(run: Run, this: Round, answers: Answers, waited: float) -> RoundEnded:
     advice = ""
     if not progress.advised and any(r.diverged for r in rejected):
         progress.advised, advice = True, on_divergence(run.federation)
+    members = disclosure.took_part(this.cohort.nodes, answers.counted)
     return RoundEnded(
         round=this.number,
         rounds=run.federation.training.rounds,
         waiting=waited,
-        clients=len(disclosure.took_part(this.cohort.nodes, answers.counted)),
+        clients=len(members),
         asked=len(disclosure.took_part(this.cohort.nodes, this.cohort.asked)),
+        members=tuple(sorted(map(run.name_of, members))) if len(members) <= MOST_TOLD else (),
         rejected=tuple(disclosure.named(r, run.name_of) for r in rejected),
         strikes={run.name_of(node): strikes for node, strikes in progress.strikes.items()},
         seconds=answers.seconds,
+        times=disclosure.times(_times(answers)),
         advice=advice,
     )
+
+
+def _times(answers: Answers) -> dict[str, float]:
+    """What a round's seconds went to."""
+    transfer = min(answers.transfer, max(answers.seconds - answers.aggregation, 0.0))
+    work = max(answers.seconds - answers.aggregation - transfer, 0.0)
+    return {"clients": work, "transfer": transfer, "aggregation": answers.aggregation}
 
 
 def _note_strikes(run: Run, this: Round, answers: Answers) -> None:
@@ -212,15 +226,31 @@ def _evaluate(run: Run, grid: Grid, strategy: Strategy, event: RoundEnded) -> Ro
     _charge(run)
     _remember(run, this, evaluated.answers)
     if (evaluation := evaluated.metrics) is not None:
+        if evaluation:
+            evaluation |= _of_clients(run, evaluated.headlines)
         progress.evaluation = evaluation or progress.evaluation or {}
         stopping.note(run, evaluation)
     told = run.disclosure.rejections(evaluated.answers.rejected)
+    times = {**event.times, "evaluation": evaluated.answers.seconds}
     return replace(
         event,
         evaluation=evaluation,
+        times=run.disclosure.times(times),
         rejected=(*event.rejected, *(run.disclosure.named(r, run.name_of) for r in told)),
         seconds=event.seconds + evaluated.answers.seconds,
     )
+
+
+def _of_clients(run: Run, headlines: Mapping[int, float]) -> dict[str, Any]:
+    """Each client's accuracy or mae, or of many how they spread."""
+    counted = {node: value for node, value in headlines.items() if not math.isnan(value)}
+    if not counted:
+        return {}
+    if len(counted) > MOST_TOLD:
+        return {"spread": np.quantile(list(counted.values()), QUANTILES).tolist()}
+    name = run.federation.metrics[0]
+    by_name = sorted((run.name_of(node), value) for node, value in counted.items())
+    return {"per_client": {client: {name: value} for client, value in by_name}}
 
 
 def _privacy(run: Run) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from flwr.serverapp.exception import AggregationError, InconsistentMessageReplie
 from flwr.serverapp.strategy import Strategy
 
 from common.document.federation import Federation
-from common.model.scores import Counts, Scores, count_size, scores_of
+from common.model.scores import Counts, Scores, count_sensitivity, count_size, headlines_of, scores_of
 from common.model.update import Update
 from common.model.weights import Weights, is_finite
 from common.privacy.statement import Statement
@@ -55,6 +55,8 @@ class Answers:
     rejected: tuple[Rejection, ...]  # by node; those who were late among them
     statements: Mapping[int, Statement]  # what private clients say that they released
     seconds: float
+    aggregation: float  # of those, for putting replies together and moving the model
+    transfer: float  # ... and for the reply that took longest to arrive, once it had begun
     enough: bool  # were there as many as the round needed? Then it did not wait for the silent
 
 
@@ -69,9 +71,11 @@ class TrainedRound:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedRound:
-    """`metrics` is None if nobody answered, and empty if those who did have no rows to score the model on."""
+    """`metrics` is None if nobody answered, and empty if those who did have no rows to score the model on.
+    `headlines` is each client's accuracy or mae, by node; nobody's with `privacy.client`."""
 
     metrics: Scores | None
+    headlines: Mapping[int, float]
     answers: Answers
 
 
@@ -112,17 +116,19 @@ def train_round(
     place = {node: i for i, node in enumerate(cohort.asked)}
     messages = [message for message in messages if message.metadata.dst_node_id in place]
     messages.sort(key=lambda message: place[message.metadata.dst_node_id])
-    together = aggregator()
+    together, aggregation = aggregator(), _Stopwatch()
     for answer in _admitted(this, grid, messages, admission, aggregator):
-        if isinstance(answer, Partial):
-            together.merge(answer.aggregate)
-        else:
-            together.add(answer.metadata.src_node_id, records.to_update(answer.content))
+        with aggregation:
+            if isinstance(answer, Partial):
+                together.merge(answer.aggregate)
+            else:
+                together.add(answer.metadata.src_node_id, records.to_update(answer.content))
     loss = together.loss  # before a strategy takes updates apart
     moved, problem = None, _missing(this, admission)
-    if not problem:
-        moved, problem = _move(strategy, this, weights, grid, together.finish())
-    answers = _answers(this, admission, started)
+    with aggregation:
+        if not problem:
+            moved, problem = _move(strategy, this, weights, grid, together.finish())
+    answers = _answers(this, admission, started, aggregation=aggregation.seconds, transfer=_transfer(grid))
     if moved is None:
         raise RoundFailed(problem, answers)
     return TrainedRound(weights=moved, loss=loss, answers=answers)
@@ -144,13 +150,47 @@ def evaluate_round(
         assert isinstance(answer, Message)
         told[answer.metadata.src_node_id] = np.asarray(answer.content.metric_records[METRICS][COUNTS], np.float64)
     # Scores of all rows come from counts of all rows, in a fixed order: sums of floats depend on theirs.
-    counts = [told[node] for node in sorted(told)]
-    metrics = None
+    nodes = sorted(told)
+    counts = [told[node] for node in nodes]
+    metrics, headlines = None, dict[int, float]()
     if client_privacy is not None:
         metrics = scores_of(client_privacy.counts(counts), schema)
     elif counts:
         metrics = scores_of(np.sum(counts, axis=0), schema)
-    return EvaluatedRound(metrics=metrics, answers=_answers(this, admission, started, late=False))
+        headlines = dict(zip(nodes, headlines_of(np.array(counts), schema).tolist(), strict=True))
+    if metrics and (noise := count_noise(this.federation, len(counts))):
+        metrics["count_noise"] = noise
+    answers = _answers(this, admission, started, late=False, transfer=_transfer(grid))
+    return EvaluatedRound(metrics=metrics, headlines=headlines, answers=answers)
+
+
+def count_noise(federation: Federation, clients: int) -> float:
+    """Standard deviation of the noise in each count that an evaluation's metrics are made of; 0 without privacy.
+
+    With `privacy.row` each of the clients adds noise of its own; with `privacy.client` the server adds some once, to
+    counts in which each client weighs as much as one row, and what clients added before is not in this figure.
+    """
+    one = federation.privacy.evaluation.noise * count_sensitivity(federation.data_schema)
+    if federation.privacy.client is not None:
+        return one
+    return one * math.sqrt(clients) if federation.privacy.row is not None else 0.0
+
+
+class _Stopwatch:
+    """Adds up the seconds of the contexts that it is."""
+
+    def __init__(self) -> None:
+        self.seconds = self._began = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.monotonic() - self._began
+
+
+def _transfer(grid: Grid) -> float:
+    return grid.transfer_s if isinstance(grid, RunGrid) else 0.0
 
 
 def _admission(this: Round, **expected: Any) -> Admission:
@@ -201,7 +241,15 @@ def _admitted(
     yield from admission.release()
 
 
-def _answers(this: Round, admission: Admission, started: float, *, late: bool = True) -> Answers:
+def _answers(
+    this: Round,
+    admission: Admission,
+    started: float,
+    *,
+    late: bool = True,
+    aggregation: float = 0.0,
+    transfer: float = 0.0,
+) -> Answers:
     rejected = sorted(admission.rejected, key=lambda r: r.node_id)
     enough = len(admission.nodes) >= this.cohort.needed
     if late and not enough:
@@ -213,6 +261,8 @@ def _answers(this: Round, admission: Admission, started: float, *, late: bool = 
         rejected=tuple(rejected),
         statements=admission.statements,
         seconds=time.monotonic() - started,
+        aggregation=aggregation,
+        transfer=transfer,
         enough=enough,
     )
 

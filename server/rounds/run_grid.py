@@ -16,6 +16,8 @@ from server.rounds.aggregation import Aggregator
 class RunGrid(Grid):
     """A Flower Grid that belongs to one run from the start, in a process that speaks as its server."""
 
+    transfer_s = 0.0  # for the last round's reply that took longest to arrive, once it had begun
+
     def __init__(self, run: str) -> None:
         self._run_id = identify_process(run)
 

@@ -122,6 +122,7 @@ class Sessions(service.SessionServicer):
         self._fetching = asyncio.Semaphore(FETCHES)
         self._last_words: tuple[bytes, ...] = ()  # what each client is told once the run is over
         self._frames_taken = 0
+        self.slowest_s = 0.0  # a reply that took longest to arrive, once it had begun; set to 0 by who asks anew
         self._sessions: dict[str, Session] = {}
         self._tasks: dict[str, dict[str, Task]] = {}  # client -> what it has not answered, by the task's id
         self._answered: list[tuple[str, str]] = []  # client and task, not yet acknowledged
@@ -337,13 +338,14 @@ class Sessions(service.SessionServicer):
         no room. Raises TimeoutError if it does not go on."""
         wanted = begun.id in self._tasks.get(session.name, {})
         taken = await self.room.take(begun.size) if wanted else 0
-        passed_on = False
+        passed_on, began = False, time.monotonic()
         try:
             ended = session.protocol.keep(wanted)
             async with asyncio.timeout(self._limits.stall_s + begun.size / SLOWEST):
                 while not isinstance(ended, ReplyEnded):
                     async with asyncio.timeout(self._limits.stall_s):
                         ended = session.protocol.heard(await anext(requests))  # type: ignore[assignment]  # or None
+            self.slowest_s = max(self.slowest_s, time.monotonic() - began)
             passed_on = self._take(session, ended.id, ended.content, taken)
         except StopAsyncIteration:
             raise ProtocolError("the stream ended within a reply") from None

@@ -260,7 +260,7 @@ def _simulated(federation: Federation, job: _Job) -> Outcome:
         unit: told["epsilon"] for unit, told in result["privacy"].items() if told and told["epsilon"] is not None
     }
     return Outcome(
-        metrics={name: value for name, value in metrics.items() if isinstance(value, float) and math.isfinite(value)},
+        metrics={name: metrics[name] for name in federation.metrics if math.isfinite(metrics.get(name, math.nan))},
         epsilon=epsilon,
         rounds=result["rounds"],
         clients=len(result["clients"]),

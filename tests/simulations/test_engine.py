@@ -241,7 +241,7 @@ def test_a_simulation_runs_the_sites_and_tells_its_events(source, tmp_path):
 
 def test_a_simulation_of_a_numeric_target_runs(tmp_path):
     result = run(federation(**NUMBER), dealt(200, document=federation(**NUMBER)), tmp_path / "run")
-    assert set(result["evaluation"]) == {"mae", "mse", "rmse", "scaled"}
+    assert set(result["evaluation"]) == {"mae", "mse", "rmse", "scaled", "rows", "per_client"}
 
 
 @pytest.mark.timeout(30)

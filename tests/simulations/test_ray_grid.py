@@ -56,7 +56,7 @@ def test_a_run_on_two_machines_is_that_of_one_client_after_another(tmp_path, run
 
 def test_a_worker_that_is_lost_ends_the_run_with_the_last_rounds_model(tmp_path, runs):
     assert (runs / "lost" / "said").read_text().startswith("a worker on Ray has ended: ")
-    assert read_run(runs / "lost").state == "failed"
+    assert read_run(runs / "lost").standing.state == "failed"
     expected, *_ = run(federation(), tmp_path, "inline")
     assert same_bits(load_model(runs / "lost"), expected)
 

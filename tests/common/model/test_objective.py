@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from client.training.train import noisy_counts
 from common.document.schema import Schema
 from common.model import objective
-from common.model.scores import count_sensitivity, count_size, scores_of
+from common.model.scores import count_sensitivity, count_size, headlines_of, scores_of
 from common.privacy import noise
 from tests.support import federation
 
@@ -133,6 +133,8 @@ def test_metrics_of_a_confusion_matrix_worked_out_by_hand():
     f1 = [10 / 13, 6 / 14, 8 / 13]  # 2 hits / (row + column): 13, 14 and 13
     metrics = scores_of(CONFUSION.ravel(), THREE)
     per_class = metrics.pop("per_class")
+    assert metrics.pop("confusion") == CONFUSION.reshape(3, 3).tolist()
+    assert metrics.pop("rows") == 20
     assert metrics == pytest.approx(
         {"accuracy": 0.6, "precision": sum(precision) / 3, "recall": sum(recall) / 3, "f1": sum(f1) / 3}
     )
@@ -166,9 +168,22 @@ def test_negative_noisy_counts_are_read_as_none():
 @given(noisy=st.lists(st.floats(-1e6, 1e6), min_size=9, max_size=9))
 def test_metrics_of_any_noisy_counts_are_between_zero_and_one(noisy):
     metrics = scores_of(np.array(noisy), THREE)
+    assert metrics.pop("rows", 0.0) >= 0
+    assert all(value >= 0 for row in metrics.pop("confusion", []) for value in row)
     values = [v for c in metrics.pop("per_class", {}).values() for v in c.values()] + list(metrics.values())
     assert all(0 <= value <= 1 + 1e-9 for value in values if value is not None)
     assert bool(metrics) == (sum(noisy) > 0)
+
+
+def test_a_confusion_matrix_is_told_of_a_few_classes_only():
+    for k, told in ((10, True), (11, False)):
+        assert ("confusion" in scores_of(np.ones(k * k), schema(k))) == told
+
+
+def test_headlines_are_each_clients_accuracy_or_error():
+    counts = np.array([CONFUSION.ravel(), np.zeros(9), -np.ones(9), np.eye(3).ravel()])
+    assert headlines_of(counts, THREE) == pytest.approx([0.6, np.nan, np.nan, 1.0], nan_ok=True)
+    assert headlines_of(np.array([[4.0, 1.0, 9.0]]), NUMBER) == pytest.approx([200 / 4])
 
 
 def test_metrics_do_not_change_the_counts():
@@ -182,12 +197,14 @@ def test_errors_of_a_numeric_target_are_in_its_own_unit():
     scaled = objective.counts(torch.tensor([0.25, 0.75, 1.0]), torch.tensor([0.0, 1.0, 1.0]), NUMBER)
     found = scores_of(scaled, NUMBER)
     assert found.pop("scaled") == pytest.approx({"mae": 1 / 6, "mse": 1 / 24})
+    assert found.pop("rows") == 3
     assert found == pytest.approx({"mae": 100 / 3, "mse": 5000 / 3, "rmse": math.sqrt(5000 / 3)})
 
 
 def test_a_noisy_row_count_below_one_does_not_blow_up_the_errors():
     found = scores_of(np.array([0.01, 0.5, 0.25]), NUMBER)
     assert found.pop("scaled") == {"mae": 0.5, "mse": 0.25}
+    assert found.pop("rows") == 0.01
     assert found == pytest.approx({"mae": 100, "mse": 10_000, "rmse": 100})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from flwr.app import Message
 
 from common.document.federation import Federation
+from common.errors import RunFolderError
 from common.wire.records import COUNTS, LOSS, METRICS, WEIGHT
 from server.folder.folder import RunFolder, load_model, read_run
 from server.observers.scoring import HeldOut
@@ -21,7 +23,7 @@ from simulations import engine
 from simulations.engine import simulate
 from simulations.inline import InlineGrid
 from simulations.sources import sites_from_table
-from tests.support import PRIVATE, federation, recomputed, table
+from tests.support import PRIVATE, WHOLE, federation, recomputed, table
 
 CPU = torch.device("cpu")
 
@@ -87,11 +89,17 @@ def test_every_event_of_a_round_follows_the_contract(tmp_path):
         assert event["rounds"] == 3
         assert event["seconds"] > 0
         assert event["waiting"] >= 0
+        assert event["members"] == ["client-0", "client-1", "client-2"]
+        parts = {"clients", "transfer", "aggregation"} | ({"evaluation"} if "evaluation" in event else set())
+        assert set(event["times"]) == parts
+        assert sum(event["times"].values()) == pytest.approx(event["seconds"])
         assert set(event["train"]) == {"loss"}
         assert event["rejected"] == []
         assert "privacy" not in event
     assert ["evaluation" in event for event in rounds] == [False, True, True]
-    assert set(rounds[-1]["evaluation"]) == {"accuracy", "precision", "recall", "f1", "per_class"}
+    told = {"accuracy", "precision", "recall", "f1", "per_class", "rows", "confusion", "per_client"}
+    assert set(rounds[-1]["evaluation"]) == told
+    assert list(rounds[-1]["evaluation"]["per_client"]) == ["client-0", "client-1", "client-2"]
 
 
 def test_a_run_begins_and_ends_with_an_event(private):
@@ -108,18 +116,63 @@ def test_the_result_follows_the_contract(private):
     told = {"status", "reason", "rounds", "clients", "refused", "seconds", "evaluation", "held_out", "privacy"}
     assert set(result) == told
     assert (result["status"], result["rounds"], result["refused"]) == ("completed", 3, {})
-    standing = read_run(folder.path)
+    standing = read_run(folder.path).standing
     assert (standing.state, standing.round, standing.rounds) == ("completed", 3, 3)
     assert (standing.evaluation, standing.held_out) == (result["evaluation"], result["held_out"])
     assert result["held_out"] == events(folder)[-1]["held_out"]
     assert result["clients"] == ["client-0", "client-1", "client-2"]
-    assert set(result["evaluation"]) == {"accuracy", "precision", "recall", "f1", "per_class"}
+    told = {"accuracy", "precision", "recall", "f1", "per_class", "rows", "confusion", "per_client", "count_noise"}
+    assert set(result["evaluation"]) == told
+    # Three clients, each with noise 3 in every count; one row changes one count by 1.
+    assert result["evaluation"]["count_noise"] == pytest.approx(3 * math.sqrt(3))
     row = result["privacy"]["row"]
     assert row["delta"] == 1e-3
     assert sorted(row["per_client"]) == result["clients"]
     assert max(row["per_client"].values()) < 3.7  # three rounds; the spare attempt was planned and not used
     assert 3.9 < row["epsilon"] <= 4.0  # whatever of the plan was used
     assert result["privacy"]["client"] is None
+
+
+@pytest.mark.parametrize(
+    "changes, noise",
+    [
+        (WHOLE, 3.0),  # the server's own, once, however many clients there are
+        ({"privacy": {**WHOLE["privacy"], "row": PRIVATE["privacy"]["row"]}}, 3.0),
+    ],
+    ids=["client", "both"],
+)
+def test_under_client_privacy_nothing_of_one_clients_reply_is_told(tmp_path, changes, noise):
+    result, folder = run(federation(**changes), tmp_path)
+    for event in events(folder):
+        assert "times" not in event
+        assert event["members"] == ["client-0", "client-1", "client-2"]  # who was there
+    assert "per_client" not in result["evaluation"] and "spread" not in result["evaluation"]
+    assert result["evaluation"]["count_noise"] == noise
+
+
+def test_of_many_clients_figures_are_told_as_quantiles_and_no_names(tmp_path):
+    document = federation(training__rounds=1, strategy__min_clients=120)
+    result, folder = run(document, tmp_path, clients=120, rows=3000)
+    (event,) = events(folder)
+    assert event["clients"] == 120 and "members" not in event
+    spread = result["evaluation"]["spread"]
+    assert "per_client" not in result["evaluation"] and len(spread) == 7
+    assert 0 <= spread[0] <= spread[3] <= spread[6] <= 1 and spread == sorted(spread)
+
+
+def test_a_run_folder_is_read_whole(private, tmp_path):
+    result, folder = private
+    record = read_run(folder.path)
+    assert (record.run, record.federation.name) == ("test", "small")
+    assert [event.round for event in record.rounds] == [1, 2, 3]
+    assert record.rounds[-1].members == ("client-0", "client-1", "client-2")
+    assert (record.result, record.explanation, record.refused) == (result, {}, ())
+    assert record.privacy["run"] == "test" and record.started > 1e9
+    fresh = read_run(RunFolder.create(federation(), path=tmp_path / "fresh").path)
+    assert (fresh.run, fresh.started, fresh.rounds, fresh.result, fresh.privacy) == ("", 0.0, (), {}, {})
+    (fresh.path / "result.json").write_text("[]")
+    with pytest.raises(RunFolderError, match=r"result.json: damaged"):
+        read_run(fresh.path)
 
 
 def test_a_run_without_privacy_says_so(tmp_path):

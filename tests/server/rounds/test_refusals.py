@@ -57,7 +57,7 @@ def test_when_nobody_may_join_for_want_of_budget_the_run_ends_as_that(tmp_path):
     assert [(e.client, e.kind, e.reason) for e in told if isinstance(e, Refused)] == [
         (f"client-{n}", "budget_exhausted", "the budget does not cover this run") for n in (1, 2)
     ]
-    standing = read_run(tmp_path / "run")
+    standing = read_run(tmp_path / "run").standing
     assert (standing.state, standing.refused) == (State.BUDGET_EXHAUSTED, result["refused"])
 
 

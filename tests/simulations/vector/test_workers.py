@@ -107,7 +107,7 @@ def test_a_worker_that_dies_ends_the_run_with_the_last_rounds_model(tmp_path, at
 
     with pytest.raises(WorkerLost, match=r"a worker process \(pid \d+\) has ended by signal SIGKILL; the system may"):
         simulate(fed, sites_of(fed), folder, run="test", workers=2, observe=kill)
-    standing = read_run(folder.path)
+    standing = read_run(folder.path).standing
     assert standing.state == "failed"
     of_three_rounds = run_with(1, fed.with_rounds(3), tmp_path, sites_of(fed.with_rounds(3)))
     assert same_bits(load_model(folder.path), of_three_rounds)
