@@ -6,7 +6,7 @@ What a verb needs is imported when it runs, so that help is quick.
 
 # Each of these adds its verbs, in the order in which help shows them.
 from cloister import demo, serve, status, join, fetch, simulate, sweep
-from cloister import predict, evaluate, explain, export
+from cloister import report, predict, evaluate, explain, export
 from cloister import check, audit, budget, plan, privacy, schema, certs
 from cloister.verbs import app
 

@@ -20,10 +20,11 @@ def demo(
     Example: `cloister demo`
     """
     from cloister.progress import ProgressDisplay, print_result
+    from cloister.report import after_run
     from cloister.terminal import progress_console
     from common.document import federation as federations
     from simulations import HEART
-    from simulations.demo import new_folder, run_demo
+    from simulations.demo import HOSPITALS, new_folder, run_demo
 
     console = progress_console(quiet=False)
     place = new_folder(folder)
@@ -32,3 +33,7 @@ def demo(
     with ProgressDisplay(console, limits=limits) as display:
         result, run = run_demo(place, observe=display)
     print_result(result, run)
+    for line in after_run(run):
+        print(line)
+    table = place / HOSPITALS[0] / f"{HOSPITALS[0]}.data"
+    print(f"predict with the model: cloister predict {run} {table} -o predictions.csv")

@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from cloister.report import after_run
+from cloister.terminal import tell
 from server.rounds.events import Event, Refused, RoundEnded, Standing, Waiting, after
 
 NO_ROWS = "no validation rows"
@@ -159,9 +161,12 @@ def _scaled(metrics: dict[str, Any], name: str) -> str:
     return f" ({100 * metrics['scaled'][name]:.3g} % of its range)" if "scaled" in metrics else ""
 
 
-def finish(result: dict[str, Any], folder: Path) -> None:
-    """Shows the closing table. A run that was interrupted exits as interrupted programs do."""
+def finish(result: dict[str, Any], folder: Path, *, no_report: bool = False) -> None:
+    """Shows the closing table, and writes the run's report. A run that was interrupted exits as interrupted programs
+    do."""
     print_result(result, folder)
+    for line in () if no_report else after_run(folder):
+        tell(Console(stderr=line.startswith("warning: ")), line)
     if result["status"] == "stopped":
         raise typer.Exit(143 if result["reason"].startswith("terminated") else 130)
 

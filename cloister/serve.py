@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cloister.verbs import HeldOutOption, LogFormatOption, OutOption, QuietOption, app, verb
+from cloister.verbs import HeldOutOption, LogFormatOption, NoReportOption, OutOption, QuietOption, app, verb
 
 
 @app.command()
@@ -27,6 +27,7 @@ def serve(
     ] = False,
     max_clients: Annotated[int, typer.Option(min=1, help="Sessions at a time; more are told to wait.")] = 10_000,
     metrics: Annotated[int | None, typer.Option(metavar="PORT", help="Prometheus metrics on 127.0.0.1.")] = None,
+    no_report: NoReportOption = False,
     log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
 ) -> None:
@@ -37,6 +38,7 @@ def serve(
     After a crash or an upgrade: `cloister serve --resume runs/... --certificates simulations/heart/certs`
     """
     from cloister.progress import ProgressDisplay, finish
+    from cloister.report import reported
     from cloister.terminal import ConsoleHandler, progress_console
     from common.logs import json_handler, log_to, quiet_flower
     from server import serve as server
@@ -57,7 +59,8 @@ def serve(
     console = progress_console(quiet)
     quiet_flower()
     log_to(json_handler() if as_json else ConsoleHandler(console))
-    with ProgressDisplay(progress_console(quiet or as_json), limits=begun.federation.privacy.limits) as display:
+    display = ProgressDisplay(progress_console(quiet or as_json), limits=begun.federation.privacy.limits)
+    with reported(no_report=no_report), display:
         result, folder = server.serve(
             begun,
             address=address,
@@ -70,4 +73,4 @@ def serve(
             stay=stay,
             observers=[display, server.log_event] if as_json else [display],
         )
-    finish(result, folder)
+    finish(result, folder, no_report=no_report)

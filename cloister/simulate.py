@@ -16,6 +16,7 @@ from cloister.verbs import (
     FederationFile,
     GenerateOption,
     HeldOutOption,
+    NoReportOption,
     OutOption,
     PartitionOption,
     QuietOption,
@@ -57,6 +58,7 @@ def simulate(
     held_out: HeldOutOption = None,
     encoding: EncodingOption = None,
     decimal: DecimalOption = None,
+    no_report: NoReportOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Run a whole federation on this machine, without a network.
@@ -67,6 +69,7 @@ def simulate(
 
     from client.device import describe_device, resolve_device
     from cloister.progress import ProgressDisplay, finish
+    from cloister.report import reported
     from cloister.terminal import progress_console, tell, warn
     from common.document import federation as federations
     from common.logs import quiet_flower
@@ -108,11 +111,11 @@ def simulate(
         console.print(
             f"simulating {federation.name}: {len(sites)} clients on {describe_device(where)}", highlight=False
         )
-        with display:
+        with reported(no_report=no_report), display:
             result = run_on(grid, federation, sites, folder, run=run, observe=display, held_out=scorer)
     if len(sites.refused) > MOST_LINES:
         tell(console, f"and {len(sites.refused) - MOST_LINES} more clients are left out")
-    finish(result, folder.path)
+    finish(result, folder.path, no_report=no_report)
 
 
 def _met(sites: Sites, *, one_table: bool) -> list[str]:

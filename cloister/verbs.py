@@ -46,6 +46,7 @@ SeedOption = Annotated[
     int | None, typer.Option("--seed", help="Seed of everything random [default: the federation's].")
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+NoReportOption = Annotated[bool, typer.Option("--no-report", help="Write no report.html and model_card.md.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
 LogFormatOption = Annotated[str, typer.Option(click_type=Choice(["text", "json"]), help="What stderr carries.")]
 JSONOption = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]

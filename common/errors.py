@@ -24,6 +24,7 @@ Only these become one line; anything else is a bug and keeps its traceback.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class CloisterError(Exception):
@@ -107,6 +108,7 @@ class OutputError(CloisterError):
 
 
 class RunFailed(CloisterError):
-    """A run that started and could not go on."""
+    """A run that started and could not go on. `folder` is what it has left, if anything."""
 
     exit_code = 1
+    folder: Path | None = None

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.document import federation as federations
 from common.document.federation import Federation
-from common.errors import CloisterError, ConfigError, RunFolderError
+from common.errors import CloisterError, ConfigError, RunFailed, RunFolderError
 from common.model.memory import room_for
 from common.model.scores import Scores
 from common.model.weights import Weights, initial_weights
@@ -120,6 +120,8 @@ def execute(
         journal.undo_what_is_not_saved(run)
         with suppress(RunFolderError):  # what ended the run is what is told
             end(Ending("failed", reason))
+        if isinstance(error, RunFailed):
+            error.folder = folder.path
         raise
     return end(ending)
 

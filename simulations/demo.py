@@ -58,6 +58,7 @@ def run_demo(folder: Path, *, observe: Callable[[Event], None]) -> tuple[dict[st
     run = folder / "server" / "run"
     with ExitStack() as processes:
         serving = ["serve", "federation.yaml", "--address", "127.0.0.1:0", "--certificates", "certs", "--out", "run"]
+        serving.append("--no-report")  # which is made once held-out rows are scored
         server = processes.enter_context(_process(serving, folder / "server"))
         events = _events(run / "events.jsonl", server, folder / "server" / "log.txt")
         address = next(event.address for event in events if isinstance(event, Serving))

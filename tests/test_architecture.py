@@ -35,6 +35,7 @@ FOLDERS = {
     "server/sessions": {"server/rounds"},
     "server/folder": {"server/rounds"},
     "server/observers": {"server/rounds"},
+    "server/report": {"server/rounds", "server/folder"},
 }
 
 # Where a package may be imported: in a folder, or in one file. So all else is tested without a network.
@@ -56,6 +57,12 @@ EDGES = {
     "ray": ("simulations/ray_grid.py", "simulations/benchmarks/"),
     "rich": ("cloister/",),
     "typer": ("cloister/",),
+    "altair": ("server/report/",),
+    "vl_convert": ("server/report/page.py",),
+    "jinja2": ("server/report/page.py",),
+    "onnx": ("common/inference/",),
+    "onnxruntime": ("common/inference/",),
+    "captum": ("common/inference/explanation.py",),
     "opacus": ("client/training/", "common/privacy/second_opinion.py", "simulations/benchmarks/"),
 }
 

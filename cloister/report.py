@@ -1,0 +1,112 @@
+"""`cloister report`: a run, or several, to look at."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cloister.models import ForceOption
+from cloister.verbs import app, verb
+
+PAGE, CARD, COMPARISON = "report.html", "model_card.md", "comparison.html"
+
+
+@app.command()
+@verb
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="A run folder, or several to compare.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The page [default: in the run folder, or comparison.html].")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(metavar="DIR", help="Also each chart as a PNG, for a paper.")] = None,
+    force: ForceOption = False,
+) -> None:
+    """Write a run's report and model card: one page that asks no network for anything. Of several runs, a comparison.
+
+    Example: `cloister report runs/...`
+    """
+    from cloister import models
+    from common.errors import OutputError
+    from server.folder.folder import read_run
+
+    models.needs("report", "altair", "vl_convert", "jinja2")
+    from server.report import comparison, figures, page
+
+    records = [read_run(run) for run in runs]
+    if len(records) == 1:
+        drawn = figures.figures(records[0])
+        place = out or runs[0] / PAGE
+        if out is not None:
+            models.check_out(out, force=force)
+        page.write(place, page.report(records[0]))
+        card = write_card(runs[0])
+        print(f"{place}\n{card}")
+    else:
+        drawn = comparison.comparison_figures(records)
+        place = out or Path(COMPARISON)
+        models.check_out(place, force=force)
+        page.write(place, comparison.comparison(records))
+        print(place)
+    if png is not None:
+        for figure in drawn:
+            if (path := png / f"{figure.key}.png").exists() and not force:
+                raise OutputError(f"{path}: is there already; --force replaces it")
+        for path in page.write_pictures(png, drawn):
+            print(path)
+
+
+def write_card(run: Path) -> Path:
+    """Writes a run's model card into its folder."""
+    from server.folder.folder import read_run
+    from server.report.card import card
+
+    return _write(run / CARD, card(read_run(run)))
+
+
+def after_run(run: Path) -> list[str]:
+    """Writes the report and the card of a run that has just ended, whatever else was installed. Returns what to tell:
+    a report that cannot be made is no fault of the run."""
+    from importlib.util import find_spec
+
+    from common.errors import CloisterError
+
+    try:
+        told = [f"model card: {write_card(run)}"]
+        if any(find_spec(package) is None for package in ("altair", "vl_convert", "jinja2")):
+            return [*told, "no report: pip install 'cloister[report]', then `cloister report` makes it"]
+        from server.folder.folder import read_run
+        from server.report import page
+
+        page.write(run / PAGE, page.report(read_run(run)))
+        return [f"report: {run / PAGE}", *told]
+    except CloisterError as error:
+        return [f"warning: no report: {error}"]
+
+
+@contextmanager
+def reported(*, no_report: bool) -> Iterator[None]:
+    """Around a run: one that fails has a report all the same."""
+    from common.errors import RunFailed
+
+    try:
+        yield
+    except RunFailed as failed:
+        for line in after_run(failed.folder) if failed.folder is not None and not no_report else ():
+            print(line, file=sys.stderr)
+        raise
+
+
+def _write(path: Path, text: str) -> Path:
+    from common.errors import OutputError
+    from common.files import replace
+
+    try:
+        replace(path, text.encode())
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+    return path

@@ -1,0 +1,214 @@
+"""The model card (Mitchell et al. 2019, "Model Cards for Model Reporting"): what a reader of the model should know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from common.document.schema import Categorical, Classes
+from common.model.scores import Scores
+from server.folder.folder import RunRecord
+from server.report import facts
+
+MOST_CLIENTS = 50  # with a line each
+
+
+def card(record: RunRecord) -> str:
+    """The card of a run's model, in Markdown."""
+    parts = [_model, _use, _data, _training, _results, _by_client, _privacy, _limits]
+    return "\n".join(line for part in parts for line in part(record)).rstrip() + "\n"
+
+
+def _model(record: RunRecord) -> Iterator[str]:
+    federation = record.federation
+    sizes = " - ".join(map(str, federation.layer_sizes))
+    yield f"# Model card: {federation.name}"
+    yield from _paragraph(facts.task(federation), facts.ended(record))
+    yield from _table(
+        ("", ""),
+        [
+            ("model", f"multilayer perceptron {sizes}, {federation.model.activation}"),
+            ("parameters", f"{federation.parameters:,}"),
+            ("run", record.run or "none"),
+            ("begun", facts.began(record) or "not yet"),
+            ("federation's fingerprint", f"`{federation.fingerprint}`"),
+            ("software", ", ".join(f"{k} {v}" for k, v in record.privacy.get("software", {}).items()) or "not stated"),
+        ],
+    )
+
+
+def _use(record: RunRecord) -> Iterator[str]:
+    yield "## Use"
+    yield ""
+    yield "    cloister predict RUN_DIR new.csv -o predictions.csv"
+    yield from _paragraph(
+        "",
+        "It is meant for tables whose columns mean what the schema below says, and whose rows are like those of the "
+        "participants. What it was not trained on, it knows nothing of.",
+    )
+
+
+def _data(record: RunRecord) -> Iterator[str]:
+    schema = record.federation.data_schema
+    yield "## Data"
+    share = schema.validation_fraction
+    yield from _paragraph(
+        "The rows of each participant stayed with it. "
+        + (f"About {100 * share:.0f} % of each table's rows were kept for validation." if share else "")
+    )
+    rows = []
+    for feature in schema.features:
+        if isinstance(feature, Categorical):
+            values = ", ".join(map(str, feature.categories[:12])) + (", ..." if len(feature.categories) > 12 else "")
+        else:
+            values = f"a number from {feature.bounds[0]:g} to {feature.bounds[1]:g}, clamped"
+        rows.append((feature.name, values, "may be missing" if feature.may_be_missing else ""))
+    target = schema.target
+    if isinstance(target, Classes):
+        rows.append((target.name, f"the target: one of {', '.join(target.classes)}", ""))
+    else:
+        rows.append((target.name, f"the target: a number from {target.bounds[0]:g} to {target.bounds[1]:g}", ""))
+    yield from _table(("column", "values", ""), rows)
+
+
+def _training(record: RunRecord) -> Iterator[str]:
+    training, strategy = record.federation.training, record.federation.strategy
+    names = facts.participants(record)
+    local = f"{training.local_steps} steps" if training.local_steps else f"{training.local_epochs} epochs"
+    yield "## Training"
+    yield from _table(
+        ("", ""),
+        [
+            ("rounds", f"{record.standing.round} of {record.standing.rounds or training.rounds}"),
+            ("strategy", str(strategy.name)),
+            ("in each round", f"{local} of batches of {training.batch_size}, {training.optimizer}"),
+            ("learning rate", f"{training.learning_rate:g}"),
+            ("participants", f"{len(names)}" + (f": {', '.join(names)}" if 0 < len(names) <= MOST_CLIENTS else "")),
+            ("time", facts.duration(record.result["seconds"]) if "seconds" in record.result else "not ended"),
+        ],
+    )
+
+
+def _results(record: RunRecord) -> Iterator[str]:
+    federation = record.federation
+    yield "## Results"
+    found: list[tuple[str, Scores]] = []
+    for who, scores in (
+        ("held-out rows, exact", record.result.get("held_out") or record.standing.held_out),
+        (
+            "clients' validation rows" + (", by noisy counts" if federation.privacy.limits else ""),
+            record.standing.evaluation,
+        ),
+    ):
+        if scores:
+            found.append((who, scores))
+    if not found:
+        yield from _paragraph("It was not evaluated.")
+        return
+    names = [n for n in ("accuracy", "precision", "recall", "f1", "mae", "rmse") if any(n in s for _, s in found)]
+    rows = []
+    for name in names:
+        rows.append((facts.label(name), *(facts.shown(name, s[name]) if name in s else "" for _, s in found)))
+    yield from _table(("", *(who for who, _ in found)), rows)
+    for who, scores in found:
+        if (score := facts.score_of(scores, federation)) is not None and score.band:
+            yield from _paragraph(
+                f"On {who}, the true {facts.label(score.name)} of these rows lies {score.band} (95 %)."
+            )
+    if classes := found[0][1].get("per_class"):
+        yield from _paragraph(f"By class, on {found[0][0]}:")
+        yield from _table(
+            ("class", "precision", "recall", "F1"),
+            [
+                (label, *("none" if of[n] is None else f"{100 * of[n]:.1f} %" for n in ("precision", "recall", "f1")))
+                for label, of in classes.items()
+            ],
+        )
+
+
+def _by_client(record: RunRecord) -> Iterator[str]:
+    name = record.federation.metrics[0]
+    held_out = (record.result.get("held_out") or {}).get("per_client", {})
+    evaluated = (record.standing.evaluation or {}).get("per_client", {})
+    figures = {c: own[name] for c, own in (held_out or evaluated).items() if name in own}
+    spread = (record.standing.evaluation or {}).get("spread")
+    if not figures and not spread:
+        return
+    yield "## Results by client"
+    if not figures or len(figures) > MOST_CLIENTS:
+        ends = facts.quantiles(list(figures.values())) if figures else [spread[i] for i in (0, 2, 3, 4, 6)]  # type: ignore[index]
+        headings = ("", "least", "lower quartile", "median", "upper quartile", "largest")
+        yield from _table(headings, [(facts.label(name), *(facts.shown(name, end) for end in ends))])
+        return
+    yield from _table(("client", facts.label(name)), [(c, facts.shown(name, v)) for c, v in sorted(figures.items())])
+    if not held_out and record.federation.privacy.limits:
+        yield from _paragraph(
+            "Of noisy counts: a client has few rows, and noise moves its figure far more than that of all."
+        )
+
+
+def _privacy(record: RunRecord) -> Iterator[str]:
+    yield "## Privacy"
+    units = facts.epsilons(record)
+    if not units:
+        yield from _paragraph("None: the updates that left clients were exact, and can reveal rows.")
+        return
+    yield from _table(
+        ("protected", "epsilon, at most", "limit", "delta"),
+        [
+            (
+                f"each {u['unit']}",
+                "0" if u["epsilon"] is None else f"{u['epsilon']:.2f}",
+                f"{u['limit']:g}",
+                f"{u['delta']:g}",
+            )
+            for u in units
+        ],
+    )
+    for unit in ("row", "client"):
+        told: dict[str, Any] = record.privacy.get(unit) or {}
+        if told:
+            yield from _paragraph(
+                f"Unit: {told['unit']}; neighbours: {told['neighbours']}; adversary: {told['adversary']}."
+            )
+            yield from (f"- not covered: {line}" for line in told.get("not_covered", ()))
+            yield ""
+
+
+def _limits(record: RunRecord) -> Iterator[str]:
+    yield "## Limits"
+    yield ""
+    yield "- Its figures are those of the participants' rows; elsewhere it may do better or worse."
+    yield "- Values outside a column's bounds are clamped, and categories that the schema does not list count as other."
+    if refused := sorted(
+        {one["client"] for one in facts.refusals(record) if one["kind"] in ("refused", "budget exhausted")}
+    ):
+        yield f"- Without the rows of {', '.join(refused[:MOST_CLIENTS])}, who refused."
+    if record.federation.privacy.limits:
+        yield "- Noise for privacy costs accuracy, most for classes and groups with few rows."
+    yield "- These figures say nothing of groups of people: `cloister evaluate RUN_DIR table.csv --by COLUMN` does."
+
+
+def _paragraph(*texts: str) -> Iterator[str]:
+    yield ""
+    yield " ".join(_plain(text) for text in texts if text)
+    yield ""
+
+
+def _table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    headings = [_cell(heading) for heading in headings]
+    yield ""
+    yield f"| {' | '.join(headings)} |"
+    yield f"|{'---|' * len(headings)}"
+    for row in rows:
+        yield f"| {' | '.join(map(_cell, row))} |"
+    yield ""
+
+
+def _cell(text: str) -> str:
+    return _plain(text).replace("|", "\\|")
+
+
+def _plain(text: str) -> str:
+    """Text that is one line, and no HTML to whoever shows Markdown."""
+    return " ".join(text.split()).replace("<", "&lt;")

@@ -1,0 +1,193 @@
+"""What a run comes to, in figures and in sentences: for the page, the model card and comparisons alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from common.document.federation import Federation
+from common.document.schema import Categorical, Classes
+from common.model.scores import Scores
+from server.folder.folder import RunRecord
+from server.rounds.events import RoundEnded, State
+
+Z = 1.959964  # of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Score:
+    """The figure that says most about a model. `low` and `high` are what noise makes uncertain; None without noise."""
+
+    name: str  # accuracy or mae
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        return shown(self.name, self.value)
+
+    @property
+    def band(self) -> str:
+        """What noise makes uncertain, in words; "" without noise."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"between {shown(self.name, self.low)} and {shown(self.name, self.high)}, by the noise in its counts"
+
+
+def shown(name: str, value: float) -> str:
+    """A figure for a person: shares in percent, errors in the target's units."""
+    return f"{value:.4g}" if name in ("mae", "mse", "rmse") else f"{100 * value:.1f} %"
+
+
+def label(name: str) -> str:
+    """What a figure is called."""
+    named = {"mae": "mean absolute error", "rmse": "root mean squared error", "f1": "F1, macro"}
+    return named.get(name, f"{name}, macro" if name in ("precision", "recall") else name)
+
+
+def score_of(scores: Scores | None, federation: Federation) -> Score | None:
+    """The figure of an evaluation; None if there was none, or no row was counted."""
+    name = federation.metrics[0]
+    if not scores or name not in scores:
+        return None
+    value, deviation = float(scores[name]), noise_of(scores, federation)
+    if deviation is None:
+        return Score(name, value)
+    highest = 1.0 if name == "accuracy" else math.inf
+    return Score(name, value, max(value - Z * deviation, 0.0), min(value + Z * deviation, highest))
+
+
+def noise_of(scores: Scores, federation: Federation) -> float | None:
+    """Standard deviation that the counts' noise gives to accuracy or mae; None where there is none.
+
+    To first order: each count has independent noise of deviation s (`count_noise`). Accuracy A is k of the k^2 counts
+    over all of them, T together, so its variance is s^2 / T^2 (k - 2 A k + A^2 k^2); the scaled mean error m is one
+    count over another, n rows, so its variance is s^2 / n^2 (1 + m^2).
+    """
+    s, rows = float(scores.get("count_noise", 0.0)), float(scores.get("rows", 0.0))
+    if s <= 0 or rows <= 0:
+        return None
+    target = federation.data_schema.target
+    if isinstance(target, Classes):
+        k, a = federation.data_schema.outputs, float(scores["accuracy"])
+        return s / rows * math.sqrt(max(k - 2 * a * k + (a * k) ** 2, 0.0))
+    m, (low, high) = float(scores["scaled"]["mae"]), target.bounds
+    return s / rows * math.sqrt(1 + m * m) * (high - low)
+
+
+def complete(record: RunRecord) -> list[RoundEnded]:
+    """The rounds that moved the model. After a restart a round may have been told twice: the last word counts."""
+    return list({event.round: event for event in record.rounds if not event.failed}.values())
+
+
+def task(federation: Federation) -> str:
+    """What the model is for, in a sentence."""
+    schema = federation.data_schema
+    categories = sum(isinstance(feature, Categorical) for feature in schema.features)
+    numbers = len(schema.features) - categories
+    kinds = [_counted(numbers, "number", "numbers")] if numbers else []
+    kinds += [_counted(categories, "category", "categories")] if categories else []
+    columns = f"{_counted(len(schema.features), 'column', 'columns')} ({', '.join(kinds)})"
+    if isinstance(schema.target, Classes):
+        classes = list(schema.target.classes)
+        named = ", ".join(classes) if len(classes) <= 6 else f"{len(classes)} classes"
+        return f"Predicts {schema.target.name} ({named}) from {columns}."
+    low, high = schema.target.bounds
+    return f"Predicts {schema.target.name}, a number from {low:g} to {high:g}, from {columns}."
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def ended(record: RunRecord, *, why: bool = True) -> str:
+    """How the run stands or ended, in a sentence; with `why`, also the reason."""
+    standing = record.standing
+    done = f"{standing.round} of {standing.rounds or record.federation.training.rounds} rounds"
+    said = {
+        State.STARTING: "It has not begun",
+        State.WAITING: f"It waits for clients, after {done}",
+        State.RUNNING: f"It goes on, after {done}",
+        State.COMPLETED: f"It completed {done}",
+        State.BUDGET_EXHAUSTED: f"It ended after {done}, because privacy budgets are spent",
+        State.STOPPED: f"It was stopped after {done}",
+        State.FAILED: f"It failed after {done}",
+    }[standing.state]
+    return f"{said}{': ' + standing.reason if why and standing.reason else ''}."
+
+
+def participants(record: RunRecord) -> list[str]:
+    """Who took part in any round, by name; of more than events name, those of result.json."""
+    named = {name for event in record.rounds for name in event.members}
+    return sorted(named | set(record.result.get("clients", ())))
+
+
+def refusals(record: RunRecord) -> list[dict[str, Any]]:
+    """Who said no, or whose replies did not count: by client and kind, how often, and the last reason."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for said in record.refused:
+        found[said.client, said.kind] = {"rounds": 0, "reason": said.reason}
+    for event in record.rounds:
+        for rejected in event.rejected:
+            one = found.setdefault((rejected.client, rejected.kind), {"rounds": 0, "reason": ""})
+            one["rounds"] += 1
+            one["reason"] = rejected.reason
+    return [
+        {"client": client, "kind": kind.replace("_", " "), **told}
+        for (client, kind), told in sorted(found.items(), key=lambda item: (-item[1]["rounds"], item[0]))
+    ]
+
+
+def epsilons(record: RunRecord) -> list[dict[str, Any]]:
+    """What each protected unit has paid and may pay: row, client, or both."""
+    federation, found = record.federation, []
+    for unit, settings in (("row", federation.privacy.row), ("client", federation.privacy.client)):
+        if settings is None:
+            continue
+        told = record.privacy.get(unit) or {}
+        last = next((e.privacy[unit]["epsilon"] for e in reversed(record.rounds) if unit in e.privacy), None)
+        found.append(
+            {
+                "unit": unit,
+                "epsilon": told.get("epsilon") if told.get("epsilon") is not None else last,
+                "spent": last,
+                "limit": settings.epsilon,
+                "delta": settings.delta,
+            }
+        )
+    return found
+
+
+def per_client(record: RunRecord) -> dict[str, dict[str, Any]]:
+    """What each client stated of its rows' privacy, by name (privacy.json)."""
+    row = record.privacy.get("row")
+    return dict(row.get("per_client", {})) if isinstance(row, Mapping) else {}
+
+
+def began(record: RunRecord) -> str:
+    """When the run began, in UTC; "" if it never did."""
+    return datetime.fromtimestamp(record.started, UTC).strftime("%Y-%m-%d %H:%M UTC") if record.started else ""
+
+
+def duration(seconds: float) -> str:
+    """A time for a person."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def quantiles(values: list[float]) -> list[float]:
+    """Least, lower quartile, median, upper quartile and largest of some figures."""
+    ordered = sorted(values)
+
+    def at(share: float) -> float:
+        place = share * (len(ordered) - 1)
+        low = math.floor(place)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+    return [at(share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]

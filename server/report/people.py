@@ -1,0 +1,270 @@
+"""Charts of who took part: what each client has spent, how the model does there, who answered when, and how long."""
+
+from __future__ import annotations
+
+import altair as alt
+
+from server.folder.folder import RunRecord
+from server.report import facts
+from server.report.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    MOST_NAMED,
+    ORANGE,
+    PURPLE,
+    RED,
+    Figure,
+    Rows,
+    bins_of,
+    by_round,
+    colour,
+    data,
+    few_labels,
+    figure_of,
+    height_of,
+    histogram,
+    last_scores,
+    span,
+    thinned,
+)
+
+
+def spent(record: RunRecord) -> Figure | None:
+    """Epsilon of each client's rows against the limit; of many how it spreads."""
+    row, stated = record.federation.privacy.row, facts.per_client(record)
+    if row is None or not stated:
+        return None
+    caption = "Used (bar), all that was planned (tick), and the limit of the federation's document (dashed)."
+    if len(stated) > MOST_NAMED:
+        used = [{"epsilon": told["epsilon"]} for told in stated.values()]
+        return figure_of(
+            "spent",
+            "Privacy spent by client",
+            f"How many of {len(used):,} clients have spent how much; the document's limit is {row.epsilon:g}.",
+            histogram(used, "epsilon", "epsilon"),
+        )
+    rows = [{"client": c, "used": t["epsilon"], "planned": t["planned_epsilon"]} for c, t in stated.items()]
+    y = alt.Y("client:N", title=None, sort="-x", axis=alt.Axis(labelLimit=160))
+    base = alt.Chart(data(rows)).encode(
+        y=y,
+        tooltip=[
+            alt.Tooltip("client:N"),
+            alt.Tooltip("used:Q", format=".3f"),
+            alt.Tooltip("planned:Q", format=".3f"),
+        ],
+    )
+    bar = base.mark_bar(color=BLUE).encode(x=alt.X("used:Q", title="epsilon"))
+    tick = base.mark_tick(color=ORANGE, thickness=3).encode(x="planned:Q")
+    limit = alt.Chart(data([{"limit": row.epsilon}])).mark_rule(strokeDash=[5, 4], color=RED).encode(x="limit:Q")
+    return figure_of("spent", "Privacy spent by client", caption, bar + tick + limit, height=height_of(len(rows)))
+
+
+def clients(record: RunRecord) -> Figure | None:
+    """Each client's accuracy or error; of many how it spreads."""
+    name = record.federation.metrics[0]
+    form = ".1%" if name == "accuracy" else ".4g"
+    rows: Rows = []
+    for who, scores in last_scores(record):
+        for client, own in scores.get("per_client", {}).items():
+            if name in own:
+                rows.append({"client": client, "value": own[name], "of": who})
+    title = f"{facts.label(name).capitalize()} by client"
+    if not rows:
+        return _spread(record, title)
+    if len({row["client"] for row in rows}) > MOST_NAMED:
+        shown = [{"value": row["value"]} for row in rows]
+        return figure_of(
+            "clients",
+            title,
+            f"How many clients have which, of {len(shown)}.",
+            histogram(shown, "value", facts.label(name), form),
+        )
+    kinds = list(dict.fromkeys(row["of"] for row in rows))
+    order = [row["client"] for row in sorted(rows, key=lambda row: row["value"], reverse=name == "accuracy")]
+    chart = (
+        alt.Chart(data(rows))
+        .mark_point(filled=True, size=90)
+        .encode(
+            x=alt.X("value:Q", title=facts.label(name), axis=alt.Axis(format=form), scale=alt.Scale(zero=False)),
+            y=alt.Y("client:N", title=None, sort=list(dict.fromkeys(order)), axis=alt.Axis(labelLimit=160, grid=True)),
+            color=colour("of:N", kinds),
+            tooltip=[alt.Tooltip("client:N"), alt.Tooltip("of:N"), alt.Tooltip("value:Q", format=form)],
+        )
+    )
+    worst, best = order[-1], order[0]
+    noisy = (
+        " A client has few rows, so noise moves its figure far more than that of all."
+        if record.federation.privacy.limits
+        else ""
+    )
+    return figure_of(
+        "clients", title, f"Worst: {worst}, best: {best}.{noisy}", chart, height=height_of(len(set(order)))
+    )
+
+
+def participation(record: RunRecord) -> Figure | None:
+    """Who took part when; of many how many did."""
+    if not record.rounds:
+        return None
+    names = facts.participants(record)
+    named = all(event.members or not event.clients for event in record.rounds)
+    if not named or len(names) > MOST_NAMED:
+        return _counts(record)
+    rows: Rows = []
+    parts = bins_of(record.rounds)
+    everyone = sorted({*names, *(r.client for event in record.rounds for r in event.rejected)})
+    kinds = ["took part", "in some of these rounds", "reply did not count"]
+    for events in parts:
+        for client in everyone:
+            took = sum(client in event.members for event in events)
+            said = [r.reason for event in events for r in event.rejected if r.client == client]
+            kind = kinds[2] if said else kinds[0] if took == len(events) else kinds[1] if took else ""
+            if kind:
+                rows.append(
+                    {"round": span(events), "client": client, "state": kind, "reason": said[-1] if said else ""}
+                )
+    if not rows:
+        return None
+    present = [kind for kind in kinds if any(row["state"] == kind for row in rows)]
+    chart = (
+        alt.Chart(data(rows))
+        .mark_rect(stroke="white", strokeOpacity=0.5, strokeWidth=0.5)
+        .encode(
+            x=alt.X("round:O", title="round", sort=None, axis=few_labels(len(parts))),
+            y=alt.Y("client:N", title=None, axis=alt.Axis(labelLimit=160)),
+            color=alt.Color(
+                "state:N",
+                title=None,
+                scale=alt.Scale(
+                    domain=present, range=[{kinds[0]: GREEN, kinds[1]: ORANGE, kinds[2]: RED}[k] for k in present]
+                ),
+                legend=alt.Legend(orient="bottom"),
+            ),
+            tooltip=[alt.Tooltip("round:O"), alt.Tooltip("client:N"), alt.Tooltip("state:N"), alt.Tooltip("reason:N")],
+        )
+    )
+    caption = "Each client in each round. An empty cell: it was not asked, not there, or had nothing to say."
+    return figure_of("participation", "Who took part when", caption, chart, height=height_of(len(everyone)))
+
+
+def times(record: RunRecord) -> Figure | None:
+    """What rounds spent their time on."""
+    if not record.rounds:
+        return None
+    parts = {
+        "waiting": "waiting for clients",
+        "clients": "clients at work",
+        "transfer": "transfer of the slowest reply",
+        "aggregation": "aggregation",
+        "evaluation": "evaluation",
+        "rest": "all of it",
+    }
+    rows: Rows = []
+    bins = bins_of(record.rounds)
+    for events in bins:
+        found = {"waiting": sum(event.waiting for event in events)}
+        for event in events:
+            for part, seconds in (event.times or {"rest": event.seconds}).items():
+                found[part] = found.get(part, 0.0) + seconds
+        rows += [
+            {
+                "round": span(events),
+                "part": parts[part],
+                "seconds": seconds / len(events),
+                "order": list(parts).index(part),
+            }
+            for part, seconds in found.items()
+            if part in parts
+        ]
+    total = sum(row["seconds"] for row in rows)
+    if total <= 0:
+        return None
+    present = [name for part, name in parts.items() if any(row["part"] == name and row["seconds"] > 0 for row in rows)]
+    colours = dict(zip(parts.values(), (GREY, BLUE, PURPLE, ORANGE, GREEN, BLUE), strict=True))
+    chart = (
+        alt.Chart(data(rows))
+        .mark_bar()
+        .encode(
+            x=alt.X("round:O", title="round", sort=None, axis=few_labels(len(bins))),
+            y=alt.Y("seconds:Q", title="seconds a round"),
+            color=alt.Color(
+                "part:N",
+                title=None,
+                scale=alt.Scale(domain=present, range=[colours[name] for name in present]),
+                legend=alt.Legend(orient="bottom", columns=2),
+            ),
+            order="order:Q",
+            tooltip=[alt.Tooltip("round:O"), alt.Tooltip("part:N"), alt.Tooltip("seconds:Q", format=".3g")],
+        )
+    )
+    caption = (
+        "Mean seconds of a round, by what they went to, as the server sees it; the way to clients is in their work."
+    )
+    return figure_of("times", "Where the time went", caption, chart)
+
+
+def _spread(record: RunRecord, title: str) -> Figure | None:
+    """How the figures of many clients spread, by round, where events tell quantiles."""
+    rows = [
+        {
+            "round": e.round,
+            "least": q[0],
+            "low": q[1],
+            "lower": q[2],
+            "median": q[3],
+            "upper": q[4],
+            "high": q[5],
+            "most": q[6],
+        }
+        for e in thinned(facts.complete(record))
+        if e.evaluation and (q := e.evaluation.get("spread"))
+    ]
+    if not rows:
+        return None
+    name = record.federation.metrics[0]
+    form = ".1%" if name == "accuracy" else ".4g"
+    base = alt.Chart(data(rows)).encode(x=by_round())
+    y = alt.Y("low:Q", title=facts.label(name), axis=alt.Axis(format=form), scale=alt.Scale(zero=False))
+    wide = base.mark_area(opacity=0.18, color=BLUE).encode(y=y, y2="high:Q")
+    middle = base.mark_area(opacity=0.3, color=BLUE).encode(y="lower:Q", y2="upper:Q")
+    fields = ("least", "low", "lower", "median", "upper", "high", "most")
+    line = base.mark_line(color=BLUE, point=len(rows) <= 60).encode(
+        y="median:Q", tooltip=["round:Q", *(alt.Tooltip(f"{field}:Q", format=form) for field in fields)]
+    )
+    caption = "Median of the clients (line), half of them (dark band), and eight in ten (light band)."
+    return figure_of("clients", title, caption, wide + middle + line)
+
+
+def _counts(record: RunRecord) -> Figure:
+    """How many clients took part in each round."""
+    bins = bins_of(record.rounds)
+    rows: Rows = []
+    for events in bins:
+        n = len(events)
+        counted, asked = (sum(getattr(e, name) for e in events) / n for name in ("clients", "asked"))
+        rows.append({"round": span(events), "state": "replies that counted", "clients": counted, "order": 0})
+        rows.append(
+            {"round": span(events), "state": "asked, without one", "clients": max(asked - counted, 0.0), "order": 1}
+        )
+    present = ["replies that counted"]
+    present += ["asked, without one"] if any(row["order"] and row["clients"] for row in rows) else []
+    chart = (
+        alt.Chart(data(rows))
+        .mark_bar()
+        .encode(
+            x=alt.X("round:O", title="round", sort=None, axis=few_labels(len(bins))),
+            y=alt.Y("clients:Q", title="clients"),
+            color=alt.Color(
+                "state:N",
+                title=None,
+                scale=alt.Scale(domain=present, range=[GREEN, ORANGE][: len(present)]),
+                legend=alt.Legend(orient="bottom"),
+            ),
+            order="order:Q",
+            tooltip=[alt.Tooltip("round:O"), alt.Tooltip("state:N"), alt.Tooltip("clients:Q", format=",.1f")],
+        )
+    )
+    return figure_of(
+        "participation", "How many took part", "Clients that each round asked, by whether a reply counted.", chart
+    )
