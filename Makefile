@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: setup demo test lint bench bench-wire results docs stubs clean
+.PHONY: setup demo test lint browser picture bench bench-wire results docs stubs clean
 
 setup: $(VENV)/.installed
 
@@ -23,8 +23,19 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Chromium, in which tests open reports. Where it is not there and cannot be installed, they are skipped.
+browser:
+	@command -v chromium chromium-browser google-chrome > /dev/null || \
+	{ test "$$(id -u)" = 0 && command -v apt-get > /dev/null && \
+	{ apt-get install -qq -y chromium || { apt-get update -qq && apt-get install -qq -y chromium; }; } > /dev/null 2>&1; } || \
+	echo "no chromium: the tests that open a report in a browser are skipped"
+
+# The README's picture of a report: a run of the four hospitals, as Chromium shows it. Commit what it writes.
+picture: setup browser
+	$(BIN)/python -m simulations.picture
+
 # Two at a time: a third of the suite waits, for deadlines and for processes.
-test: lint
+test: lint browser
 	$(BIN)/pytest -n 2 --dist worksteal
 
 # How fast simulations are, beside Flower's own; writes docs/performance.md. A quarter of an hour, on an idle machine.

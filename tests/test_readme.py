@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cloister.reference import PAGES, page
+from common.inference import saved
 from tests.support import ROOT, recomputed
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(1200)]
@@ -47,7 +48,7 @@ def sh(script: str, folder: Path, *, timeout: float = 240) -> str:
 
 def blocks() -> list[str]:
     found = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
-    assert len(found) == 5
+    assert len(found) == 6
     return found
 
 
@@ -88,8 +89,17 @@ def test_make_demo_trains_the_four_hospitals(clone):
         assert 3.9 < client["planned_epsilon"] <= 4.0
     # 16 seeds gave 0.80 with a standard deviation of 0.03; the majority class is 0.55.
     assert result["held_out"]["accuracy"] > 0.65
-    for shown in ("accuracy", "precision", "recall", "F1", "epsilon of va", str(run)):
+    for shown in ("accuracy", "precision", "recall", "F1", "epsilon of va", str(run), f"report: {run / 'report.html'}"):
         assert shown in told
+    assert "healthy" in (run / "report.html").read_text() and "# Model card" in (run / "model_card.md").read_text()
+    (last,) = (line for line in told.splitlines() if line.startswith("predict with the model: "))
+    said = sh(last.partition(": ")[2].replace("cloister ", ".venv/bin/cloister ", 1), clone)
+    assert "predictions.csv: predictions for 303 rows" in said
+    (clone / "predictions.csv").unlink()
+    # Each hospital has the model, and what it stated itself.
+    for hospital in hospitals:
+        (kept,) = (run.parent.parent / hospital / "state").glob("*.models/*.safetensors")
+        assert saved.from_bytes(kept.read_bytes(), "it").round == 30
 
 
 def test_the_simulations_run_as_printed(clone):
@@ -119,6 +129,20 @@ def test_the_budget_is_told_before_and_after_as_printed(clone):
     told = sh(blocks()[4], clone)
     assert "30 rounds of 2 steps" in told
     assert "dataset cleveland-heart: epsilon 8 at delta 0.001" in told
+
+
+def test_the_model_is_used_as_printed(clone):
+    told = sh(blocks()[5], clone)
+    for shown in (
+        "predictions.csv: predictions for 200 rows",
+        "by sex",
+        "accuracy lost",
+        "heart.onnx: ",
+        "checked against",
+    ):
+        assert shown in told
+    assert (clone / "runs/heart/report.html").stat().st_size > 500_000
+    assert (clone / "runs/heart/explanation.json").exists()
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -176,6 +176,8 @@ def read_run(path: Path) -> RunRecord:
         ConfigError: its federation.yaml has mistakes.
     """
     folder = RunFolder.open(path)
+    if not (path / "events.jsonl").is_file():
+        raise RunFolderError(f"{path}: not the folder of a run, or of one that never began: it has no events.jsonl")
     federation = federations.load(path / "federation.yaml")
     events = list(folder.events())
     begun = [event for event in events if isinstance(event, Started | Resumed)]

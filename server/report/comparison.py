@@ -50,8 +50,10 @@ def comparison_figures(records: Sequence[RunRecord]) -> list[Figure]:
     points: list[dict[str, Any]] = []
     for label, record in zip(_names(records), records, strict=True):
         exact = record.result.get("held_out") or record.standing.held_out
-        for event in thinned(facts.complete(record)):
-            score = facts.score_of(event.held_out if exact else event.evaluation, record.federation)
+        made_rounds = facts.complete(record)
+        by_held_out = any(event.held_out for event in made_rounds)
+        for event in thinned(made_rounds):
+            score = facts.score_of(event.held_out if by_held_out else event.evaluation, record.federation)
             if score is not None:
                 curves.append({"round": event.round, "run": label, "value": score.value})
         last = facts.score_of(exact or record.standing.evaluation, record.federation)

@@ -61,6 +61,7 @@ def rounds(
 def written(path: Path, document: Federation, events: Sequence[Event], **result: Any) -> RunRecord:
     """The folder of a run with these events; with `result`, one that has ended."""
     folder = RunFolder.create(document, path=path)
+    (path / "events.jsonl").touch()
     for event in events:
         folder.record(event)
     row = document.privacy.row

@@ -168,7 +168,11 @@ def test_a_run_folder_is_read_whole(private, tmp_path):
     assert record.rounds[-1].members == ("client-0", "client-1", "client-2")
     assert (record.result, record.explanation, record.refused) == (result, {}, ())
     assert record.privacy["run"] == "test" and record.started > 1e9
-    fresh = read_run(RunFolder.create(federation(), path=tmp_path / "fresh").path)
+    path = RunFolder.create(federation(), path=tmp_path / "fresh").path
+    with pytest.raises(RunFolderError, match="never began: it has no events.jsonl"):
+        read_run(path)
+    (path / "events.jsonl").touch()
+    fresh = read_run(path)
     assert (fresh.run, fresh.started, fresh.rounds, fresh.result, fresh.privacy) == ("", 0.0, (), {}, {})
     (fresh.path / "result.json").write_text("[]")
     with pytest.raises(RunFolderError, match=r"result.json: damaged"):
