@@ -169,7 +169,7 @@ def test_a_run_folder_is_read_whole(private, tmp_path):
     assert (record.result, record.explanation, record.refused) == (result, {}, ())
     assert record.privacy["run"] == "test" and record.started > 1e9
     path = RunFolder.create(federation(), path=tmp_path / "fresh").path
-    with pytest.raises(RunFolderError, match="never began: it has no events.jsonl"):
+    with pytest.raises(RunFolderError, match=r"never began: it has no events\.jsonl"):
         read_run(path)
     (path / "events.jsonl").touch()
     fresh = read_run(path)
