@@ -51,7 +51,6 @@ def explain(
     from cloister.terminal import progress_console, tell
     from common import files
     from common.data import tables
-    from common.errors import OutputError
     from common.inference.explanation import explain as explained
     from common.inference.predictor import TorchPredictor
 
@@ -65,11 +64,8 @@ def explain(
         tell(console, line)
     told = found.to_json(schema)
     if model.is_dir():
-        try:
-            # Without the row, which is somebody's.
-            files.replace(model / KEPT, (json.dumps(told | {"row": None}, indent=2) + "\n").encode())
-        except OSError as error:
-            raise OutputError(f"{model / KEPT}: cannot be written: {error.strerror}") from error
+        # Without the row, which is somebody's.
+        files.write_out(model / KEPT, (json.dumps(told | {"row": None}, indent=2) + "\n").encode())
     if as_json:
         print(json.dumps(told, indent=2))
         return

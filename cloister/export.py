@@ -105,18 +105,13 @@ def _costs(saved: SavedModel, exact: Predictor, packed: Predictor, table: Path, 
 
 
 def _write(path: Path, data: bytes, example: Path, template: str) -> None:
-    """Raises `OutputError`, and leaves no half file."""
+    """Writes a model, and the program beside it. Raises `OutputError`."""
     from importlib.resources import files as resources
 
     from common import files
-    from common.errors import OutputError
 
-    text = resources("common.inference").joinpath(template).read_bytes()
-    for place, content in ((path, data), (example, text)):
-        try:
-            files.replace(place, content)
-        except OSError as error:
-            raise OutputError(f"{place}: cannot be written: {error.strerror}") from error
+    files.write_out(path, data)
+    files.write_out(example, resources("common.inference").joinpath(template).read_bytes())
 
 
 def _size(path: Path) -> str:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from cloister.report import after_run
 from cloister.terminal import tell
+from common.text import duration
 from server.rounds.events import Event, Refused, RoundEnded, Standing, Waiting, after
 
 NO_ROWS = "no validation rows"
@@ -245,11 +246,3 @@ def _figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         return [(shown, f"{100 * metrics[name]:.1f} %") for name, shown in names.items() if name in metrics]
     shown_first = [("MAE", f"{metrics['mae']:.4g}{_scaled(metrics, 'mae')}")] if "mae" in metrics else []
     return shown_first + [(name.upper(), f"{metrics[name]:.4g}") for name in ("rmse", "mse") if name in metrics]
-
-
-def duration(seconds: float) -> str:
-    """A time for a person: 3.2 s, 4 min 10 s, 2 h 5 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

@@ -31,6 +31,7 @@ def report(
     Example: `cloister report runs/...`
     """
     from cloister import models
+    from common import files
     from common.errors import OutputError
     from server.folder.folder import read_run
 
@@ -43,14 +44,13 @@ def report(
         place = out or runs[0] / PAGE
         if out is not None:
             models.check_out(out, force=force)
-        page.write(place, page.report(records[0]))
-        card = write_card(runs[0])
-        print(f"{place}\n{card}")
+        files.write_out(place, page.report(records[0]).encode())
+        print(f"{place}\n{write_card(runs[0])}")
     else:
         drawn = comparison.comparison_figures(records)
         place = out or Path(COMPARISON)
         models.check_out(place, force=force)
-        page.write(place, comparison.comparison(records))
+        files.write_out(place, comparison.comparison(records).encode())
         print(place)
     if png is not None:
         for figure in drawn:
@@ -62,10 +62,12 @@ def report(
 
 def write_card(run: Path) -> Path:
     """Writes a run's model card into its folder."""
+    from common import files
     from server.folder.folder import read_run
     from server.report.card import card
 
-    return _write(run / CARD, card(read_run(run)))
+    files.write_out(run / CARD, card(read_run(run)).encode())
+    return run / CARD
 
 
 def after_run(run: Path) -> list[str]:
@@ -73,6 +75,7 @@ def after_run(run: Path) -> list[str]:
     a report that cannot be made is no fault of the run."""
     from importlib.util import find_spec
 
+    from common import files
     from common.errors import CloisterError
 
     try:
@@ -82,7 +85,7 @@ def after_run(run: Path) -> list[str]:
         from server.folder.folder import read_run
         from server.report import page
 
-        page.write(run / PAGE, page.report(read_run(run)))
+        files.write_out(run / PAGE, page.report(read_run(run)).encode())
         return [f"report: {run / PAGE}", *told]
     except CloisterError as error:
         return [f"warning: no report: {error}"]
@@ -99,14 +102,3 @@ def reported(*, no_report: bool) -> Iterator[None]:
         for line in after_run(failed.folder) if failed.folder is not None and not no_report else ():
             print(line, file=sys.stderr)
         raise
-
-
-def _write(path: Path, text: str) -> Path:
-    from common.errors import OutputError
-    from common.files import replace
-
-    try:
-        replace(path, text.encode())
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-    return path

@@ -79,7 +79,7 @@ def show(told: dict[str, Any], console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from cloister.progress import duration
+    from common.text import duration
 
     console.print(
         f"{told['federation']}: round {told['round']} of {told['rounds']}, {told['state']}, "

@@ -175,8 +175,8 @@ class Display:
         self._bar.stop()
 
     def done(self, point: Point, seed: int, outcome: Outcome, now: bool) -> None:
-        from cloister.progress import duration
         from cloister.terminal import warn
+        from common.text import duration
 
         self._done, self._now = self._done + 1, self._now + now
         self.complete += not outcome.error

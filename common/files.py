@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from common.errors import OutputError
+
 MODE = 0o666  # less what the process' umask takes away
 
 
@@ -16,6 +18,14 @@ def replace(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Replaces a file by one that holds `data`. As `replacing`."""
     with replacing(path, durable=durable) as file:
         file.write(data)
+
+
+def write_out(path: Path, data: bytes) -> None:
+    """Replaces a file that somebody asked for. As `replacing`. Raises `OutputError`."""
+    try:
+        replace(path, data)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 @contextmanager

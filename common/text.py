@@ -25,3 +25,11 @@ def shown(text: str, limit: int = LONGEST) -> str:
     """`text` on one line, without anything that a terminal or a log would take for its own, and not too long."""
     line = "".join(c if c.isprintable() else " " for c in text[: limit + 1])
     return line if len(line) <= limit else f"{line[:limit]}..."
+
+
+def duration(seconds: float) -> str:
+    """A time for a person: 3.2 s, 4 min 10 s, 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

@@ -30,7 +30,7 @@ def main() -> int:
         simulated = [sys.executable, "-m", "cloister", "simulate", str(HEART / "federation.yaml"), "--out", str(run)]
         where = ["--data-dir", str(HEART), "--no-report", "--quiet"]
         subprocess.run([*simulated, *where], check=True, stdout=subprocess.DEVNULL)
-        page.write(shown, page.report(read_run(run)))
+        shown.write_text(page.report(read_run(run)))
         subprocess.run(
             [
                 chromium,

@@ -7,6 +7,7 @@ from typing import Any
 
 from common.document.schema import Categorical, Classes
 from common.model.scores import Scores
+from common.text import duration
 from server.folder.folder import RunRecord
 from server.report import facts
 
@@ -84,7 +85,7 @@ def _training(record: RunRecord) -> Iterator[str]:
             ("in each round", f"{local} of batches of {training.batch_size}, {training.optimizer}"),
             ("learning rate", f"{training.learning_rate:g}"),
             ("participants", f"{len(names)}" + (f": {', '.join(names)}" if 0 < len(names) <= MOST_CLIENTS else "")),
-            ("time", facts.duration(record.result["seconds"]) if "seconds" in record.result else "not ended"),
+            ("time", duration(record.result["seconds"]) if "seconds" in record.result else "not ended"),
         ],
     )
 

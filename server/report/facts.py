@@ -172,14 +172,6 @@ def began(record: RunRecord) -> str:
     return datetime.fromtimestamp(record.started, UTC).strftime("%Y-%m-%d %H:%M UTC") if record.started else ""
 
 
-def duration(seconds: float) -> str:
-    """A time for a person."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
-
-
 def quantiles(values: list[float]) -> list[float]:
     """Least, lower quartile, median, upper quartile and largest of some figures."""
     ordered = sorted(values)

@@ -16,7 +16,8 @@ import yaml
 from markupsafe import Markup
 
 from common.errors import OutputError
-from common.files import replace
+from common.files import write_out
+from common.text import duration
 from server.folder.folder import RunRecord
 from server.report import facts, look
 from server.report.drawing import Figure
@@ -55,24 +56,16 @@ def report(record: RunRecord) -> str:
     )
 
 
-def write(path: Path, text: str) -> None:
-    """Writes a page or a card, whole. Raises `OutputError`."""
-    try:
-        replace(path, text.encode())
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-
-
 def write_pictures(folder: Path, drawn: Sequence[Figure]) -> list[Path]:
     """Each chart as a PNG for a paper, in a folder that is made if need be. Raises `OutputError`."""
     made = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made: {error.strerror}") from error
     for figure in drawn:
         path = folder / f"{figure.key}.png"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            replace(path, picture(figure))
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+        write_out(path, picture(figure))
         made.append(path)
     return made
 
@@ -88,7 +81,7 @@ def rendered(template: str, drawn: Sequence[Figure], **values: Any) -> str:
     """A page of a template, with its charts."""
     loader = jinja2.DictLoader({name: _resource(name) for name in ("base.html.jinja", "parts.html.jinja", template)})
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"duration": facts.duration, "percent": lambda share: f"{100 * share:.1f} %"}
+    environment.filters |= {"duration": duration, "percent": lambda share: f"{100 * share:.1f} %"}
     specs = {figure.key: figure.spec for figure in drawn}
     return environment.get_template(template).render(
         figures={figure.key: figure for figure in drawn},
@@ -156,5 +149,5 @@ def _cards(record: RunRecord) -> list[dict[str, str]]:
         cards.append({"name": "privacy", "value": "none", "more": "updates were exact, and can reveal rows"})
     seconds = record.result.get("seconds")
     if seconds is not None:
-        cards.append({"name": "time", "value": facts.duration(seconds), "more": facts.began(record)})
+        cards.append({"name": "time", "value": duration(seconds), "more": facts.began(record)})
     return cards

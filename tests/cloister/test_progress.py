@@ -191,14 +191,6 @@ def test_the_closing_table_shows_names_and_reasons_that_look_like_markup_as_they
     assert text.count(name) == 3
 
 
-@pytest.mark.parametrize(
-    "seconds, words",
-    [(0.04, "0.0 s"), (59.9, "59.9 s"), (60, "1 min 0 s"), (119.7, "2 min 0 s"), (3599.9, "1 h 0 min")],
-)
-def testdurations_are_told_in_two_units_at_most(seconds, words):
-    assert progress.duration(seconds) == words
-
-
 # Many clients
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from common import files
+from common.errors import OutputError
 
 
 @pytest.fixture
@@ -71,3 +72,10 @@ def test_a_mode_can_be_asked_for(path):
     with files.replacing(path, mode=0o600) as file:
         file.write(b"new")
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_somebody_asked_for_is_written_whole_or_said(tmp_path):
+    files.write_out(tmp_path / "out", b"new")
+    assert (tmp_path / "out").read_bytes() == b"new"
+    with pytest.raises(OutputError, match="none/out: cannot be written: No such file or directory"):
+        files.write_out(tmp_path / "none" / "out", b"new")

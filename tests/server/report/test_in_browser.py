@@ -67,7 +67,7 @@ def test_every_chart_draws_and_no_request_leaves(tmp_path, kind, size):
         explained(record.path)
         record = read_run(record.path)
     place = tmp_path / "report.html"
-    page.write(place, page.report(record))
+    place.write_text(page.report(record))
     found = browser.opened(place, tmp_path, f"--window-size={size}")
     wanted = [figure.key for figure in figures.figures(record)]
     assert len(wanted) >= 7 and sorted(drawn(found.dom)) == sorted(wanted)
@@ -98,7 +98,7 @@ def test_even_a_script_in_the_page_could_not_ask_the_network(tmp_path):
 def test_a_comparison_draws(tmp_path):
     place = tmp_path / "comparison.html"
     records = [completed(tmp_path / "one"), completed(tmp_path / "two", changes={}), evil(tmp_path / "three")]
-    page.write(place, comparison(records))
+    place.write_text(comparison(records))
     found = browser.opened(place, tmp_path)
     assert sorted(drawn(found.dom)) == ["curves", "tradeoff"]
     assert [url for url in found.asked if url.startswith("http")] == []
@@ -107,7 +107,7 @@ def test_a_comparison_draws(tmp_path):
 def test_dark_and_light_have_their_colours(tmp_path):
     place = tmp_path / "report.html"
     script = "<script>document.title = getComputedStyle(document.body).backgroundColor;</script></body>"
-    page.write(place, page.report(completed(tmp_path / "run")).replace("</body>", script))
+    place.write_text(page.report(completed(tmp_path / "run")).replace("</body>", script))
     light, dark = (
         re.search(r"<title>(.*?)</title>", browser.opened(place, tmp_path / name, *how).dom)[1]  # type: ignore[index]
         for name, how in (("light", []), ("dark", ["--blink-settings=preferredColorScheme=0"]))
@@ -118,6 +118,6 @@ def test_dark_and_light_have_their_colours(tmp_path):
 
 def test_it_can_be_printed(tmp_path):
     place = tmp_path / "report.html"
-    page.write(place, page.report(completed(tmp_path / "run")))
+    place.write_text(page.report(completed(tmp_path / "run")))
     pdf = browser.printed(place, tmp_path / "report.pdf", tmp_path)
     assert pdf.startswith(b"%PDF") and len(pdf) > 50_000, "charts and all"

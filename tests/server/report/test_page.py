@@ -191,10 +191,8 @@ def test_each_chart_becomes_a_picture(tmp_path):
 
 
 def test_a_place_that_cannot_be_written_is_said(tmp_path):
-    with pytest.raises(OutputError, match=r"none/report.html: cannot be written: No such file"):
-        page.write(tmp_path / "none" / "report.html", "x")
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="file: cannot be made: File exists"):
         page.write_pictures(tmp_path / "file", figures.figures(completed(tmp_path / "run")))
 
 
