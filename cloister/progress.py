@@ -230,9 +230,14 @@ def _held_out(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """The first figure of the held-out rows; below it that of each client, where all of them were there to score."""
     how = "exact, but against clamped targets" if metrics.get("clamped_targets") else "exact"
     rows = [(f"{name} on held-out rows ({how})", value) for name, value in _figures(metrics)[:1]]
-    for client, own in metrics.get("per_client", {}).items():
-        rows += [(f"  {escape(client)}", value) for _, value in _figures(own)[:1]]
-    return rows
+    each = metrics.get("per_client", {})
+    if len(each) <= MOST_ROWS:
+        return rows + [(f"  {escape(client)}", value) for client, own in each.items() for _, value in _figures(own)[:1]]
+    name = "accuracy" if "accuracy" in metrics else "mae"
+    found = sorted(own[name] for own in each.values() if name in own)
+    figures = {"least": found[0], "median": median(found), "largest": found[-1]} if found else {}
+    of = f"  of {len(found)} clients"
+    return rows + [(f"{of}, {which}", _figures({name: value})[0][1]) for which, value in figures.items()]
 
 
 def _figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:

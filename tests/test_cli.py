@@ -88,6 +88,8 @@ def test_simulate_deals_a_table_and_writes_the_run_folder(files):
         "model.safetensors",
         "result.json",
         "privacy.json",
+        "report.html",
+        "model_card.md",
     }
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "completed"

@@ -98,7 +98,7 @@ def test_make_demo_trains_the_four_hospitals(clone):
     (clone / "predictions.csv").unlink()
     # Each hospital has the model, and what it stated itself.
     for hospital in hospitals:
-        (kept,) = (run.parent.parent / hospital / "state").glob("*.models/*.safetensors")
+        (kept,) = (run.parent.parent / hospital / "state" / hospital).glob("*.models/*.safetensors")
         assert saved.from_bytes(kept.read_bytes(), "it").round == 30
 
 

@@ -33,8 +33,7 @@ from server.sessions.memory import Room
 FAREWELL_S = 5.0  # for a last word to be heard
 SILENCE_S = 2.0  # without a client that reads, before the last words are given up
 LONGEST_FAREWELL_S = 600.0
-FETCHES = 4  # at a time: each holds a model
-SLOWEST = 65_536  # bytes a second that a peer must send, or read
+SLOWEST = 65_536  # bytes a second that a peer must send
 MOST_UNASKED = 100
 REFRESH_S = 2.0  # between looks at certificates and the revocation list
 
@@ -119,7 +118,8 @@ class Sessions(service.SessionServicer):
         self._federation, self._run, self._gate, self._limits = federation, run, gate, limits
         self._largest_reply, self._answer, self._changed, self._status = largest_reply, answer, changed, status
         self.model = model
-        self._fetching = asyncio.Semaphore(FETCHES)
+        self._fetching: set[str] = set()  # clients that are being sent the model which they asked for
+        self._fetched = b""  # the last model that one asked for: whoever asks for the same shares its memory
         self._last_words: tuple[bytes, ...] = ()  # what each client is told once the run is over
         self._frames_taken = 0
         self.slowest_s = 0.0  # a reply that took longest to arrive, once it had begun; set to 0 by who asks anew
@@ -231,24 +231,28 @@ class Sessions(service.SessionServicer):
         except TurnedAway as turned:
             await stream.abort(turned.code, str(turned))
             return
-        async with self._fetching:
-            try:
-                if self.model is None:
-                    raise ModelError("the run has not begun")
-                content = await asyncio.to_thread(self.model)
-            except CloisterError as error:  # which may name paths
-                log.info("%s asked for the model: %s", peer.name, error, extra={"client": peer.name})
-                await stream.abort(grpc.StatusCode.NOT_FOUND, "no round is complete yet")
-                return
+        if peer.name in self._fetching:  # it holds a model, and may not read it
+            await stream.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "this client is being sent the model already")
+        self._fetching.add(peer.name)
+        try:
+            content = await self._read_model()
             log.info("%s fetches the model", peer.name, extra={"client": peer.name})
-            first, others = protocol.parts(content)
-            try:
-                async with asyncio.timeout(self._limits.stall_s + len(content) / SLOWEST):
-                    for part in (first, *others):
-                        yield pb.Chunk(data=part)
-            except TimeoutError:  # others wait
-                log.warning("%s: did not read the model that it asked for", peer.name, extra={"client": peer.name})
-                await stream.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the model was not read in time")
+            for start in range(0, len(content), protocol.CHUNK):
+                yield pb.Chunk(data=content[start : start + protocol.CHUNK])
+        except CloisterError as error:  # which may name paths
+            log.info("%s asked for the model: %s", peer.name, error, extra={"client": peer.name})
+            await stream.abort(grpc.StatusCode.NOT_FOUND, "no round is complete yet")
+        finally:
+            self._fetching.discard(peer.name)
+
+    async def _read_model(self) -> bytes:
+        """The model as it is now. Raises an error of ours where there is none."""
+        if self.model is None:
+            raise ModelError("the run has not begun")
+        content = await asyncio.to_thread(self.model)
+        if content != self._fetched:
+            self._fetched = content
+        return self._fetched
 
     async def Connect(self, requests: AsyncIterator[pb.ClientFrame], stream: Stream) -> AsyncIterator[bytes]:
         """One client's stream, from hello to goodbye. Yields encoded frames."""

@@ -97,13 +97,17 @@ class ScriptedServer(service.SessionServicer):
     def __init__(self, scripts: list[Script]) -> None:
         self._scripts = scripts
         self.failures: list[BaseException] = []
+        self.playing = 0
 
     async def Connect(self, requests, context):  # type: ignore[no-untyped-def]
+        self.playing += 1
         try:
             await self._scripts.pop(0)(Link(requests, context))
         except BaseException as error:
             self.failures.append(error)
             raise
+        finally:
+            self.playing -= 1
 
 
 def play(
@@ -154,6 +158,9 @@ def play(
             result = await asyncio.wait_for(work, 60)
         except Exception as error:
             result = error
+        for _ in range(500):  # a script may end a moment after the client that has heard its last word
+            if scripted.playing:
+                await asyncio.sleep(0.01)
         await server.stop(0)
         assert scripted.failures == []
         return result

@@ -25,7 +25,6 @@ from common.wire.identity import node_id
 from common.wire.protocol import ClientSide, ModelGiven, TaskGiven
 from common.wire.records import REFUSED
 from server.rounds.admission import Rejection
-from server.sessions import service as sessions_room
 from server.sessions.gate import USUAL, Limits
 from server.sessions.grid import GrpcGrid
 from tests.support import federation
@@ -481,21 +480,20 @@ def test_a_model_is_fetched_in_parts_and_only_where_there_is_one(grid, certs):
     assert fetched(grid, certs, "ada") == model
 
 
-def test_a_model_that_is_not_read_does_not_keep_others_waiting(certs, monkeypatch):
-    monkeypatch.setattr(sessions_room, "SLOWEST", 1 << 30)
-    with serving(certs, Limits(stall_s=0.3)) as grid:
-        grid.sessions.model = lambda: bytes(300 * protocol.CHUNK)
-        m = material(certs, "ada")
-        credentials = grpc.ssl_channel_credentials(m.ca, m.key, m.certificate)
-        with grpc.secure_channel(f"127.0.0.1:{grid.port}", credentials) as channel:
-            idle = [service.SessionStub(channel).Fetch(pb.FetchRequest(), timeout=60) for _ in range(4)]
-            for call in idle:
-                next(call)
-            grid.sessions.model = lambda: b"small"
-            assert fetched(grid, certs, "ben") == b"small"
-            with pytest.raises(grpc.RpcError) as refused:
-                list(idle[0])
-            assert refused.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+def test_who_does_not_read_the_model_that_it_asked_for_keeps_nobody_waiting_and_gets_no_other(grid, certs):
+    grid.sessions.model = lambda: bytes(300 * protocol.CHUNK)
+    m = material(certs, "ada")
+    credentials = grpc.ssl_channel_credentials(m.ca, m.key, m.certificate)
+    with grpc.secure_channel(f"127.0.0.1:{grid.port}", credentials) as channel:
+        idle = service.SessionStub(channel).Fetch(pb.FetchRequest(), timeout=60)
+        next(idle)
+        grid.sessions.model = lambda: b"small"
+        assert fetched(grid, certs, "ben") == b"small"
+        with pytest.raises(grpc.RpcError) as refused:
+            fetched(grid, certs, "ada")
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    until(lambda: not grid.sessions._fetching)  # it hung up
+    assert fetched(grid, certs, "ada") == b"small"
 
 
 def test_config_and_arrays_reach_the_client_as_they_were(grid, peer):
