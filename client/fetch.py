@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from client import kept
 from client.calls import calling
@@ -24,7 +25,7 @@ def fetch(settings: ClientFile, document: Path) -> tuple[SavedModel, Path]:
     """Asks the server for the model after the last complete round, and keeps it. `document` is the settings' file.
 
     Returns:
-        the model, and where it is kept.
+        the model, and where it is kept. If we have a later one of its run, that stays.
 
     Raises:
         ConnectionFailed: nobody answers there; the server of a finished run is gone, unless it stays.
@@ -41,14 +42,17 @@ def fetch(settings: ClientFile, document: Path) -> tuple[SavedModel, Path]:
     model = saved.from_bytes(bytes(content), settings.server)
     if not is_name(model.run):
         raise ModelError(f"{settings.server}: sent the model of a run without a name that can be shown")
-    model = kept.with_own(model, _own(settings.models, model.run))
+    path = kept.place(settings.models, model.run)
+    with suppress(ModelError):
+        model = _beside(saved.from_bytes(saved.read_bytes(path), str(path)), model)
     return model, kept.keep(settings.models, model)
 
 
-def _own(folder: Path, run: str) -> dict[str, Any]:
-    """What this client stated itself, by the model that it has of the run."""
-    path = kept.place(folder, run)
-    with suppress(ModelError):
-        row = saved.from_bytes(saved.read_bytes(path), str(path)).privacy.get("row")
-        return dict(row.get("per_client", {})) if isinstance(row, dict) else {}
-    return {}
+def _beside(ours: SavedModel, fetched: SavedModel) -> SavedModel:
+    """A fetched model in place of the one that we have of the same run: never an older one, and with what we stated."""
+    if ours.round > fetched.round:
+        return ours
+    if not fetched.privacy:  # the run goes on, and nothing is stated yet
+        return replace(fetched, privacy=ours.privacy)
+    row = ours.privacy.get("row")
+    return kept.with_own(fetched, row.get("per_client", {}) if isinstance(row, Mapping) else {})

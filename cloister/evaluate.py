@@ -48,7 +48,7 @@ def evaluate(
 
     predictor = models.predictor(model)
     given = tables.read(table, predictor.federation.data_schema, file_format(encoding, decimal))
-    groupings = [Grouping.parse(text, given.columns) for text in dict.fromkeys(by or [])]
+    groupings = [Grouping.parse(text, given) for text in dict.fromkeys(by or [])]
     found = evaluation.evaluate(given, predictor, by=groupings, skip_bad=skip_bad)
     console = progress_console(quiet)
     for line in found.report.lines():
@@ -86,7 +86,7 @@ def _table(title: str, *headings: str) -> Table:
     table = Table(title=escape(title), title_justify="left", title_style="bold")
     for i, heading in enumerate(headings):
         shown_heading = escape(heading).replace(" of ", " of\n").replace("% ", "%\n")
-        table.add_column(shown_heading, justify="right" if i else "left", no_wrap=True, overflow="ellipsis")
+        table.add_column(shown_heading, justify="right" if i else "left", no_wrap=i > 0, min_width=0 if i else 6)
     return table
 
 
@@ -97,7 +97,7 @@ def _row(table: Table, *cells: str) -> None:
 
 
 def _overall(told: dict[str, Any]) -> Table:
-    table = _table(f"{told['rows']:,} rows", "", "value", "95 % interval")
+    table = _table(f"{told['rows']:,} {'row' if told['rows'] == 1 else 'rows'}", "", "value", "95 % interval")
     if "accuracy" in told:
         _row(table, "accuracy", percent(told["accuracy"]), interval(told["accuracy_interval"]))
         for name, label in (("precision", "precision, macro"), ("recall", "recall, macro"), ("f1", "F1, macro")):
@@ -113,8 +113,8 @@ def _overall(told: dict[str, Any]) -> Table:
     _row(table, "mean absolute error", f"{told['mae']:.4g}", f"{low:.4g} to {high:.4g}")
     _row(table, "root mean squared error", f"{told['rmse']:.4g}", "")
     _row(table, "bias (prediction less target)", f"{told['bias']:+.4g}", "")
-    _row(table, "R squared", "none: all targets are equal" if told["r2"] is None else f"{told['r2']:.3f}", "")
-    _row(table, "mean absolute error, of the range of the target", f"{100 * told['scaled']['mae']:.3g} %", "")
+    _row(table, "R squared", "none" if told["r2"] is None else f"{told['r2']:.3f}", "")
+    _row(table, "MAE, of the target's range", f"{100 * told['scaled']['mae']:.3g} %", "")
     return table
 
 

@@ -60,7 +60,7 @@ def explain(
     given = tables.read(table, schema, file_format(encoding, decimal), with_target=False)
     found = explained(given, predictor, most_rows=rows, line=row, of=of, skip_bad=skip_bad, seed=seed)
     console = progress_console(quiet)
-    for line in found.report.warnings():
+    for line in ([given.note] if given.note else []) + found.report.warnings():
         tell(console, line)
     told = found.to_json(schema)
     if model.is_dir():

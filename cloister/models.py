@@ -31,9 +31,13 @@ def load(path: Path) -> SavedModel:
     from common.inference import saved
     from server.folder import checkpoint, folder
 
-    if path.is_dir():
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError as error:  # a name that is too long, a link that leads to itself
+        raise ModelError(f"{path}: cannot be used: {error.strerror}") from error
+    if is_folder:
         return folder.saved_model(path)
-    if not path.exists():
+    if not is_there:
         raise ModelError(f"{path}: no such file or folder; {EXPECTED}")
     if path.suffix.lower() in (".yaml", ".yml"):
         kept = newest(load_client_file(path).models)
@@ -84,11 +88,14 @@ def check_out(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
     """Raises `OutputError` where a file would be lost that is not to be replaced."""
     from common.errors import OutputError
 
-    if any(out.resolve() == given.resolve() for given in inputs):
-        raise OutputError(f"{out}: is what is read; name another file")
-    if out.is_dir():
-        raise OutputError(f"{out}: is a folder; name a file")
-    if out.exists() and not force:
-        raise OutputError(f"{out}: is there already; --force replaces it")
-    if not out.resolve().parent.is_dir():
-        raise OutputError(f"{out.resolve().parent}: no such folder")
+    try:
+        if any(out.resolve() == given.resolve() for given in inputs):
+            raise OutputError(f"{out}: is what is read; name another file")
+        if out.is_dir():
+            raise OutputError(f"{out}: is a folder; name a file")
+        if (out.exists() or out.is_symlink()) and not force:
+            raise OutputError(f"{out}: is there already; --force replaces it")
+        if not out.resolve().parent.is_dir():
+            raise OutputError(f"{out.resolve().parent}: no such folder")
+    except (OSError, RuntimeError) as error:  # a name that is too long, a link that leads to itself
+        raise OutputError(f"{out}: cannot be used: {getattr(error, 'strerror', None) or error}") from error

@@ -43,7 +43,7 @@ def predict(
     given = tables.read(table, predictor.federation.data_schema, form, with_target=False)
     report = predicting.predict(given, predictor, out, keep=keep or (), skip_bad=skip_bad)
     console = progress_console(quiet)
-    for line in report.lines(use="left empty"):
+    for line in ([given.note] if given.note else []) + report.lines(use="left empty"):
         tell(console, line)
     bad = f", {report.left_out} of them without one" if report.left_out else ""
     print(f"{out}: predictions for {report.rows:,} rows{bad}")

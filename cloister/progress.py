@@ -18,7 +18,7 @@ from rich.table import Table
 from cloister.report import after_run
 from cloister.terminal import tell
 from common.text import duration
-from server.rounds.events import Event, Refused, RoundEnded, Standing, Waiting, after
+from server.rounds.events import Ended, Event, Refused, RoundEnded, Standing, Waiting, after
 
 NO_ROWS = "no validation rows"
 _SAYS = {"refused": "refuses to take part", "budget_exhausted": "cannot take part", "failed": "could not join"}
@@ -63,6 +63,8 @@ class ProgressDisplay:
             self._warn(f"{event.client} {_SAYS[event.kind]}: {event.reason}")
         elif isinstance(event, RoundEnded):
             self._round(event)
+        elif isinstance(event, Ended):
+            self.__exit__()
 
     def trained(self, done: int, asked: int) -> None:
         """Tell it how many clients of a round are trained, of how many that were asked, as a simulation goes."""
@@ -163,11 +165,20 @@ def _scaled(metrics: dict[str, Any], name: str) -> str:
 
 
 def finish(result: dict[str, Any], folder: Path, *, no_report: bool = False) -> None:
-    """Shows the closing table, and writes the run's report. A run that was interrupted exits as interrupted programs
-    do."""
+    """Shows how a run ended, and ends the process as it did."""
+    show_end(result, folder, no_report=no_report)
+    leave(result)
+
+
+def show_end(result: dict[str, Any], folder: Path, *, no_report: bool) -> None:
+    """Shows the closing table, and writes the run's report."""
     print_result(result, folder)
     for line in () if no_report else after_run(folder):
         tell(Console(stderr=line.startswith("warning: ")), line)
+
+
+def leave(result: dict[str, Any]) -> None:
+    """A run that was interrupted exits as interrupted programs do."""
     if result["status"] == "stopped":
         raise typer.Exit(143 if result["reason"].startswith("terminated") else 130)
 

@@ -36,37 +36,40 @@ def report(
     from server.folder.folder import read_run
 
     models.needs("report", "altair", "vl_convert", "jinja2")
-    from server.report import comparison, figures, page
+    from server.report import comparison, facts, figures, page
 
     records = [read_run(run) for run in runs]
-    if len(records) == 1:
-        drawn = figures.figures(records[0])
-        place = out or runs[0] / PAGE
-        if out is not None:
-            models.check_out(out, force=force)
-        files.write_out(place, page.report(records[0]).encode())
-        print(f"{place}\n{write_card(runs[0])}")
-    else:
-        drawn = comparison.comparison_figures(records)
-        place = out or Path(COMPARISON)
+    place = out or (runs[0] / PAGE if len(runs) == 1 else Path(COMPARISON))
+    if out is not None or len(runs) > 1:
         models.check_out(place, force=force)
-        files.write_out(place, comparison.comparison(records).encode())
-        print(place)
-    if png is not None:
-        for figure in drawn:
-            if (path := png / f"{figure.key}.png").exists() and not force:
-                raise OutputError(f"{path}: is there already; --force replaces it")
-        for path in page.write_pictures(png, drawn):
-            print(path)
+    with facts.readable(*records):
+        if len(records) == 1:
+            drawn, html = figures.figures(records[0]), page.report(records[0])
+        else:
+            drawn, html = comparison.comparison_figures(records), comparison.comparison(records)
+    pictures = [] if png is None else [png / f"{figure.key}.png" for figure in drawn]
+    for path in pictures if not force else ():
+        if path.exists():
+            raise OutputError(f"{path}: is there already; --force replaces it")
+    files.write_out(place, html.encode())
+    print(place)
+    if len(runs) == 1:
+        print(write_card(runs[0]))
+    for path in page.write_pictures(png, drawn) if png is not None else ():
+        print(path)
 
 
 def write_card(run: Path) -> Path:
     """Writes a run's model card into its folder."""
     from common import files
     from server.folder.folder import read_run
+    from server.report import facts
     from server.report.card import card
 
-    files.write_out(run / CARD, card(read_run(run)).encode())
+    record = read_run(run)
+    with facts.readable(record):
+        text = card(record)
+    files.write_out(run / CARD, text.encode())
     return run / CARD
 
 

@@ -37,7 +37,9 @@ def serve(
 
     After a crash or an upgrade: `cloister serve --resume runs/... --certificates simulations/heart/certs`
     """
-    from cloister.progress import ProgressDisplay, finish
+    import functools
+
+    from cloister.progress import ProgressDisplay, leave, show_end
     from cloister.report import reported
     from cloister.terminal import ConsoleHandler, progress_console
     from common.logs import json_handler, log_to, quiet_flower
@@ -61,7 +63,7 @@ def serve(
     log_to(json_handler() if as_json else ConsoleHandler(console))
     display = ProgressDisplay(progress_console(quiet or as_json), limits=begun.federation.privacy.limits)
     with reported(no_report=no_report), display:
-        result, folder = server.serve(
+        result, _ = server.serve(
             begun,
             address=address,
             certificates=certificates,
@@ -72,5 +74,6 @@ def serve(
             metrics_port=metrics,
             stay=stay,
             observers=[display, server.log_event] if as_json else [display],
+            ended=functools.partial(show_end, no_report=no_report),
         )
-    finish(result, folder, no_report=no_report)
+    leave(result)

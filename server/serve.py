@@ -115,6 +115,7 @@ def serve(
     metrics_port: int | None,
     stay: bool,
     observers: Sequence[Callable[[Event], None]],
+    ended: Callable[[dict[str, Any], Path], None] = lambda result, folder: None,
 ) -> tuple[dict[str, Any], Path]:
     """Serves one run to its end, and gives its model to clients. Returns what result.json holds, and the run folder.
 
@@ -124,6 +125,7 @@ def serve(
         wait_s: seconds to wait for the quorum; None waits for ever.
         metrics_port: where Prometheus may ask; None is nowhere.
         observers: are given each event.
+        ended: is told what is returned, once clients know that the run is over.
 
     Raises:
         CloisterError: what `execute` raises, and mistakes in what is given here, before the run folder is made.
@@ -151,8 +153,11 @@ def serve(
             for warning in identity.warnings() if identity else ():
                 log.warning(warning)
             if begun.is_over:
-                _give_model(grid, folder, "completed", stay=True)
-                return folder.result(), folder.path
+                result, comes_back = folder.result(), False
+                _give_model(grid, folder, "completed")
+                ended(result, folder.path)
+                _wait_for_fetches()
+                return result, folder.path
             begun.prepare(folder)
             folder.record(Serving(address=served, time=time.time()))
             result = execute(
@@ -171,9 +176,12 @@ def serve(
                 reason, comes_back = "it was terminated", True
             else:
                 reason = result["status"].replace("_", " ")
-                _give_model(grid, folder, reason, stay=stay and result["status"] != "stopped")
+                _give_model(grid, folder, reason)
+            ended(result, folder.path)
+            if stay and result["status"] != "stopped":
+                _wait_for_fetches()
     except RunFailed:
-        _give_model(grid, folder, reason, stay=False)  # of the rounds before it failed
+        _give_model(grid, folder, reason)  # of the rounds before it failed
         raise
     except BaseException:
         reason, comes_back = "it met an error", True  # which whoever runs it can mend, and then resume
@@ -183,8 +191,15 @@ def serve(
     return result, folder.path
 
 
-def _give_model(grid: GrpcGrid, folder: RunFolder, reason: str, *, stay: bool) -> None:
-    """Gives the model to all clients that are there, and (`stay`) to those that come, until Ctrl-C or SIGTERM."""
+def _wait_for_fetches() -> None:
+    """Until Ctrl-C or SIGTERM clients that come are given the model."""
+    log.info("the run is over; clients can fetch its model until Ctrl-C")
+    with suppress(KeyboardInterrupt):
+        threading.Event().wait()
+
+
+def _give_model(grid: GrpcGrid, folder: RunFolder, reason: str) -> None:
+    """Gives the model to all clients that are there."""
     model = None
     try:
         model = model_for_clients(folder.path)
@@ -192,9 +207,6 @@ def _give_model(grid: GrpcGrid, folder: RunFolder, reason: str, *, stay: bool) -
         log.info("clients are given no model: %s", error)
     with suppress(KeyboardInterrupt):
         grid.finish(reason, model)
-        if stay:
-            log.info("the run is over; clients can fetch its model until Ctrl-C")
-            threading.Event().wait()
 
 
 def _all_of(*listeners: Callable[[Event], None]) -> Callable[[Event], None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -55,6 +55,7 @@ class Table:
     names_itself: bool = True  # are the columns' names the file's own, and not the schema's?
     unnamed: frozenset[str] = frozenset()  # columns that have no name in the file
     doubled: frozenset[str] = frozenset()  # columns whose name stands twice in the file
+    note: str = ""  # what was assumed of the file, for whoever gave it
 
     @property
     def columns(self) -> list[str]:
@@ -98,14 +99,18 @@ def read(path: Path, schema: Schema, form: FileFormat = AS_IT_SEEMS, *, with_tar
     folded = {name.casefold() for name in begins.first}
     like = [name for name in required if name.casefold() in folded]
     no_header = len(begins.first) == width
-    columns = schema.columns
+    columns, note = schema.columns, ""
     if not with_target and columns is not None and len(begins.first) == len(columns) - 1:
         no_header, columns = True, tuple(name for name in columns if name != schema.target.name)
+        note = (
+            f"warning: {path.name}: no header, and one column fewer than the schema's `columns`: it is read as one "
+            f"that lacks the target, {schema.target.name}"
+        )
     if named == required or (like and not no_header):
         _check_header(path, begins, schema.names)
         return _csv(path, begins, form, begins.first, header=True)
     if no_header and columns is not None:
-        return _csv(path, begins, form, columns, header=False)
+        return replace(_csv(path, begins, form, columns, header=False), note=note)
     names = ", ".join(required)
     if schema.columns is None:
         raise DataError(

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.cells import Cells
+from common.data.cells import Cells, holds_cells
 from common.data.encoding import EncodedBlock, EncodingReport, RowEncoder, nearest
 from common.data.tables import Table
 from common.document.federation import Federation
@@ -39,33 +39,49 @@ class Grouping:
     """A column whose values divide a table's rows into groups, by themselves or (numbers) by where they are cut."""
 
     column: str
-    cuts: tuple[float, ...] = ()
+    cuts: tuple[str, ...] = ()  # numbers as they were given
 
     @classmethod
-    def parse(cls, text: str, columns: Sequence[str]) -> Grouping:
+    def parse(cls, text: str, table: Table) -> Grouping:
         """`sex`, or `age:40,60` for below 40, from 40 to below 60, and from 60. Raises `ConfigError` or `DataError`."""
         name, colon, cuts = text.rpartition(":")
-        if text in columns or not colon:
+        if text in table.types or not colon:
             name, cuts = text, ""
-        if name not in columns:
-            near = nearest(name, list(columns))
+        if name not in table.types:
+            near = nearest(name, table.columns)
             hint = f" (did you mean {near}?)" if near else ""
             raise DataError(f"--by {text}: the table has no column {name}{hint}")
-        try:
-            places = tuple(float(cut) for cut in cuts.split(",")) if colon and cuts else ()
-        except ValueError:
-            places = (math.nan,)
+        if not holds_cells(table.types[name]):
+            raise DataError(f"--by {text}: the column holds {table.types[name]}, by which rows cannot be told apart")
+        made = cls(name, tuple(cut.strip() for cut in cuts.split(",")) if cuts else ())
+        places = made.places
         if any(not a < b for a, b in pairwise(places)) or not all(map(math.isfinite, places)):
             raise ConfigError([f"--by {text}: after the colon expected rising numbers, as in {name}:40,60"])
-        return cls(name, places)
+        return made
+
+    @property
+    def name(self) -> str:
+        """How it was asked for."""
+        return f"{self.column}:{','.join(self.cuts)}" if self.cuts else self.column
+
+    @property
+    def places(self) -> list[float]:
+        """The cuts as numbers; NaN for one that is none."""
+        found = []
+        for cut in self.cuts:
+            try:
+                found.append(float(cut))
+            except ValueError:
+                found.append(math.nan)
+        return found
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The groups between the cuts, from the lowest."""
         if not self.cuts:
             return ()
-        between = (f"{a:g} to below {b:g}" for a, b in pairwise(self.cuts))
-        return (f"below {self.cuts[0]:g}", *between, f"from {self.cuts[-1]:g}")
+        between = (f"{a} to below {b}" for a, b in pairwise(self.cuts))
+        return (f"below {self.cuts[0]}", *between, f"from {self.cuts[-1]}")
 
     def groups(self, cells: Cells, schema: Schema) -> NDArray[np.object_]:
         """The group of each row, as text. What the schema calls missing is empty."""
@@ -75,7 +91,7 @@ class Grouping:
                 empty = empty | cells.means(marker)
         if not self.cuts:
             return np.where(empty, EMPTY, cells.names().to_numpy())
-        parts = np.array(self.parts, object)[np.searchsorted(self.cuts, cells.number, "right")]
+        parts = np.array(self.parts, object)[np.searchsorted(self.places, cells.number, "right")]
         return np.where(np.isfinite(cells.number) & ~empty, parts, EMPTY)
 
 
@@ -109,25 +125,25 @@ def evaluate(table: Table, predictor: Predictor, *, by: Sequence[Grouping] = (),
     schema = predictor.federation.data_schema
     encoder = RowEncoder(table, schema, with_target=True)
     overall = tally_of(schema)
-    groups: dict[str, dict[str, Tally]] = {grouping.column: {} for grouping in by}
+    groups: dict[str, dict[str, Tally]] = {grouping.name: {} for grouping in by}
     for rows, outputs in _scored(encoder, predictor, skip_bad):
         assert rows.y is not None
         overall.add(outputs[rows.fits], rows.y[rows.fits])
         for grouping in by:
             names = grouping.groups(Cells(rows.block.frame[grouping.column], table.decimals), schema)
-            for name in np.unique(names[rows.fits].astype(str)):
-                where = rows.fits & (names == name)
-                tally = groups[grouping.column].setdefault(str(name), tally_of(schema))
-                tally.add(outputs[where], rows.y[where])
-            if len(groups[grouping.column]) > MOST_GROUPS:
+            found, tallies = np.unique(names[rows.fits].astype(str)), groups[grouping.name]
+            if len({*tallies, *found.tolist()}) > MOST_GROUPS:
                 raise DataError(
                     f"{table.source}: --by {grouping.column}: more than {MOST_GROUPS} values; numbers can be cut, as "
                     f"in --by {grouping.column}:40,60"
                 )
+            for name in found:
+                where = rows.fits & (names == name)
+                tallies.setdefault(str(name), tally_of(schema)).add(outputs[where], rows.y[where])
     encoder.end(leave_out=skip_bad)
     if overall.rows == 0:
         raise DataError(f"{table.source}: no row is left to evaluate on")
-    ordered = {g.column: _ordered(groups[g.column], g) for g in by}
+    ordered = {grouping.name: _ordered(groups[grouping.name], grouping) for grouping in by}
     return Evaluated(predictor.federation, encoder.report, overall, ordered)
 
 
@@ -276,6 +292,7 @@ class NumberTally:
     def __init__(self, target: NumericTarget) -> None:
         self.low, self.high = target.bounds
         self._sums = np.zeros(6)  # rows, error, |error|, error^2, y, y^2
+        self._least, self._largest = math.inf, -math.inf  # of y
         self._bins = np.zeros((BINS, 3))  # rows, summed prediction, summed target
 
     @property
@@ -288,6 +305,8 @@ class NumberTally:
         predicted, true = (outputs[:, 0] - self.low) / span, y.astype(np.float64)
         error = predicted - true
         self._sums += [len(y), error.sum(), np.abs(error).sum(), (error**2).sum(), true.sum(), (true**2).sum()]
+        self._least = min(self._least, float(true.min(initial=math.inf)))
+        self._largest = max(self._largest, float(true.max(initial=-math.inf)))
         place = np.clip((predicted * BINS).astype(np.int64), 0, BINS - 1)
         for column, weights in enumerate((np.ones(len(y)), predicted, true)):
             self._bins[:, column] += np.bincount(place, weights, BINS)
@@ -302,7 +321,7 @@ class NumberTally:
             "mse": squared / rows * span**2,
             "rmse": math.sqrt(squared / rows) * span,
             "bias": error / rows * span,
-            "r2": 1 - squared / rows / spread if spread > 0 else None,
+            "r2": 1 - squared / rows / spread if self._least < self._largest and spread > 0 else None,
             "scaled": {"mae": absolute / rows, "mse": squared / rows},
             "calibration": {
                 "bins": [

@@ -51,7 +51,13 @@ def cell(text: str, feature: dict[str, Any]) -> object:
 
 
 with open(sys.argv[2], newline="", encoding="utf-8-sig") as file:
-    rows = list(csv.DictReader(file))
+    reader = csv.DictReader(file)
+    absent = [f["name"] for f in schema["features"] if not f["optional"] and f["name"] not in (reader.fieldnames or ())]
+    if absent:
+        sys.exit(
+            f"{sys.argv[2]}: lacks the columns {', '.join(absent)}; this program reads CSV with commas and a header"
+        )
+    rows = list(reader)
 fed = {}
 for feature in schema["features"]:
     column = [cell((row.get(feature["name"]) or "").strip(), feature) for row in rows]

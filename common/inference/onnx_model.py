@@ -35,7 +35,7 @@ ACTIVATIONS = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh"}
 def to_onnx(model: SavedModel) -> bytes:
     """The model as an ONNX file."""
     schema = model.federation.data_schema
-    graph = _Graph()
+    graph = _Graph(schema.feature_names)
     encoded = _encode(graph, schema)
     logits = _layers(graph, model, encoded)
     outputs = _outputs(graph, model, logits)
@@ -102,20 +102,21 @@ def input_names(schema: Schema) -> list[str]:
 
 
 class _Graph:
-    """Nodes and constants as they are added. Their own names cannot be a column's: a column has no line feed."""
+    """Nodes and constants as they are added. Their names begin with more line feeds than any column's does."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: Sequence[str]) -> None:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
+        self._mark = "\n" * (1 + max(len(name) - len(name.lstrip("\n")) for name in columns))
 
     def add(self, kind: str, inputs: Sequence[str], *, output: str = "", domain: str = "", **attributes: Any) -> str:
         """A node; returns the name of its output."""
-        name = output or f"\n{kind} {len(self.nodes)}"
+        name = output or f"{self._mark}{kind} {len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [name], domain=domain, **attributes))
         return name
 
     def constant(self, value: Any) -> str:
-        name = f"\nconstant {len(self.constants)}"
+        name = f"{self._mark}constant {len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
@@ -201,14 +202,13 @@ def _layers(graph: _Graph, model: SavedModel, x: str) -> str:
 def _outputs(graph: _Graph, model: SavedModel, logits: str) -> list[Any]:
     schema, loss = model.federation.data_schema, model.federation.training.loss
     target = schema.target
-    one = graph.constant(np.array([1], np.int64))
     wide = graph.add("Cast", [logits], to=TensorProto.DOUBLE)
     if not isinstance(target, Classes):
         low, high = target.bounds
         scaled = graph.add("Clip", [wide, graph.constant(np.array(0.0)), graph.constant(np.array(1.0))])
         units = graph.add("Mul", [scaled, graph.constant(np.array(high - low))])
         number = graph.add("Add", [units, graph.constant(np.array(float(low)))])
-        graph.add("Squeeze", [number, one], output=PREDICTION)
+        graph.add("Squeeze", [number, graph.constant(np.array([1], np.int64))], output=PREDICTION)
         return [helper.make_tensor_value_info(PREDICTION, TensorProto.DOUBLE, ["rows"])]
     if loss == "binary_cross_entropy":
         other = graph.add("Sigmoid", [graph.add("Neg", [wide])])
@@ -216,8 +216,12 @@ def _outputs(graph: _Graph, model: SavedModel, logits: str) -> list[Any]:
     else:
         graph.add("Softmax", [wide], axis=1, output=PROBABILITIES)
     best = graph.add("ArgMax", [PROBABILITIES], axis=1, keepdims=0)
-    labels = graph.constant(np.array(list(target.classes), object))
-    graph.add("Gather", [labels, best], axis=0, output=PREDICTION)
+    # Where there are no probabilities there is no class: the largest of NaN would be the first.
+    first = graph.add("Gather", [PROBABILITIES, graph.constant(np.array(0, np.int64))], axis=1)
+    none = graph.constant(np.array(len(target.classes), np.int64))
+    chosen = graph.add("Where", [graph.add("IsNaN", [first]), none, best])
+    labels = graph.constant(np.array([*target.classes, ""], object))
+    graph.add("Gather", [labels, chosen], axis=0, output=PREDICTION)
     return [
         helper.make_tensor_value_info(PREDICTION, TensorProto.STRING, ["rows"]),
         helper.make_tensor_value_info(PROBABILITIES, TensorProto.DOUBLE, ["rows", len(target.classes)]),

@@ -73,7 +73,7 @@ def from_bytes(data: bytes, source: str) -> SavedModel:
     try:
         about, weights = read_arrays(data)
         return from_about(about, {name: weights[name] for name in about["order"]}, source)
-    except (SafetensorError, ValueError, LookupError, TypeError) as error:
+    except (SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:  # a peer may send anything
         raise ModelError(f"{source}: not a model that Cloister saved, or damaged") from error
 
 

@@ -116,8 +116,8 @@ class RunFolder:
     def events(self) -> Iterator[Event]:
         """What is written of the run, but for lines that a full disk tore."""
         path = self.path / "events.jsonl"
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            with suppress(ValueError, LookupError, TypeError):
+        for line in path.read_bytes().split(b"\n") if path.exists() else ():
+            with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
                 yield from_json(json.loads(line))
 
     def standing(self) -> Standing:
@@ -222,7 +222,7 @@ def saved_model(folder: Path) -> SavedModel:
         federation=federation,
         weights=weights,
         round=int(about["round"]),
-        run=str(_json(folder / "privacy.json").get("run", "")),
+        run=next((event.run for event in RunFolder(folder).events() if isinstance(event, Started | Resumed)), ""),
         privacy=_json(folder / "privacy.json"),
     ).checked(f"{folder / 'model.safetensors'}")
 
@@ -242,7 +242,7 @@ def _model(folder: Path) -> tuple[dict[str, Any], Weights]:
         raise RunFolderError(f"{path}: there is none; a run has a model once its first round is complete") from None
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
-    except (SafetensorError, ValueError, LookupError, TypeError) as error:
+    except (SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise RunFolderError(f"{path}: not the model of a run, or damaged") from error
 
 
@@ -252,7 +252,7 @@ def _json(path: Path) -> dict[str, Any]:
         held = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{path}: cannot be read: {error}") from error
     if not isinstance(held, dict):
         raise RunFolderError(f"{path}: damaged: it holds no object")

@@ -17,7 +17,8 @@ MOST_CLIENTS = 50  # with a line each
 def card(record: RunRecord) -> str:
     """The card of a run's model, in Markdown."""
     parts = [_model, _use, _data, _training, _results, _by_client, _privacy, _limits]
-    return "\n".join(line for part in parts for line in part(record)).rstrip() + "\n"
+    # No text of others is HTML to whoever shows Markdown.
+    return "\n".join(line for part in parts for line in part(record)).rstrip().replace("<", "&lt;") + "\n"
 
 
 def _model(record: RunRecord) -> Iterator[str]:
@@ -113,9 +114,8 @@ def _results(record: RunRecord) -> Iterator[str]:
     yield from _table(("", *(who for who, _ in found)), rows)
     for who, scores in found:
         if (score := facts.score_of(scores, federation)) is not None and score.band:
-            yield from _paragraph(
-                f"On {who}, the true {facts.label(score.name)} of these rows lies {score.band} (95 %)."
-            )
+            mean = "the mean over clients" if facts.hides_replies(record) else f"the true {facts.label(score.name)}"
+            yield from _paragraph(f"On {who}, {mean} lies {score.band} (95 %).")
     if classes := found[0][1].get("per_class"):
         yield from _paragraph(f"By class, on {found[0][0]}:")
         yield from _table(
@@ -172,7 +172,7 @@ def _privacy(record: RunRecord) -> Iterator[str]:
             yield from _paragraph(
                 f"Unit: {told['unit']}; neighbours: {told['neighbours']}; adversary: {told['adversary']}."
             )
-            yield from (f"- not covered: {line}" for line in told.get("not_covered", ()))
+            yield from (_plain(f"- not covered: {line}") for line in told.get("not_covered", ()))
             yield ""
 
 
@@ -184,7 +184,7 @@ def _limits(record: RunRecord) -> Iterator[str]:
     if refused := sorted(
         {one["client"] for one in facts.refusals(record) if one["kind"] in ("refused", "budget exhausted")}
     ):
-        yield f"- Without the rows of {', '.join(refused[:MOST_CLIENTS])}, who refused."
+        yield _plain(f"- Without the rows of {', '.join(refused[:MOST_CLIENTS])}, who refused.")
     if record.federation.privacy.limits:
         yield "- Noise for privacy costs accuracy, most for classes and groups with few rows."
     yield "- These figures say nothing of groups of people: `cloister evaluate RUN_DIR table.csv --by COLUMN` does."
@@ -211,5 +211,5 @@ def _cell(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that is one line, and no HTML to whoever shows Markdown."""
-    return " ".join(text.split()).replace("<", "&lt;")
+    """Text on one line."""
+    return " ".join(text.split())

@@ -111,9 +111,11 @@ def _metric(records: Sequence[RunRecord]) -> str:
 
 
 def _names(records: Sequence[RunRecord]) -> list[str]:
-    """Each run's folder, or where two are called the same, its path."""
-    short = [record.path.resolve().name for record in records]
-    return short if len(set(short)) == len(short) else [str(record.path) for record in records]
+    """Each run's folder, or where two are called the same, its path; each another."""
+    names = [record.path.resolve().name for record in records]
+    if len(set(names)) < len(names):
+        names = [str(record.path) for record in records]
+    return [name if name not in names[:i] else f"{name} ({names[:i].count(name) + 1})" for i, name in enumerate(names)]
 
 
 def _differences(named: dict[str, RunRecord]) -> list[tuple[str, list[str]]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from common.document.federation import Federation
 from common.document.schema import Categorical, Classes
+from common.errors import RunFolderError
 from common.model.scores import Scores
 from server.folder.folder import RunRecord
 from server.rounds.events import RoundEnded, State
@@ -78,9 +80,19 @@ def noise_of(scores: Scores, federation: Federation) -> float | None:
     return s / rows * math.sqrt(1 + m * m) * (high - low)
 
 
+def told(record: RunRecord) -> list[RoundEnded]:
+    """All rounds, failed ones among them. After a restart one may have been told twice: the last word counts."""
+    return list({(event.round, bool(event.failed)): event for event in record.rounds}.values())
+
+
 def complete(record: RunRecord) -> list[RoundEnded]:
-    """The rounds that moved the model. After a restart a round may have been told twice: the last word counts."""
-    return list({event.round: event for event in record.rounds if not event.failed}.values())
+    """The rounds that moved the model."""
+    return [event for event in told(record) if not event.failed]
+
+
+def hides_replies(record: RunRecord) -> bool:
+    """Are members of a round those that were there, and counts of rows those of clients as if each had one?"""
+    return record.federation.privacy.client is not None
 
 
 def task(federation: Federation) -> str:
@@ -130,7 +142,7 @@ def refusals(record: RunRecord) -> list[dict[str, Any]]:
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for said in record.refused:
         found[said.client, said.kind] = {"rounds": 0, "reason": said.reason}
-    for event in record.rounds:
+    for event in told(record):
         for rejected in event.rejected:
             one = found.setdefault((rejected.client, rejected.kind), {"rounds": 0, "reason": ""})
             one["rounds"] += 1
@@ -165,6 +177,16 @@ def per_client(record: RunRecord) -> dict[str, dict[str, Any]]:
     """What each client stated of its rows' privacy, by name (privacy.json)."""
     row = record.privacy.get("row")
     return dict(row.get("per_client", {})) if isinstance(row, Mapping) else {}
+
+
+@contextmanager
+def readable(*records: RunRecord) -> Iterator[None]:
+    """Around whatever draws runs: a file that is JSON, but holds something else, is a damaged one."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        named = ", ".join(str(record.path) for record in records)
+        raise RunFolderError(f"{named}: a file of this run is damaged: it holds no {error}") from error
 
 
 def began(record: RunRecord) -> str:

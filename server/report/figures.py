@@ -183,10 +183,11 @@ def classes(record: RunRecord) -> Figure | None:
 def confusion(record: RunRecord) -> Figure | None:
     """What was predicted of the rows of each class."""
     target = record.federation.data_schema.target
-    found = [(who, scores["confusion"]) for who, scores in last_scores(record) if "confusion" in scores]
+    found = [(who, scores) for who, scores in last_scores(record) if "confusion" in scores]
     if not found or not isinstance(target, Classes):
         return None
-    who, counts = found[0]
+    who, counts = found[0][0], found[0][1]["confusion"]
+    scores_are_noisy = "count_noise" in found[0][1]
     names, rows = list(target.classes), []
     for true, line in zip(names, counts, strict=True):
         total = sum(line)
@@ -210,6 +211,8 @@ def confusion(record: RunRecord) -> Figure | None:
         color=alt.condition("datum.share > 0.55", alt.value("#ffffff"), alt.value("#14202e")),
     )
     caption = f"Rows of each true class (line) by what was predicted (column), on {who}. Darker: more of that class."
+    if facts.hides_replies(record) and scores_are_noisy:
+        caption += " Each client counts as one row, dealt to the cells as its rows are."
     return figure_of("confusion", "Confusion", caption, cells + text, height=max(160, 42 * len(names)))
 
 

@@ -29,7 +29,12 @@ WIDTH = 560  # of a picture, in points
 
 
 def report(record: RunRecord) -> str:
-    """The page of one run, as HTML."""
+    """The page of one run, as HTML. Raises `RunFolderError` where a file of its folder holds something else."""
+    with facts.readable(record):
+        return _report(record)
+
+
+def _report(record: RunRecord) -> str:
     federation = record.federation
     drawn = figures(record)
     last = _last(record)

@@ -108,13 +108,15 @@ def participation(record: RunRecord) -> Figure | None:
     if not record.rounds:
         return None
     names = facts.participants(record)
-    named = all(event.members or not event.clients for event in record.rounds)
+    made = facts.told(record)
+    named = all(event.members or not event.clients for event in made)
     if not named or len(names) > MOST_NAMED:
         return _counts(record)
     rows: Rows = []
-    parts = bins_of(record.rounds)
-    everyone = sorted({*names, *(r.client for event in record.rounds for r in event.rejected)})
-    kinds = ["took part", "in some of these rounds", "reply did not count"]
+    parts = bins_of(made)
+    everyone = sorted({*names, *(r.client for event in made for r in event.rejected)})
+    hidden = facts.hides_replies(record)
+    kinds = ["was there" if hidden else "took part", "in some of these rounds", "reply did not count"]
     for events in parts:
         for client in everyone:
             took = sum(client in event.members for event in events)
@@ -145,7 +147,10 @@ def participation(record: RunRecord) -> Figure | None:
         )
     )
     caption = "Each client in each round. An empty cell: it was not asked, not there, or had nothing to say."
-    return figure_of("participation", "Who took part when", caption, chart, height=height_of(len(everyone)))
+    if hidden:
+        caption = "Who was connected when each round began. Whom it asked is not told: that is part of the protection."
+    title = "Who was there when" if hidden else "Who took part when"
+    return figure_of("participation", title, caption, chart, height=height_of(len(everyone)))
 
 
 def times(record: RunRecord) -> Figure | None:
@@ -161,7 +166,7 @@ def times(record: RunRecord) -> Figure | None:
         "rest": "all of it",
     }
     rows: Rows = []
-    bins = bins_of(record.rounds)
+    bins = bins_of(facts.told(record))
     for events in bins:
         found = {"waiting": sum(event.waiting for event in events)}
         for event in events:
@@ -238,7 +243,7 @@ def _spread(record: RunRecord, title: str) -> Figure | None:
 
 def _counts(record: RunRecord) -> Figure:
     """How many clients took part in each round."""
-    bins = bins_of(record.rounds)
+    bins = bins_of(facts.told(record))
     rows: Rows = []
     for events in bins:
         n = len(events)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from client import kept
+from client.fetch import _beside
 from client.kept import KeptModels
 from common.errors import ModelError
 from common.inference import saved
@@ -93,3 +94,18 @@ def test_what_a_client_stated_itself_stands_in_the_servers_model():
     assert kept.with_own(model, own).privacy == {"run": "run", "row": {"epsilon": 2.0, "per_client": own}}
     without = replace(saved_model(), privacy={"run": "run", "row": None})
     assert kept.with_own(without, own).privacy == without.privacy
+
+
+def test_a_fetched_model_never_takes_the_place_of_a_later_one():
+    earlier, later = replace(saved_model(), round=2), replace(saved_model(), round=3)
+    assert _beside(later, earlier) is later
+    assert _beside(earlier, later).round == 3
+
+
+def test_what_we_stated_stays_beside_a_fetched_model():
+    own = {"ada": {"epsilon": 1.0}}
+    ours = replace(saved_model(), round=2, privacy={"run": "run", "row": {"epsilon": 2.0, "per_client": own}})
+    going_on = replace(saved_model(), round=3)  # whose run has stated nothing yet
+    assert _beside(ours, going_on).privacy == ours.privacy
+    ended = replace(going_on, privacy={"run": "run", "row": {"epsilon": 3.0, "per_client": {}}})
+    assert _beside(ours, ended).privacy["row"] == {"epsilon": 3.0, "per_client": own}

@@ -32,7 +32,7 @@ def test_an_evaluation_is_shown_in_tables(files):
     assert done.exit_code == 0, done.output
     for words in ("300 rows", "accuracy", "area under the ROC curve", "calibration: Brier score", "by c", "below 0"):
         assert words in done.output, words
-    assert "gap in accuracy by a: " in done.output and "classes: 0 " in done.output
+    assert "gap in accuracy by a:0: " in done.output and "classes: 0 " in done.output
 
 
 def test_json_is_all_that_is_on_stdout(files):

@@ -122,3 +122,16 @@ def test_a_client_file_predicts_with_the_model_that_the_client_keeps(files):
         done = run("predict", model, "table.csv", "-o", "out.csv", "--force")
         assert done.exit_code == 0, done.output
         assert Path("out.csv").read_text() == Path("run.csv").read_text()
+
+
+def test_paths_that_cannot_be_are_one_line(files):
+    Path("loop.csv").symlink_to("loop.csv")
+    for arguments, message in (
+        (["run", "table.csv", "-o", "loop.csv"], "loop.csv: "),
+        (["run", "table.csv", "-o", "loop.csv", "--force"], "loop.csv: cannot be used"),
+        (["run", "table.csv", "-o", f"{'x' * 300}.csv"], "cannot be used: File name too long"),
+        (["x" * 300, "table.csv", "-o", "out.csv"], "cannot be used: File name too long"),
+    ):
+        done = run("predict", *arguments)
+        assert done.exit_code == 2 and message in done.output and done.output.startswith("error: "), done.output
+        assert done.exception is None or isinstance(done.exception, SystemExit)

@@ -66,6 +66,9 @@ def test_a_report_that_cannot_be_made_is_no_fault_of_the_run(files):
     (record.path / "privacy.json").write_text("{")
     (said,) = after_run(record.path)
     assert said.startswith("warning: no report: run/privacy.json: cannot be read")
+    (record.path / "privacy.json").write_text('{"row": 3}')
+    (said,) = after_run(record.path)
+    assert said.startswith("warning: no report: run: a file of this run is damaged")
 
 
 def test_a_report_is_made_anew_in_its_folder_and_elsewhere_only_by_force(files):
@@ -84,8 +87,10 @@ def test_pictures_are_written_beside_it_and_replace_nothing(files):
     completed(Path("run"))
     done = run("report", "run", "--png", "pictures")
     assert done.exit_code == 0 and len(list(Path("pictures").glob("*.png"))) == 8
+    Path("run/report.html").write_text("as it was")
     done = run("report", "run", "--png", "pictures")
     assert done.exit_code == 2 and "learning.png: is there already" in done.output
+    assert Path("run/report.html").read_text() == "as it was"
 
 
 def test_several_runs_are_compared(files):

@@ -231,6 +231,7 @@ def test_every_client_has_the_model_in_the_end_and_who_was_away_fetches_it(feder
         told = output(client)
         assert f"the model after round 4 is kept: {fed.folder / 'state' / name / f'{name}.models'}" in told
     server.until("clients can fetch its model until Ctrl-C")
+    assert "completed after 4 rounds" in server.text and (fed.run / "report.html").exists()
 
     away = fed.client_file("cyd")
     assert "after round 4 is kept: " in output(fed.start("fetch", away))
@@ -254,3 +255,19 @@ def test_every_client_has_the_model_in_the_end_and_who_was_away_fetches_it(feder
         stated = {name} if name != "cyd" else set()
         assert set(model.privacy["row"]["per_client"]) == stated
         assert model.privacy["row"]["epsilon"] == fed.result()["privacy"]["row"]["epsilon"]
+
+
+def test_a_model_is_fetched_while_the_run_goes_on(federation):
+    private = {"row": {"epsilon": 4.0, "delta": 1e-3, "clip": 1.0}, "evaluation": {"every": 0}}
+    fed = federation(training__rounds=2000, privacy=private)
+    server = fed.serve()
+    clients = [fed.start("join", fed.client_file(name)) for name in NAMES[:2]]
+    fed.round_after(2, server)
+    told = output(fed.start("fetch", fed.client_file("cyd")))
+    assert re.search(r"the model of small after round \d+ is kept: ", told)
+    model = load(fed.folder / "cyd.yaml")
+    assert model.round >= 2 and model.run == fed.event(lambda e: e["event"] == "start", server)["run"]
+    server.send_signal(signal.SIGINT)
+    assert "report: " in output(server, 130)
+    for client in clients:
+        assert "is kept: " in output(client)

@@ -118,10 +118,39 @@ def test_whoever_has_only_the_file_feeds_it_columns_of_numbers_and_texts():
     assert prediction.tolist() == [str(i) for i in expected.argmax(axis=1)]
 
 
-def test_a_number_that_may_not_be_missing_gives_no_prediction_without_it():
-    session = onnxruntime.InferenceSession(to_onnx(saved_model()), providers=["CPUExecutionProvider"])
-    fed = {"a": np.array([[np.nan]]), "b": np.array([[0.0]]), "c": np.array([["red"]], object)}
-    assert np.isnan(session.run(["probabilities"], fed)[0]).all()
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_number_that_may_not_be_missing_gives_no_prediction_without_it(target):
+    session = onnxruntime.InferenceSession(to_onnx(saved_model(**TARGETS[target])), providers=["CPUExecutionProvider"])
+    names = [put.name for put in session.get_outputs()]
+    fed = {"a": np.array([[np.nan], [0.0]]), "b": np.zeros((2, 1)), "c": np.array([["red"]] * 2, object)}
+    found = dict(zip(names, session.run(names, fed), strict=True))
+    if target == "number":
+        assert np.isnan(found["prediction"]).tolist() == [True, False]
+        return
+    assert np.isnan(found["probabilities"]).any(axis=1).tolist() == [True, False]
+    assert found["prediction"][0] == "" and found["prediction"][1] != ""
+
+
+def test_an_exported_file_has_nothing_that_its_runtime_warns_of(capfd):
+    for target in TARGETS.values():
+        onnxruntime.InferenceSession(to_onnx(mixed(**target)), providers=["CPUExecutionProvider"])
+    assert capfd.readouterr().err == ""
+
+
+def test_columns_may_be_called_anything():
+    names = ["\nconstant 0", "\n\nMax 1", "a\nb", "probabilities", '"', "x y"]
+    model = mixed(schema__features=[{"name": name, "type": "numeric", "bounds": [0, 1]} for name in names])
+    assert compare(TorchPredictor(model), OnnxPredictor(to_onnx(model), "it")).largest < 1e-5
+
+
+def test_the_example_for_onnx_says_which_columns_it_misses(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(to_onnx(saved_model()))
+    (tmp_path / "t.csv").write_text("a;b;c\n0;0;red\n")
+    script = files("common.inference").joinpath("example_onnx.py")
+    command = [sys.executable, "-I", str(script), str(tmp_path / "model.onnx"), str(tmp_path / "t.csv")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert "lacks the columns a, b, c; this program reads CSV with commas and a header" in done.stderr
 
 
 def test_a_column_that_is_named_like_an_output_has_an_input_of_another_name():

@@ -131,6 +131,11 @@ def test_a_file_without_a_header_may_lack_the_target_or_have_it(tmp_path):
     (tmp_path / "without.csv").write_text("0.5,-0.25,red\n0,0,green\n")
     (tmp_path / "with.csv").write_text("0.5,1,-0.25,red\n0,0,0,green\n")
     one, _ = run(model, tmp_path / "without.csv", tmp_path / "one.csv")
+    notes = [
+        tables.read(tmp_path / name, model.federation.data_schema, with_target=False).note
+        for name in ("without.csv", "with.csv")
+    ]
+    assert "it is read as one that lacks the target, y" in notes[0] and notes[1] == ""
     other, _ = run(model, tmp_path / "with.csv", tmp_path / "other.csv")
     assert one.rows() == other.rows()
     assert one.row(0)[1:] == pytest.approx(tuple(softmax(logits(model, 0.5, -0.25, "red"))), abs=1e-6)

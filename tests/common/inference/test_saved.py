@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors
 
 from common.errors import ModelError
 from common.inference import saved
@@ -28,6 +29,12 @@ def test_a_model_comes_back_as_it_was():
 def test_a_file_that_is_cut_off_is_damaged(size):
     with pytest.raises(ModelError, match="it: not a model that Cloister saved, or damaged"):
         saved.from_bytes(saved.to_bytes(saved_model())[:size], "it")
+
+
+def test_a_header_that_never_ends_is_damage_and_no_crash():
+    data = safetensors.save({"w": np.zeros(1, np.float32)}, metadata={"cloister": "[" * 100_000})
+    with pytest.raises(ModelError, match="not a model that Cloister saved, or damaged"):
+        saved.from_bytes(data, "it")
 
 
 def test_weights_of_another_document_are_refused():

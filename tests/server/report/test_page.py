@@ -110,6 +110,56 @@ def test_the_page_tells_what_a_reader_asks_first(tmp_path):
         assert words in seen, words
 
 
+def test_a_run_whose_statement_is_not_written_yet_is_as_private_as_its_document_says(tmp_path):
+    record = completed(tmp_path / "run")
+    (record.path / "privacy.json").unlink()
+    seen = " ".join(read(page.report(read_run(record.path))).seen.split())
+    assert "Each row of each client's table is protected" in seen and "e1.50" in seen  # what was spent so far
+    assert "What clients stated stands here once the run has ended." in seen
+    assert "can reveal rows" not in seen
+
+
+def test_under_client_privacy_who_was_there_is_told_and_not_who_was_asked(tmp_path):
+    document = federation(**WHOLE)
+    record = written(tmp_path / "run", document, [Started(rounds=3), *rounds(document, noise=1.0)])
+    drawn = {figure.key: figure for figure in figures.figures(record)}
+    assert drawn["participation"].title == "Who was there when"
+    assert "took part" not in {row["state"] for row in values(drawn["participation"])}
+    assert "Each client counts as one row" in drawn["confusion"].caption
+    assert "the mean over clients lies between" in card(record)
+
+
+def test_a_round_that_was_told_twice_is_drawn_once(tmp_path):
+    document = federation()
+    first, second, third = rounds(document)
+    record = written(tmp_path / "run", document, [Started(rounds=3), first, second, second, third])
+    drawn = {figure.key: figure for figure in figures.figures(record)}
+    seconds = [row["seconds"] for row in values(drawn["times"]) if row["part"] == "aggregation"]
+    assert seconds == [0.3, 0.3, 0.3]
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("result.json", '{"held_out": 3}'),
+        ("explanation.json", '{"columns": [{"column": "a"}]}'),
+        ("privacy.json", '{"row": {"per_client": {"ada": 3}}}'),
+    ],
+)
+def test_a_file_that_holds_something_else_is_a_damaged_one(tmp_path, name, content):
+    record = completed(tmp_path / "run")
+    (record.path / name).write_text(content)
+    with pytest.raises(RunFolderError, match="a file of this run is damaged"):
+        page.report(read_run(record.path))
+
+
+def test_events_that_are_no_text_are_passed_over(tmp_path):
+    record = completed(tmp_path / "run")
+    with (record.path / "events.jsonl").open("ab") as file:
+        file.write(b'\xff\xfe\n[1]\n{"event": ["x"]}\n' + b"[" * 100_000 + b"\n")
+    assert read_run(record.path).rounds == record.rounds
+
+
 def test_what_others_are_called_stays_text(tmp_path):
     features = [{"name": EVIL, "type": "categorical", "categories": [EVIL, "b"]}]
     target = {"name": f"y {EVIL}", "classes": {EVIL: [1], "b": [0]}}
@@ -118,6 +168,7 @@ def test_what_others_are_called_stays_text(tmp_path):
         Started(run=EVIL, rounds=2, time=1e9),
         Refused(client=EVIL, kind=EVIL, reason=EVIL),
         *rounds(document, members=(EVIL, "ben")),
+        Refused(client=EVIL, kind="refused", reason=EVIL),
         Ended(status="failed", reason=EVIL),
     ]
     record = written(tmp_path / "run", document, events, status="failed", clients=[EVIL], seconds=1.0)
@@ -215,6 +266,12 @@ def test_curves_are_of_every_run(tmp_path):
         (record.path / "result.json").unlink()
     drawn = comparison_figures([read_run(record.path) for record in records])
     assert {row["run"] for row in values(drawn[0])} == {str(record.path) for record in records}, "by path, if need be"
+
+
+def test_a_run_may_be_compared_with_itself(tmp_path):
+    record = completed(tmp_path / "run")
+    seen = read(comparison([record, record])).seen
+    assert str(record.path) in seen and f"{record.path} (2)" in seen
 
 
 def test_runs_of_classes_and_of_numbers_are_not_compared(tmp_path):
