@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,6 +93,9 @@ def after_run(run: Path) -> list[str]:
         return [f"report: {run / PAGE}", *told]
     except CloisterError as error:
         return [f"warning: no report: {error}"]
+    except Exception:  # a bug, which keeps its traceback; the run is over all the same, and clients have its model
+        logging.getLogger("cloister").exception("the run is whole, but its report could not be made")
+        return []
 
 
 @contextmanager

@@ -71,6 +71,13 @@ def test_a_report_that_cannot_be_made_is_no_fault_of_the_run(files):
     assert said.startswith("warning: no report: run: a file of this run is damaged")
 
 
+def test_a_bug_in_the_report_keeps_its_traceback_and_leaves_the_run_as_it_ended(files, monkeypatch, caplog):
+    record = completed(Path("run"))
+    monkeypatch.setattr("server.report.page.report", lambda record: 1 / 0)
+    assert after_run(record.path) == []
+    assert "its report could not be made" in caplog.text and "ZeroDivisionError" in caplog.text
+
+
 def test_a_report_is_made_anew_in_its_folder_and_elsewhere_only_by_force(files):
     completed(Path("run"))
     Path("run/report.html").write_text("old")
