@@ -17,7 +17,8 @@ from client.row_hash import Digests, RowHash, positions
 from client.training.dropout import RowIds, row_ids
 from common.data import tables
 from common.data.cells import Cells, Mask, holds_cells
-from common.data.encoding import SHOWN_COLUMNS, EncodingReport, encode_table
+from common.data.encoding import SHOWN_COLUMNS, encode_table
+from common.data.encoding_report import EncodingReport
 from common.data.tables import AS_IT_SEEMS, FileFormat, Table
 from common.document.schema import Schema
 from common.errors import ConfigError, DataError

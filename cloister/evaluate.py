@@ -44,7 +44,7 @@ def evaluate(
     from cloister.terminal import progress_console, tell
     from common.data import tables
     from common.inference import evaluation
-    from common.inference.evaluation import Grouping
+    from common.inference.grouping import Grouping
 
     predictor = models.predictor(model)
     given = tables.read(table, predictor.federation.data_schema, file_format(encoding, decimal))

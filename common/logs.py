@@ -53,7 +53,8 @@ class _JSONFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= {name: value for name, value in vars(record).items() if name not in _USUAL}
+        # Some libraries put marks of their own on every record of the process, as Ray does.
+        line |= {k: v for k, v in vars(record).items() if k not in _USUAL and not k.startswith("_")}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)

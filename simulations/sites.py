@@ -23,7 +23,7 @@ from client.data import Dataset, Rows
 from client.site import Site, simulated_site
 from client.training.dropout import RowIds, row_ids
 from common.data.cells import Mask
-from common.data.encoding import EncodingReport
+from common.data.encoding_report import EncodingReport
 from common.document.federation import Federation
 from common.document.schema import Schema
 from common.errors import ConfigError, Refusal

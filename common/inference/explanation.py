@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.data.cells import Cells
-from common.data.encoding import EncodedBlock, EncodingReport, RowEncoder, Targets, places
+from common.data.encoding import EncodedBlock, RowEncoder, Targets, places
+from common.data.encoding_report import EncodingReport
 from common.data.tables import Table
 from common.document.schema import Classes, Schema
 from common.errors import ConfigError, DataError
-from common.inference.evaluation import tally_of
 from common.inference.predictor import TorchPredictor, outputs_of
+from common.inference.tallies import tally_of
 
 STEPS = 64  # of the path from the average row
 CHUNK = 1024  # rows at a time: each is as many as there are steps

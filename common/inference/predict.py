@@ -11,7 +11,8 @@ from polars.io.plugins import register_io_source
 
 from common import files
 from common.data.cells import holds_cells
-from common.data.encoding import EncodedBlock, EncodingReport, RowEncoder, nearest
+from common.data.encoding import EncodedBlock, RowEncoder, nearest
+from common.data.encoding_report import EncodingReport
 from common.data.tables import PARQUET, Table
 from common.document.schema import Schema
 from common.errors import ConfigError, DataError, OutputError

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.data import Rows
-from common.data.encoding import EncodingReport
+from common.data.encoding_report import EncodingReport
 from common.document.federation import Federation
 from simulations.sites import SharedTable, Sites
 from simulations.small import federation

@@ -15,10 +15,11 @@ from sklearn.calibration import calibration_curve
 from common.data import tables
 from common.data.cells import Cells
 from common.errors import ConfigError, DataError
-from common.inference import evaluation
-from common.inference.evaluation import Grouping, evaluate, proportion_interval
+from common.inference.evaluation import evaluate
+from common.inference.grouping import Grouping
 from common.inference.predictor import TorchPredictor
 from common.inference.saved import SavedModel
+from common.inference.tallies import proportion_interval
 from tests.common.inference.oracle import logits, softmax
 from tests.support import saved_model, table
 
@@ -160,8 +161,7 @@ def test_groups_come_in_a_readers_order_and_what_is_missing_last():
     frame = pl.DataFrame({"a": ["10", "9", "", "1e1", "-9", "x"]})
     names = Grouping("a").groups(Cells(frame["a"]), schema.federation.data_schema)
     assert names.tolist() == ["10", "9", "(empty)", "10", "(empty)", "x"]
-    tallies = {str(name): evaluation.tally_of(schema.federation.data_schema) for name in names}
-    assert list(evaluation._ordered(tallies, Grouping("a"))) == ["9", "10", "x", "(empty)"]
+    assert Grouping("a").ordered(map(str, names)) == ["9", "10", "x", "(empty)"]
     cut = Grouping("a", ("9.5",)).groups(Cells(frame["a"]), schema.federation.data_schema)
     assert cut.tolist() == ["from 9.5", "below 9.5", "(empty)", "from 9.5", "(empty)", "(empty)"]
 

@@ -231,7 +231,7 @@ def test_a_log_for_programs_is_one_json_object_a_line(capsys):
     try:
         logs.log_to(logs.json_handler())
         log = logging.getLogger("cloister.server")
-        log.info("%s connected", "ada", extra={"client": "ada"})
+        log.info("%s connected", "ada", extra={"client": "ada", "_ray_timestamp_ns": 1})
         log.warning("round\n2", extra={"event": {"round": 2}})
         try:
             raise ValueError("broken")

@@ -1,0 +1,94 @@
+"""Rows of a table in groups, by any of its columns: each value a group, or numbers by where they are cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.data.cells import Cells, holds_cells
+from common.data.encoding import nearest
+from common.data.tables import Table
+from common.document.schema import Schema
+from common.errors import ConfigError, DataError
+
+EMPTY = "(empty)"
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """A column whose values divide a table's rows into groups, by themselves or (numbers) by where they are cut."""
+
+    column: str
+    cuts: tuple[str, ...] = ()  # numbers as they were given
+
+    @classmethod
+    def parse(cls, text: str, table: Table) -> Grouping:
+        """`sex`, or `age:40,60` for below 40, from 40 to below 60, and from 60. Raises `ConfigError` or `DataError`."""
+        name, colon, cuts = text.rpartition(":")
+        if text in table.types or not colon:
+            name, cuts = text, ""
+        if name not in table.types:
+            near = nearest(name, table.columns)
+            hint = f" (did you mean {near}?)" if near else ""
+            raise DataError(f"--by {text}: the table has no column {name}{hint}")
+        if not holds_cells(table.types[name]):
+            raise DataError(f"--by {text}: the column holds {table.types[name]}, by which rows cannot be told apart")
+        made = cls(name, tuple(cut.strip() for cut in cuts.split(",")) if cuts else ())
+        places = made.places
+        if any(not a < b for a, b in pairwise(places)) or not all(map(math.isfinite, places)):
+            raise ConfigError([f"--by {text}: after the colon expected rising numbers, as in {name}:40,60"])
+        return made
+
+    @property
+    def name(self) -> str:
+        """How it was asked for."""
+        return f"{self.column}:{','.join(self.cuts)}" if self.cuts else self.column
+
+    @property
+    def places(self) -> list[float]:
+        """The cuts as numbers; NaN for one that is none."""
+        found = []
+        for cut in self.cuts:
+            try:
+                found.append(float(cut))
+            except ValueError:
+                found.append(math.nan)
+        return found
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The groups between the cuts, from the lowest."""
+        if not self.cuts:
+            return ()
+        between = (f"{a} to below {b}" for a, b in pairwise(self.cuts))
+        return (f"below {self.cuts[0]}", *between, f"from {self.cuts[-1]}")
+
+    def groups(self, cells: Cells, schema: Schema) -> NDArray[np.object_]:
+        """The group of each row, as text. What the schema calls missing is empty."""
+        empty = cells.empty()
+        for feature in schema.features:
+            for marker in feature.missing if feature.name == self.column else ():
+                empty = empty | cells.means(marker)
+        if not self.cuts:
+            return np.where(empty, EMPTY, cells.names().to_numpy())
+        parts = np.array(self.parts, object)[np.searchsorted(self.places, cells.number, "right")]
+        return np.where(np.isfinite(cells.number) & ~empty, parts, EMPTY)
+
+    def ordered(self, groups: Iterable[str]) -> list[str]:
+        """Groups as a reader looks for them: parts in order, numbers by size, texts by name; what is empty last."""
+        names = set(groups)
+
+        def by_value(name: str) -> tuple[bool, float, str]:
+            try:
+                return False, float(name), name
+            except ValueError:
+                return True, 0.0, name
+
+        found = [name for name in self.parts if name in names]
+        found += sorted(names - {*self.parts, EMPTY}, key=by_value)
+        return found + [EMPTY] * (EMPTY in names)
