@@ -164,6 +164,8 @@ def test_groups_come_in_a_readers_order_and_what_is_missing_last():
     assert Grouping("a").ordered(map(str, names)) == ["9", "10", "x", "(empty)"]
     cut = Grouping("a", ("9.5",)).groups(Cells(frame["a"]), schema.federation.data_schema)
     assert cut.tolist() == ["from 9.5", "below 9.5", "(empty)", "from 9.5", "(empty)", "(empty)"]
+    at = Grouping("a", ("9", "10")).groups(Cells(frame["a"][:2]), schema.federation.data_schema)
+    assert at.tolist() == ["from 10", "9 to below 10"]
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from safetensors import numpy as safetensors
 
 from common.document import federation as federations
 from common.errors import RunFolderError
-from server.folder.folder import RunFolder, load_model
-from server.rounds.events import RoundEnded
-from tests.support import PRIVATE, federation
+from common.inference import saved
+from server.folder.folder import RunFolder, load_model, model_for_clients
+from server.rounds.events import RoundEnded, Started
+from tests.support import PRIVATE, federation, saved_model
 
 STATE = {
     "layers.1.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -124,6 +125,20 @@ def test_a_full_disk_is_an_error_of_ours(folder, monkeypatch):
     with pytest.raises(RunFolderError, match=r"result\.json: cannot be written: No space left on device"):
         folder.write_json("result.json", {})
     assert not (folder.path / "result.json").exists()
+
+
+def test_a_client_is_given_the_model_without_what_the_others_stated(tmp_path):
+    model = saved_model(**PRIVATE)
+    folder = RunFolder.create(model.federation, path=tmp_path / "run")
+    folder.record(Started(run="small-1", rounds=3))
+    folder.save_model(model.weights, server_round=3)
+    given = saved.from_bytes(model_for_clients(folder.path), "it")
+    assert (given.run, given.round, given.privacy) == ("small-1", 3, {})
+    stated = {"run": "small-1", "row": {"epsilon": 2.0, "per_client": {"ada": {"epsilon": 1.0}}}, "client": None}
+    folder.write_json("privacy.json", stated)
+    row = saved.from_bytes(model_for_clients(folder.path), "it").privacy["row"]
+    withheld = "each client's own figures are the client's to tell"
+    assert row == {"epsilon": 2.0, "per_client": {}, "withheld": withheld}
 
 
 def test_a_folder_without_a_model_says_so(tmp_path):

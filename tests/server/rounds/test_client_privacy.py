@@ -338,6 +338,8 @@ def test_a_reply_that_is_bad_or_missing_changes_no_round_and_no_charge():
     assert (result.ending.status, result.run.progress.round) == ("completed", 3)
     assert all(np.isfinite(flat(state)).all() for _, state in result.saved)
     assert result.run.client_privacy is not None and result.run.client_privacy.charged.updates == 3
+    # Nor is it told whose reply it was: members of a round are those that were there.
+    assert [event["members"] for event in result.events if event["event"] == "round"] == [["1", "2", "3"]] * 3
 
 
 def _nan(message: Message) -> Answer:

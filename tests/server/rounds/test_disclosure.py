@@ -33,6 +33,11 @@ def test_whose_reply_counted_is_told_only_where_it_may_be(what, took_part):
     assert what.took_part([1, 2, 3], [2]) == took_part
 
 
+@pytest.mark.parametrize("what, told", [(OPEN, {"transfer": 1.0}), (EVERYONE, {}), (SAMPLED, {})])
+def test_what_a_rounds_seconds_went_to_is_told_only_where_replies_may_be(what, told):
+    assert what.times({"transfer": 1.0}) == told
+
+
 @pytest.mark.parametrize("what, kept", [(OPEN, {1: {}}), (EVERYONE, {1: {}}), (SAMPLED, {})])
 def test_figures_that_grow_when_a_client_is_asked_are_not_kept_where_that_is_secret(what, kept):
     assert what.statements({1: {}}) == kept
