@@ -167,6 +167,16 @@ def _check_columns(table: Table, schema: Schema, wanted: Sequence[str]) -> None:
     raise DataError(f"{table.source}: the table lacks {said}; it has {', '.join(table.columns[:SHOWN_COLUMNS])}")
 
 
+def check_column(table: Table, name: str, *, asked: str) -> None:
+    """Raises `DataError`, saying how the column was `asked` for, unless the table has it, and in it cells."""
+    if name not in table.types:
+        near = nearest(name, table.columns)
+        hint = f" (did you mean {near}?)" if near else ""
+        raise DataError(f"{table.source}: {asked}: the table has no column {name}{hint}")
+    if not holds_cells(table.types[name]):
+        raise DataError(f"{table.source}: {asked}: the column holds {table.types[name]}, not text or numbers")
+
+
 def nearest(name: str, others: list[str]) -> str:
     """The one of the others that is most like a name, in any case; "" if none is."""
     by_lower = {other.casefold(): other for other in reversed(others)}

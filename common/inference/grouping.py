@@ -10,11 +10,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.cells import Cells, holds_cells
-from common.data.encoding import nearest
+from common.data.cells import Cells
+from common.data.encoding import check_column
 from common.data.tables import Table
 from common.document.schema import Schema
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError
 
 EMPTY = "(empty)"
 
@@ -32,12 +32,7 @@ class Grouping:
         name, colon, cuts = text.rpartition(":")
         if text in table.types or not colon:
             name, cuts = text, ""
-        if name not in table.types:
-            near = nearest(name, table.columns)
-            hint = f" (did you mean {near}?)" if near else ""
-            raise DataError(f"--by {text}: the table has no column {name}{hint}")
-        if not holds_cells(table.types[name]):
-            raise DataError(f"--by {text}: the column holds {table.types[name]}, by which rows cannot be told apart")
+        check_column(table, name, asked=f"--by {text}")
         made = cls(name, tuple(cut.strip() for cut in cuts.split(",")) if cuts else ())
         places = made.places
         if any(not a < b for a, b in pairwise(places)) or not all(map(math.isfinite, places)):

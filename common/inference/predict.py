@@ -10,12 +10,11 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from common import files
-from common.data.cells import holds_cells
-from common.data.encoding import EncodedBlock, RowEncoder, nearest
+from common.data.encoding import EncodedBlock, RowEncoder, check_column
 from common.data.encoding_report import EncodingReport
 from common.data.tables import PARQUET, Table
 from common.document.schema import Schema
-from common.errors import ConfigError, DataError, OutputError
+from common.errors import ConfigError, OutputError
 from common.inference.predictor import Predictor, frame_of, output_names
 
 CSV = (".csv", ".tsv")
@@ -71,12 +70,7 @@ def check_ending(out: Path) -> None:
 
 def _check_kept(table: Table, schema: Schema, keep: Sequence[str]) -> None:
     for name in keep:
-        if name not in table.columns:
-            near = nearest(name, table.columns)
-            hint = f" (did you mean {near}?)" if near else ""
-            raise DataError(f"{table.source}: --keep {name}: the table has no such column{hint}")
-        if not holds_cells(table.types[name]):
-            raise DataError(f"{table.source}: --keep {name}: the column holds {table.types[name]}, and cannot be kept")
+        check_column(table, name, asked=f"--keep {name}")
         if name in output_names(schema):
             raise ConfigError([f"--keep {name}: a column of predictions has this name; rename the table's"])
 

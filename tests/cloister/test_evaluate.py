@@ -64,7 +64,7 @@ def test_a_number_is_shown_in_its_units(files):
     "arguments, message",
     [
         (["model.safetensors", "none.csv"], "none.csv: no such file"),
-        (["model.safetensors", "table.csv", "--by", "d"], "error: --by d: the table has no column d"),
+        (["model.safetensors", "table.csv", "--by", "d"], "--by d: the table has no column d"),
         (["table.csv", "table.csv"], "table.csv: a model is a run folder"),
     ],
 )

@@ -144,8 +144,8 @@ def test_a_file_without_a_header_may_lack_the_target_or_have_it(tmp_path):
 @pytest.mark.parametrize(
     "keep, error, message",
     [
-        (["d"], DataError, "--keep d: the table has no such column"),
-        (["A"], DataError, r"--keep A: the table has no such column \(did you mean a\?\)"),
+        (["d"], DataError, "--keep d: the table has no column d"),
+        (["A"], DataError, r"--keep A: the table has no column A \(did you mean a\?\)"),
         (["prediction"], ConfigError, "a column of predictions has this name"),
     ],
 )
