@@ -10,7 +10,7 @@ import altair as alt
 from common.errors import ConfigError
 from server.folder.folder import RunRecord
 from server.report import facts, page
-from server.report.drawing import Figure, by_round, colour, data, figure_of, thinned
+from server.report.drawing import GREY, Figure, by_round, colour, data, figure_of, thinned
 
 
 def comparison(records: Sequence[RunRecord]) -> str:
@@ -82,14 +82,23 @@ def comparison_figures(records: Sequence[RunRecord]) -> list[Figure]:
             )
         )
     if points:
+        units = {point["unit"] for point in points}
+        shapes = alt.Legend(orient="bottom", symbolFillColor=GREY) if len(units) > 1 else None
         dots = (
             alt.Chart(data(points))
             .mark_point(filled=True, size=110)
             .encode(
-                x=alt.X("epsilon:Q", title="epsilon (further left is more private)", scale=alt.Scale(zero=True)),
-                y=y,
+                x=alt.X(
+                    "epsilon:Q", title="epsilon (further left is more private)", scale=alt.Scale(zero=True, padding=12)
+                ),
+                y=alt.Y(
+                    "value:Q",
+                    title=facts.label(name),
+                    axis=alt.Axis(format=form),
+                    scale=alt.Scale(zero=False, padding=12),
+                ),
                 color=colour("run:N", labels),
-                shape=alt.Shape("unit:N", title=None),
+                shape=alt.Shape("unit:N", title=None, legend=shapes),
                 tooltip=[
                     "run:N",
                     "unit:N",
