@@ -47,6 +47,7 @@ class Link:
 
     def __init__(self, requests: AsyncIterator[pb.ClientFrame], context: Any) -> None:
         self._requests, self._context = requests, context
+        self.finished = False  # has it said its last word? The client may hang up before that is written to its end
 
     async def hear(self, kind: str) -> Any:
         frame = await asyncio.wait_for(anext(self._requests), 30)
@@ -88,6 +89,7 @@ class Link:
         return reply.id, content
 
     async def finish(self) -> None:
+        self.finished = True
         await self.say(goodbye=pb.Goodbye(reason="completed", finished=True))
 
 
@@ -101,10 +103,12 @@ class ScriptedServer(service.SessionServicer):
 
     async def Connect(self, requests, context):  # type: ignore[no-untyped-def]
         self.playing += 1
+        link = Link(requests, context)
         try:
-            await self._scripts.pop(0)(Link(requests, context))
+            await self._scripts.pop(0)(link)
         except BaseException as error:
-            self.failures.append(error)
+            if not (link.finished and isinstance(error, asyncio.CancelledError)):
+                self.failures.append(error)
             raise
         finally:
             self.playing -= 1
