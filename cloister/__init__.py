@@ -3,8 +3,8 @@
 What a verb needs is imported when it runs, so that help is quick.
 """
 # ruff: noqa: F401, I001
+# Each of these is imported for what it does: it adds its verbs, in the order in which help shows them.
 
-# Each of these adds its verbs, in the order in which help shows them.
 from cloister import demo, serve, status, join, fetch, simulate, sweep
 from cloister import report, predict, evaluate, explain, export
 from cloister import check, audit, budget, plan, privacy, schema, certs

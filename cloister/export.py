@@ -11,8 +11,8 @@ from cloister.models import ForceOption, ModelArgument
 from cloister.verbs import DecimalOption, EncodingOption, app, file_format, verb
 
 if TYPE_CHECKING:
+    from common.data.tables import FileFormat
     from common.inference.predictor import Predictor
-    from common.inference.saved import SavedModel
 
 TOLERANCE = 1e-5
 
@@ -81,18 +81,17 @@ def export(
             f"{agreement.largest:.2g} apart, {100 * agreement.same:.1f} % with the same class"
         ]
         if table is not None:
-            lines.append(_costs(saved, exact, packed, table, file_format(encoding, decimal)))
+            lines.append(_costs(exact, packed, table, file_format(encoding, decimal)))
     _write(path, data, example, "example_onnx.py")
     print("\n".join([f"{path}: {_size(path)}; `python {example} {path} TABLE.csv` uses it", *lines]))
 
 
-def _costs(saved: SavedModel, exact: Predictor, packed: Predictor, table: Path, form: object) -> str:
+def _costs(exact: Predictor, packed: Predictor, table: Path, form: FileFormat) -> str:
     """What int8 costs on a table."""
     from common.data import tables
     from common.inference.evaluation import evaluate
 
-    schema = saved.federation.data_schema
-    given = tables.read(table, schema, form)  # type: ignore[arg-type]
+    given = tables.read(table, exact.federation.data_schema, form)
     before, after = (evaluate(given, predictor).to_json() for predictor in (exact, packed))
     if "accuracy" in before:
         return (

@@ -75,13 +75,17 @@ def predictor(path: Path) -> Predictor:
 
 def needs(extra: str, *packages: str) -> None:
     """Raises `ConfigError` if packages are missing that an extra of ours brings."""
-    from importlib.util import find_spec
-
     from common.errors import ConfigError
 
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        raise ConfigError([f"this needs {' and '.join(missing)}: pip install 'cloister[{extra}]'"])
+    if absent := lacks(*packages):
+        raise ConfigError([f"this needs {' and '.join(absent)}: pip install 'cloister[{extra}]'"])
+
+
+def lacks(*packages: str) -> list[str]:
+    """Those that are not installed."""
+    from importlib.util import find_spec
+
+    return [package for package in packages if find_spec(package) is None]
 
 
 def check_out(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:

@@ -15,6 +15,7 @@ from cloister.models import ForceOption
 from cloister.verbs import app, verb
 
 PAGE, CARD, COMPARISON = "report.html", "model_card.md", "comparison.html"
+DRAWN_BY = ("altair", "vl_convert", "jinja2")
 
 
 @app.command()
@@ -36,7 +37,7 @@ def report(
     from common.errors import OutputError
     from server.folder.folder import read_run
 
-    models.needs("report", "altair", "vl_convert", "jinja2")
+    models.needs("report", *DRAWN_BY)
     from server.report import comparison, facts, figures, page
 
     records = [read_run(run) for run in runs]
@@ -77,14 +78,13 @@ def write_card(run: Path) -> Path:
 def after_run(run: Path) -> list[str]:
     """Writes the report and the card of a run that has just ended, whatever else was installed. Returns what to tell:
     a report that cannot be made is no fault of the run."""
-    from importlib.util import find_spec
-
+    from cloister import models
     from common import files
     from common.errors import CloisterError
 
     try:
         told = [f"model card: {write_card(run)}"]
-        if any(find_spec(package) is None for package in ("altair", "vl_convert", "jinja2")):
+        if models.lacks(*DRAWN_BY):
             return [*told, "no report: pip install 'cloister[report]', then `cloister report` makes it"]
         from server.folder.folder import read_run
         from server.report import page

@@ -295,7 +295,7 @@ class _Coder:
         return Cells(block.frame[name], self._table.decimals)
 
     def _numeric(self, cells: Cells, feature: Numeric, place: NDArray[np.float32]) -> None:
-        missing = self._missing(cells, feature, feature.missing)
+        missing = self._missing(cells, feature)
         unread = ~missing & ~np.isfinite(cells.number)
         if feature.unfit == "missing":
             missing = self._unfit_missing(feature, missing, unread)
@@ -306,7 +306,7 @@ class _Coder:
         place[:, 1:] = missing[:, None]
 
     def _categorical(self, cells: Cells, feature: Categorical, place: NDArray[np.float32]) -> None:
-        missing = self._missing(cells, feature, (*feature.missing, *feature.categories))
+        missing = self._missing(cells, feature)
         other = ~missing
         for i, category in enumerate(feature.categories):
             hot = cells.means(category) & other  # of two that a cell could mean, the first
@@ -344,10 +344,8 @@ class _Coder:
             lambda row: f"{target.name}: unknown class {cells.text[row]!r}; the schema knows {known}",
         )
 
-    def _missing(self, cells: Cells, feature: Numeric | Categorical, listed: tuple[Scalar, ...]) -> Mask:
-        missing = cells.empty(listed)
-        for marker in feature.missing:
-            missing = missing | cells.means(marker)
+    def _missing(self, cells: Cells, feature: Numeric | Categorical) -> Mask:
+        missing = missing_of(cells, feature)
         if feature.may_be_missing:
             _count(self.report.missing, feature.name, missing)
         else:
@@ -369,6 +367,15 @@ class _Coder:
             return f"{name}: expected {expected}, found {cell!r}{hint}"
 
         self._unfit.note(where, sentence)
+
+
+def missing_of(cells: Cells, feature: Numeric | Categorical) -> Mask:
+    """Where a feature's cells are missing: empty, or one of its markers. A text that the schema lists is neither."""
+    listed = feature.categories if isinstance(feature, Categorical) else ()
+    missing = cells.empty((*feature.missing, *listed))
+    for marker in feature.missing:
+        missing = missing | cells.means(marker)
+    return missing
 
 
 def places(schema: Schema) -> list[tuple[Numeric | Categorical, int]]:

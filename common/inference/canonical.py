@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.cells import Cells, Mask
-from common.data.encoding import EncodedBlock
+from common.data.cells import Cells
+from common.data.encoding import EncodedBlock, missing_of
 from common.document.schema import Categorical, Numeric, Schema
 from common.document.values import spelled
 
@@ -45,10 +45,7 @@ def _missing(feature: Numeric | Categorical, rows: int) -> Column:
 
 
 def _column(feature: Numeric | Categorical, cells: Cells) -> Column:
-    listed = feature.categories if isinstance(feature, Categorical) else ()
-    missing: Mask = cells.empty((*feature.missing, *listed))
-    for marker in feature.missing:
-        missing = missing | cells.means(marker)
+    missing = missing_of(cells, feature)
     if isinstance(feature, Numeric):
         return np.where(missing | ~np.isfinite(cells.number), np.nan, cells.number)
     text = np.full(len(missing), MISSING if feature.unfit == "missing" else other_of(feature), object)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.cells import Cells
-from common.data.encoding import check_column
+from common.data.encoding import check_column, missing_of
 from common.data.tables import Table
 from common.document.schema import Schema
 from common.errors import ConfigError
@@ -65,10 +65,8 @@ class Grouping:
 
     def groups(self, cells: Cells, schema: Schema) -> NDArray[np.object_]:
         """The group of each row, as text. What the schema calls missing is empty."""
-        empty = cells.empty()
-        for feature in schema.features:
-            for marker in feature.missing if feature.name == self.column else ():
-                empty = empty | cells.means(marker)
+        feature = next((feature for feature in schema.features if feature.name == self.column), None)
+        empty = cells.empty() if feature is None else missing_of(cells, feature)
         if not self.cuts:
             return np.where(empty, EMPTY, cells.names().to_numpy())
         parts = np.array(self.parts, object)[np.searchsorted(self.places, cells.number, "right")]

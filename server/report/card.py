@@ -96,7 +96,7 @@ def _results(record: RunRecord) -> Iterator[str]:
     yield "## Results"
     found: list[tuple[str, Scores]] = []
     for who, scores in (
-        ("held-out rows, exact", record.result.get("held_out") or record.standing.held_out),
+        ("held-out rows, exact", facts.held_out(record)),
         (
             "clients' validation rows" + (", by noisy counts" if federation.privacy.limits else ""),
             record.standing.evaluation,

@@ -10,7 +10,7 @@ import altair as alt
 from common.errors import ConfigError
 from server.folder.folder import RunRecord
 from server.report import facts, page
-from server.report.drawing import GREY, Figure, by_round, colour, data, figure_of, thinned
+from server.report.drawing import GREY, Figure, by_round, colour, data, figure_of, format_of, thinned
 
 
 def comparison(records: Sequence[RunRecord]) -> str:
@@ -24,7 +24,7 @@ def comparison(records: Sequence[RunRecord]) -> str:
             "rounds": record.standing.round,
             "clients": len(facts.participants(record)) or record.standing.clients,
             "score": facts.score_of(record.standing.evaluation, record.federation),
-            "held_out": facts.score_of(record.result.get("held_out") or record.standing.held_out, record.federation),
+            "held_out": facts.score_of(facts.held_out(record), record.federation),
             "epsilons": facts.epsilons(record),
             "seconds": record.result.get("seconds"),
             "state": record.standing.state.value,
@@ -45,11 +45,11 @@ def comparison(records: Sequence[RunRecord]) -> str:
 def comparison_figures(records: Sequence[RunRecord]) -> list[Figure]:
     """Accuracy (or error) by round, and against epsilon."""
     name = _metric(records)
-    form = ".1%" if name == "accuracy" else ".4g"
+    form = format_of(name)
     curves: list[dict[str, Any]] = []
     points: list[dict[str, Any]] = []
     for label, record in zip(_names(records), records, strict=True):
-        exact = record.result.get("held_out") or record.standing.held_out
+        exact = facts.held_out(record)
         made_rounds = facts.complete(record)
         by_held_out = any(event.held_out for event in made_rounds)
         for event in thinned(made_rounds):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import altair as alt
 
 from common.model.scores import Scores
 from server.folder.folder import RunRecord
+from server.report import facts
 from server.rounds.events import RoundEnded
 
 MOST_POINTS = 400  # of a line
@@ -66,6 +67,27 @@ def few_labels(count: int) -> alt.Axis:
     )
 
 
+def format_of(metric: str) -> str:
+    """How an axis shows accuracy, or an error."""
+    return ".1%" if metric == "accuracy" else ".4g"
+
+
+def stacked(rows: Rows, field: str, bars: int, y: alt.Y, colours: Mapping[str, str], form: str) -> Any:
+    """Bars of parts that add up, by round: rows have `round`, a part's name in `field`, `order`, and what `y` shows."""
+    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
+    return (
+        alt.Chart(data(rows))
+        .mark_bar()
+        .encode(
+            x=alt.X("round:O", title="round", sort=None, axis=few_labels(bars)),
+            y=y,
+            color=alt.Color(f"{field}:N", title=None, scale=scale, legend=alt.Legend(orient="bottom", columns=2)),
+            order="order:Q",
+            tooltip=[alt.Tooltip("round:O"), alt.Tooltip(f"{field}:N"), alt.Tooltip(y.shorthand, format=form)],
+        )
+    )
+
+
 def height_of(lines: int) -> int:
     return max(60, 22 * lines + 20)
 
@@ -114,6 +136,8 @@ def histogram(rows: Rows, field: str, title: str, form: str = ".3g") -> Any:
 def last_scores(record: RunRecord) -> list[tuple[str, Scores]]:
     """The last evaluations, the exact one first, each with whose rows it is of."""
     noisy = ", by noisy counts" if record.federation.privacy.limits else ""
-    found = [("held-out rows", record.result.get("held_out") or record.standing.held_out)]
-    found.append((f"the clients' validation rows{noisy}", record.standing.evaluation))
+    found = [
+        ("held-out rows", facts.held_out(record)),
+        (f"the clients' validation rows{noisy}", record.standing.evaluation),
+    ]
     return [(who, scores) for who, scores in found if scores]

@@ -50,6 +50,11 @@ def label(name: str) -> str:
     return named.get(name, f"{name}, macro" if name in ("precision", "recall") else name)
 
 
+def held_out(record: RunRecord) -> Scores | None:
+    """The last scores on rows that were held out: those of result.json, which may have been added after the run."""
+    return record.result.get("held_out") or record.standing.held_out
+
+
 def score_of(scores: Scores | None, federation: Federation) -> Score | None:
     """The figure of an evaluation; None if there was none, or no row was counted."""
     name = federation.metrics[0]

@@ -19,6 +19,7 @@ from server.report.drawing import (
     colour,
     data,
     figure_of,
+    format_of,
     height_of,
     last_scores,
     thinned,
@@ -60,7 +61,7 @@ def learning(record: RunRecord) -> Figure | None:
     if not rows:
         return None
     name = federation.metrics[0]
-    form = ".1%" if name == "accuracy" else ".4g"
+    form = format_of(name)
     scale = alt.Scale(zero=False)
     kinds = [of_clients, EXACT]
     base = alt.Chart(data(rows)).encode(x=by_round(), color=colour("of:N", kinds, present={row["of"] for row in rows}))

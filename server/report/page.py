@@ -20,7 +20,7 @@ from common.files import write_out
 from common.text import duration
 from server.folder.folder import RunRecord
 from server.report import facts, look
-from server.report.drawing import Figure
+from server.report.drawing import Figure, last_scores
 from server.report.figures import figures
 
 MOST_LINES = 200  # of a table
@@ -37,7 +37,7 @@ def report(record: RunRecord) -> str:
 def _report(record: RunRecord) -> str:
     federation = record.federation
     drawn = figures(record)
-    last = _last(record)
+    scores = [scores for _, scores in last_scores(record)]
     return rendered(
         "report.html.jinja",
         drawn,
@@ -55,7 +55,7 @@ def _report(record: RunRecord) -> str:
         software=record.privacy.get("software", {}),
         stated=list(facts.per_client(record).items())[:MOST_LINES],
         refusals=facts.refusals(record)[:MOST_LINES],
-        figures_of_classes=last.get("per_class", {}),
+        figures_of_classes=scores[0].get("per_class", {}) if scores else {},
         document=yaml.safe_dump(json.loads(federation.canonical), sort_keys=False, allow_unicode=True),
         began=facts.began(record),
     )
@@ -116,10 +116,6 @@ def _resource(name: str) -> str:
     return files("server.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _last(record: RunRecord) -> dict[str, Any]:
-    return record.result.get("held_out") or record.standing.held_out or record.standing.evaluation or {}
-
-
 def _cards(record: RunRecord) -> list[dict[str, str]]:
     """The headline: a few figures, each with what it is."""
     federation, standing = record.federation, record.standing
@@ -133,7 +129,7 @@ def _cards(record: RunRecord) -> list[dict[str, str]]:
     names = facts.participants(record)
     told = ", ".join(names) if 0 < len(names) <= 5 else ""
     cards.append({"name": "participants", "value": f"{len(names) or standing.clients:,}", "more": told})
-    held_out = facts.score_of(record.result.get("held_out") or standing.held_out, federation)
+    held_out = facts.score_of(facts.held_out(record), federation)
     evaluated = facts.score_of(standing.evaluation, federation)
     if held_out is not None:
         cards.append({"name": facts.label(held_out.name), "value": str(held_out), "more": "on held-out rows, exact"})

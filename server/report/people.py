@@ -22,10 +22,12 @@ from server.report.drawing import (
     data,
     few_labels,
     figure_of,
+    format_of,
     height_of,
     histogram,
     last_scores,
     span,
+    stacked,
     thinned,
 )
 
@@ -63,7 +65,7 @@ def spent(record: RunRecord) -> Figure | None:
 def clients(record: RunRecord) -> Figure | None:
     """Each client's accuracy or error; of many how it spreads."""
     name = record.federation.metrics[0]
-    form = ".1%" if name == "accuracy" else ".4g"
+    form = format_of(name)
     rows: Rows = []
     for who, scores in last_scores(record):
         for client, own in scores.get("per_client", {}).items():
@@ -187,22 +189,8 @@ def times(record: RunRecord) -> Figure | None:
         return None
     present = [name for part, name in parts.items() if any(row["part"] == name and row["seconds"] > 0 for row in rows)]
     colours = dict(zip(parts.values(), (GREY, BLUE, PURPLE, ORANGE, GREEN, BLUE), strict=True))
-    chart = (
-        alt.Chart(data(rows))
-        .mark_bar()
-        .encode(
-            x=alt.X("round:O", title="round", sort=None, axis=few_labels(len(bins))),
-            y=alt.Y("seconds:Q", title="seconds a round"),
-            color=alt.Color(
-                "part:N",
-                title=None,
-                scale=alt.Scale(domain=present, range=[colours[name] for name in present]),
-                legend=alt.Legend(orient="bottom", columns=2),
-            ),
-            order="order:Q",
-            tooltip=[alt.Tooltip("round:O"), alt.Tooltip("part:N"), alt.Tooltip("seconds:Q", format=".3g")],
-        )
-    )
+    y = alt.Y("seconds:Q", title="seconds a round")
+    chart = stacked(rows, "part", len(bins), y, {name: colours[name] for name in present}, ".3g")
     caption = (
         "Mean seconds of a round, by what they went to, as the server sees it; the way to clients is in their work."
     )
@@ -228,7 +216,7 @@ def _spread(record: RunRecord, title: str) -> Figure | None:
     if not rows:
         return None
     name = record.federation.metrics[0]
-    form = ".1%" if name == "accuracy" else ".4g"
+    form = format_of(name)
     base = alt.Chart(data(rows)).encode(x=by_round())
     y = alt.Y("low:Q", title=facts.label(name), axis=alt.Axis(format=form), scale=alt.Scale(zero=False))
     wide = base.mark_area(opacity=0.18, color=BLUE).encode(y=y, y2="high:Q")
@@ -252,24 +240,10 @@ def _counts(record: RunRecord) -> Figure:
         rows.append(
             {"round": span(events), "state": "asked, without one", "clients": max(asked - counted, 0.0), "order": 1}
         )
-    present = ["replies that counted"]
-    present += ["asked, without one"] if any(row["order"] and row["clients"] for row in rows) else []
-    chart = (
-        alt.Chart(data(rows))
-        .mark_bar()
-        .encode(
-            x=alt.X("round:O", title="round", sort=None, axis=few_labels(len(bins))),
-            y=alt.Y("clients:Q", title="clients"),
-            color=alt.Color(
-                "state:N",
-                title=None,
-                scale=alt.Scale(domain=present, range=[GREEN, ORANGE][: len(present)]),
-                legend=alt.Legend(orient="bottom"),
-            ),
-            order="order:Q",
-            tooltip=[alt.Tooltip("round:O"), alt.Tooltip("state:N"), alt.Tooltip("clients:Q", format=",.1f")],
-        )
-    )
+    colours = {"replies that counted": GREEN}
+    if any(row["order"] and row["clients"] for row in rows):
+        colours["asked, without one"] = ORANGE
+    chart = stacked(rows, "state", len(bins), alt.Y("clients:Q", title="clients"), colours, ",.1f")
     return figure_of(
         "participation", "How many took part", "Clients that each round asked, by whether a reply counted.", chart
     )
