@@ -11,7 +11,7 @@ from client import kept
 from client.calls import calling
 from client.settings import ClientFile
 from client.tls import client_tls
-from common.errors import ModelError
+from common.errors import ConnectionFailed, ModelError
 from common.inference import saved
 from common.inference.saved import SavedModel
 from common.text import is_name
@@ -34,11 +34,19 @@ def fetch(settings: ClientFile, document: Path) -> tuple[SavedModel, Path]:
     """
     read = client_tls(settings, document)
     content = bytearray()
-    with calling(settings.server, None if read is None else read()) as server:
-        for chunk in server.Fetch(pb.FetchRequest(name=settings.name or ""), timeout=PATIENCE_S):
-            content += chunk.data
-            if len(content) > LARGEST_CONTENT:
-                raise ModelError(f"{settings.server}: sends more than {LARGEST_CONTENT:,} bytes, which no model has")
+    try:
+        with calling(settings.server, None if read is None else read()) as server:
+            for chunk in server.Fetch(pb.FetchRequest(name=settings.name or ""), timeout=PATIENCE_S):
+                content += chunk.data
+                if len(content) > LARGEST_CONTENT:
+                    raise ModelError(
+                        f"{settings.server}: sends more than {LARGEST_CONTENT:,} bytes; no model has those"
+                    )
+    except ConnectionFailed as error:
+        raise ConnectionFailed(
+            f"{error}; the server of a run that is over is gone, unless whoever ran it lets it stay: "
+            "`cloister serve --resume RUN_DIR --stay`"
+        ) from error
     model = saved.from_bytes(bytes(content), settings.server)
     if not is_name(model.run):
         raise ModelError(f"{settings.server}: sent the model of a run without a name that can be shown")

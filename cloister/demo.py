@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -36,4 +37,5 @@ def demo(
     for line in after_run(run):
         print(line)
     table = place / HOSPITALS[0] / f"{HOSPITALS[0]}.data"
-    print(f"predict with the model: cloister predict {run} {table} -o predictions.csv")
+    called = sys.argv[0] if Path(sys.argv[0]).name == "cloister" else "cloister"  # as it can be called again
+    print(f"predict with the model: {called} predict {run} {table} -o predictions.csv")

@@ -30,7 +30,7 @@ room that defends:
     unequal weights, a lying weight                 server/test_central
     a missing reply                                 server/test_central
     a model that is not finite                      here
-    a last model of another run, or none at all     client/test_node: leaves the one before
+    a last model of another run, or none at all     client/test_node_models: leaves the one before
     bits of a noisy number that tell what it hides  here: counts, updates; server/test_central
     weights that let a batch's size move every row  here; client/test_kernel: let the order of adding decide
     a label's shape that mixes rows                 here; client/test_kernel

@@ -9,174 +9,28 @@ import io
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, RecordDict
 from rich.console import Console
 from safetensors import numpy as safetensors
 
 from client import node as node_room
 from client.account.entries import cost_of_run, spent
-from client.account.ledger import Ledger
 from client.account.plan import NOT_COVERED
 from client.account.policy import Policy
 from client.node import Node
-from client.settings import ClientFile, DataFile
 from client.training import plain
 from common.document.federation import Federation
 from common.errors import BudgetExhausted, CertificateError, ConnectionFailed, DataError, ProtocolError, Refusal
-from common.inference import saved
-from common.model import mlp
 from common.text import shown_lines
-from common.wire import codec, protocol, records
+from common.wire import codec, records
 from common.wire import session_pb2 as pb
-from common.wire import session_pb2_grpc as service
-from tests.support import PRIVATE, federation, saved_model, table
-
-Script = Callable[["Link"], Awaitable[None]]
-
-
-class Link:
-    """The server's end of one stream."""
-
-    def __init__(self, requests: AsyncIterator[pb.ClientFrame], context: Any) -> None:
-        self._requests, self._context = requests, context
-        self.finished = False  # has it said its last word? The client may hang up before that is written to its end
-
-    async def hear(self, kind: str) -> Any:
-        frame = await asyncio.wait_for(anext(self._requests), 30)
-        assert frame.WhichOneof("frame") == kind, frame
-        return getattr(frame, kind)
-
-    async def say(self, **frame: Any) -> None:
-        await self._context.write(pb.ServerFrame(**frame))
-
-    async def welcome(self, fed: Federation, *, run: str = "run") -> None:
-        hello = await self.hear("hello")
-        assert hello.protocol == protocol.PROTOCOL
-        await self.say(welcome=pb.Welcome(federation=fed.canonical, run=run, name="ada"))
-
-    async def ask(
-        self,
-        fed: Federation,
-        *,
-        server_round: int = 1,
-        task_type: str = "train",
-        run: str = "run",
-        ttl: float = 60,
-        **config_too: Any,
-    ) -> None:
-        arrays = records.from_weights(mlp.weights_of(mlp.build(fed)))
-        config = ConfigRecord({"run": run, "server-round": server_round, **config_too})
-        content = codec.encode(RecordDict({"arrays": arrays, "config": config}))
-        task_id = f"{run}/{task_type}/{server_round}/ada"
-        group = str(server_round)
-        for frame in protocol.task_frames(task_id, type=task_type, group=group, ttl=ttl, content=content):
-            await self._context.write(frame)
-
-    async def answer(self) -> tuple[str, bytes]:
-        reply = await self.hear("reply")
-        assembly = protocol.Assembly(reply.size)
-        content = assembly.add(reply.data)
-        while content is None:
-            content = assembly.add((await self.hear("chunk")).data)
-        return reply.id, content
-
-    async def finish(self) -> None:
-        self.finished = True
-        await self.say(goodbye=pb.Goodbye(reason="completed", finished=True))
-
-
-class ScriptedServer(service.SessionServicer):
-    """Plays one script a stream, in order."""
-
-    def __init__(self, scripts: list[Script]) -> None:
-        self._scripts = scripts
-        self.failures: list[BaseException] = []
-        self.playing = 0
-
-    async def Connect(self, requests, context):  # type: ignore[no-untyped-def]
-        self.playing += 1
-        link = Link(requests, context)
-        try:
-            await self._scripts.pop(0)(link)
-        except BaseException as error:
-            if not (link.finished and isinstance(error, asyncio.CancelledError)):
-                self.failures.append(error)
-            raise
-        finally:
-            self.playing -= 1
-
-
-def play(
-    folder: Path,
-    *scripts: Script,
-    policy: Policy | None = None,
-    wait_s: float = 20,
-    leave_when: Callable[[list[str]], bool] | None = None,
-    answer: bool | None = None,
-) -> tuple[Any, list[str]]:
-    """Runs a node against the scripts; returns what it returned (or raised) and what it told its owner.
-
-    `answer` is what the owner says when asked; None if nobody can be asked. With `leave_when`, the node's owner
-    interrupts it as soon as that holds of what it has said.
-    """
-    if not (folder / "ada.csv").exists():
-        table().write_csv(folder / "ada.csv")
-    said: list[str] = []
-
-    async def main() -> Any:
-        server = grpc.aio.server()
-        scripted = ScriptedServer(list(scripts))
-        service.add_SessionServicer_to_server(scripted, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        settings = ClientFile(
-            server=f"127.0.0.1:{port}",
-            tls=None,
-            name="ada",
-            data=DataFile(path=str(folder / "ada.csv"), name="ada"),
-            device="cpu",
-            state=str(folder / "state"),
-            policy=policy or Policy(epsilon=8.0, delta=1e-3, without_privacy=True),
-        )
-
-        async def ask(question: str) -> bool:
-            said.append(question)
-            await asyncio.sleep(0.1)
-            return bool(answer)
-
-        node = Node(settings, tls=None, wait_s=wait_s, say=said.append, ask=ask if answer is not None else None)
-        try:
-            work = asyncio.create_task(node.run())
-            if leave_when is not None:
-                while not leave_when(said):
-                    await asyncio.sleep(0.01)
-                await node.leave("interrupted")
-            result = await asyncio.wait_for(work, 60)
-        except Exception as error:
-            result = error
-        for _ in range(500):  # a script may end a moment after the client that has heard its last word
-            if scripted.playing:
-                await asyncio.sleep(0.01)
-        await server.stop(0)
-        assert scripted.failures == []
-        return result
-
-    return asyncio.run(main()), said
-
-
-def entries(folder: Path) -> list[Any]:
-    ledger = Ledger(folder / "state" / "ada.ledger")
-    found = ledger.entries()
-    ledger.close()
-    return found
+from tests.client.scripted import Link, Script, entries, play
+from tests.support import PRIVATE, federation, table
 
 
 def test_a_node_agrees_answers_and_ends_with_the_run(tmp_path):
@@ -973,108 +827,3 @@ def test_a_server_that_will_come_back_is_waited_for(tmp_path):
     result, said = play(tmp_path, first, second)
     assert result == "completed"
     assert "the server has ended and will come back: upgrade" in said
-
-
-@pytest.mark.parametrize("changes", [{}, PRIVATE], ids=["exact", "private"])
-def test_a_node_keeps_the_model_of_the_last_complete_round_with_what_it_stated(tmp_path, changes):
-    fed = federation(**changes)
-
-    async def server(link: Link) -> None:
-        await link.welcome(fed, run="kept-run")
-        await link.hear("ready")
-        for server_round in (1, 2, 3):
-            await link.ask(fed, server_round=server_round, run="kept-run", **{"complete-rounds": server_round - 1})
-            await link.answer()
-        await link.finish()
-
-    result, _ = play(tmp_path, server)
-    assert result == "completed"
-    (path,) = (tmp_path / "state" / "ada.models").iterdir()
-    model = saved.from_bytes(path.read_bytes(), "it")
-    assert (path.name, model.run, model.round) == ("kept-run.safetensors", "kept-run", 2)
-    assert model.federation == fed
-    sent = mlp.weights_of(mlp.build(fed))
-    assert all(np.array_equal(model.weights[name], array) for name, array in sent.items())
-    if not changes:
-        assert model.privacy["row"] is None
-        return
-    (own,) = model.privacy["row"]["per_client"].values()
-    charged = cost_of_run([e for e in entries(tmp_path) if e.run == "kept-run"], 1e-3)
-    assert own["epsilon"] == pytest.approx(charged, rel=1e-6)
-    assert own["released"][1]["steps"] == 6  # three rounds of two steps
-    assert model.privacy["row"]["epsilon"] == own["planned_epsilon"] <= 4.0
-
-
-def test_a_server_that_does_not_say_how_many_rounds_made_a_model_leaves_none(tmp_path):
-    fed = federation()
-
-    async def server(link: Link) -> None:
-        await link.welcome(fed)
-        await link.hear("ready")
-        await link.ask(fed, server_round=3)
-        await link.answer()
-        await link.finish()
-
-    play(tmp_path, server)
-    assert not (tmp_path / "state" / "ada.models").exists()
-
-
-def last_model(fed: Federation, *, run: str = "run", **changes: Any) -> bytes:
-    claims = {"epsilon": 3.5, "per_client": {}, "withheld": "theirs"} if fed.privacy.row else None
-    model = saved_model(**changes)
-    return saved.to_bytes(replace(model, federation=fed, run=run, round=3, privacy={"run": run, "row": claims}))
-
-
-@pytest.mark.parametrize("changes", [{}, PRIVATE], ids=["exact", "private"])
-def test_the_model_of_a_run_that_is_over_is_kept_with_the_runs_statement_and_our_own(tmp_path, changes):
-    fed = federation(**changes)
-
-    async def server(link: Link) -> None:
-        await link.welcome(fed)
-        await link.hear("ready")
-        await link.ask(fed, server_round=2, **{"complete-rounds": 1})
-        await link.answer()
-        for frame in protocol.model_frames(last_model(fed, **changes)):
-            await link._context.write(frame)
-        await link.finish()
-
-    result, said = play(tmp_path, server)
-    assert result == "completed"
-    (path,) = (tmp_path / "state" / "ada.models").iterdir()
-    assert f"the model after round 3 is kept: {path}" in said
-    model = saved.from_bytes(path.read_bytes(), "it")
-    assert model.round == 3
-    expected = saved_model(**changes).weights
-    assert all(np.array_equal(model.weights[name], array) for name, array in expected.items())
-    if changes:
-        assert model.privacy["row"]["epsilon"] == 3.5 and model.privacy["row"]["withheld"] == "theirs"
-        assert list(model.privacy["row"]["per_client"]) == ["ada"]
-
-
-@pytest.mark.parametrize(
-    "content, said_so",
-    [
-        (lambda fed: b"no model at all", "not a model that Cloister saved"),
-        (lambda fed: last_model(fed, run="another"), "sent the model of another run"),
-        (lambda fed: last_model(federation(model__hidden=[9])), "does not fit its federation's document"),
-        (lambda fed: last_model(federation(name="other")), "sent the model of another run"),
-    ],
-)
-def test_a_last_model_that_is_none_of_the_runs_leaves_the_one_before(tmp_path, content, said_so):
-    fed = federation()
-
-    async def server(link: Link) -> None:
-        await link.welcome(fed)
-        await link.hear("ready")
-        await link.ask(fed, server_round=2, **{"complete-rounds": 1})
-        await link.answer()
-        for frame in protocol.model_frames(content(fed)):
-            await link._context.write(frame)
-        await link.finish()
-
-    result, said = play(tmp_path, server)
-    assert result == "completed"
-    (path,) = (tmp_path / "state" / "ada.models").iterdir()
-    assert saved.from_bytes(path.read_bytes(), "it").round == 1
-    (line,) = (line for line in said if line.startswith("warning: "))
-    assert said_so in line and line.endswith("the model that was kept before stays")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
@@ -12,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 import cloister
 from client.kept import keep
+from common.inference.torch_file import from_torch
 from server.folder import folder
 from tests.support import document, table
 
@@ -122,6 +125,21 @@ def test_a_client_file_predicts_with_the_model_that_the_client_keeps(files):
         done = run("predict", model, "table.csv", "-o", "out.csv", "--force")
         assert done.exit_code == 0, done.output
         assert Path("out.csv").read_text() == Path("run.csv").read_text()
+
+
+def test_a_client_file_is_evaluated_explained_and_exported_as_the_run_is(files):
+    Path("ada.yaml").write_text(CLIENT)
+    keep(Path("state/ada.models"), folder.saved_model(Path("run")))
+    for arguments in (["evaluate", "{}", "table.csv", "--json"], ["explain", "{}", "table.csv", "--json"]):
+        of_run, of_client = (
+            run(*(argument.format(model) for argument in arguments)).stdout for model in ("run", "ada.yaml")
+        )
+        assert of_run == of_client and json.loads(of_run)["rows"] == 200
+    for model, name in (("run", "one.pt"), ("ada.yaml", "other.pt")):
+        done = run("export", model, "--format", "torch", "-o", name)
+        assert done.exit_code == 0, done.output
+    one, other = (from_torch(Path(name).read_bytes(), name) for name in ("one.pt", "other.pt"))
+    assert all(np.array_equal(one.weights[name], array) for name, array in other.weights.items())
 
 
 def test_paths_that_cannot_be_are_one_line(files):

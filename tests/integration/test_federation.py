@@ -241,6 +241,7 @@ def test_every_client_has_the_model_in_the_end_and_who_was_away_fetches_it(feder
 
     refused = output(fed.start("fetch", away), 2)
     assert "no answer" in refused and "Traceback" not in refused
+    assert "`cloister serve --resume RUN_DIR --stay`" in refused
     again = fed.stay()
     again.until("clients can fetch its model until Ctrl-C")
     assert "after round 4 is kept: " in output(fed.start("fetch", fed.client_file("ada")))
@@ -249,6 +250,9 @@ def test_every_client_has_the_model_in_the_end_and_who_was_away_fetches_it(feder
 
     # Each predicts as the run folder does, and knows what it stated itself and of no other client.
     output(fed.start("predict", fed.run, "cyd.csv", "-o", "run.csv"))
+    newest = max((fed.run / "checkpoint").iterdir())
+    output(fed.start("predict", newest, "cyd.csv", "-o", "checkpoint.csv"))
+    assert (fed.folder / "checkpoint.csv").read_text() == (fed.folder / "run.csv").read_text()
     for name in NAMES:
         output(fed.start("predict", f"{name}.yaml", "cyd.csv", "-o", f"{name}.out.csv"))
         assert (fed.folder / f"{name}.out.csv").read_text() == (fed.folder / "run.csv").read_text()

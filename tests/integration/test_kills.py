@@ -20,7 +20,7 @@ from client.account.ledger import Ledger
 from common.wire import codec
 from common.wire import session_pb2 as pb
 from common.wire import session_pb2_grpc as service
-from tests.client.test_node import Link
+from tests.client.scripted import Link
 from tests.integration.federation import PATIENCE_S, Process, until
 from tests.support import PRIVATE, federation, table
 
