@@ -29,6 +29,11 @@ cloister.main()
 """
 
 
+# The limit is on address space, of which each thread takes 8 to 72 MB: without this a machine of many cores has
+# none left before the model is made.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "RAYON_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+
+
 @pytest.mark.parametrize("take", [lambda: np.empty(2**58), lambda: torch.empty(2**58)], ids=["numpy", "torch"])
 def test_memory_that_runs_out_is_told_with_the_models_size(take):
     # 5 inputs: (5 + 1) x 8 + (8 + 1) x 2 = 66 numbers
@@ -87,9 +92,8 @@ def test_where_rows_are_private_nobody_else_hears_that_memory_ran_out():
 def test_a_model_that_does_not_fit_is_one_line_of_error(tmp_path):
     (tmp_path / "big.yaml").write_text(json.dumps(document(model__hidden=[10_000, 10_000])))  # JSON is YAML
     root = Path(__file__).parents[3]
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED], cwd=tmp_path, env={"PYTHONPATH": str(root)}, capture_output=True, text=True
-    )
+    env = {"PYTHONPATH": str(root), **ONE_THREAD}
+    done = subprocess.run([sys.executable, "-c", LIMITED], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr[-2000:]
     said = "error: this machine has too little memory for a model of 100,090,002 parameters: 0.37 GiB"
     assert done.stderr.strip().splitlines()[-1].startswith(said)
