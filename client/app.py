@@ -23,18 +23,21 @@ from client.account.ledger import Ledger
 from client.device import resolve_device
 from client.settings import load_client_file
 from client.site import Site, open_site, simulated_site
+from client.training.recipe import Pace
 from client.training.train import evaluate, train
 from common.document import federation as federations
 from common.document.federation import Federation
+from common.document.schedule import Plateau
 from common.errors import BudgetExhausted, CloisterError, ConfigError, DataError, OutOfMemory, Refusal
 from common.model.memory import room_for
 from common.model.scores import Counts
 from common.model.weights import Weights, check_fit, is_finite
 from common.privacy import noise
 from common.privacy.noise import NoiseSource
+from common.text import shown
 from common.wire import compression, records
 from common.wire.identity import task_name
-from common.wire.records import ARRAYS, COMPLETE, CONFIG, COUNTS, METRICS, PRIVACY, RUN, WEIGHT
+from common.wire.records import ARRAYS, COMPLETE, CONFIG, COUNTS, METRICS, PRIVACY, RATE, ROUND, RUN, WEIGHT
 
 SiteOf = Callable[[Context], AbstractContextManager[Site]]
 
@@ -87,8 +90,8 @@ def told_of(error: Exception) -> Error:
 
 
 def _train(site: Site, message: Message, run: str) -> RecordDict:
-    start = _weights(site, message)
-    recipe = site.account.charge_update(run, _task(message, run))
+    start, pace = _weights(site, message), pace_of(message, site.federation)
+    recipe = replace(site.account.charge_update(run, _task(message, run)), pace=pace)
     _keep(site, message, start, run)
     noise = _noise(site, message)
     update = train(recipe, start, site.dataset, noise=noise)
@@ -121,6 +124,19 @@ def _weights(site: Site, message: Message) -> Weights:
     if not is_finite(weights):
         raise Refusal("the weights that were sent are not finite")
     return weights
+
+
+def pace_of(message: Message, federation: Federation) -> Pace:
+    """What a message to train says of the learning rate. Raises `Refusal` where the document's has another range."""
+    schedule, config = federation.training.schedule, _config(message)
+    if schedule is None:
+        return Pace()
+    number, factor = config.get(ROUND), config.get(RATE, 1.0)
+    if not isinstance(number, int) or not 1 <= number <= federation.training.rounds:
+        raise Refusal(f"the learning rate's schedule has no round {shown(str(number))}")
+    if not isinstance(factor, float) or not 0 < factor <= 1 or (factor < 1 and not isinstance(schedule, Plateau)):
+        raise Refusal(f"the learning rate's schedule has no factor {shown(str(factor))}")
+    return Pace(round=number, factor=factor)
 
 
 def _keep(site: Site, message: Message, weights: Weights, run: str) -> None:

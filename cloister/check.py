@@ -115,6 +115,12 @@ def _federation(path: Path) -> list[str]:
     more = []
     if (rule := training.early_stopping) is not None:
         more.append(f"ends early when {rule.metric} was no better in {rule.patience} evaluations")
+    if training.schedule is not None:
+        more.append(f"learning rate: {training.schedule.words}")
+    if federation.strategy.schedule is not None:
+        more.append(f"the server's step: {federation.strategy.schedule.words}")
+    if (forgetting := federation.strategy.average) is not None:
+        more.append(f"the model that is scored and handed out is the rounds' average, forgetting by {forgetting:g}")
     if federation.wire.dtype != "float32":
         more.append(f"updates travel in {federation.wire.dtype}")
     return [

@@ -14,7 +14,7 @@ from typing import Any
 from client.account.policy import Policy
 from client.settings import ClientFile, DataFile, TLSFiles
 from common.document import federation as document
-from common.document import schema, strategy
+from common.document import schedule, schema, strategy
 from common.document.documents import Document
 
 PAGES: dict[str, tuple[str, str, list[tuple[str, type[Document]]]]] = {
@@ -36,6 +36,11 @@ PAGES: dict[str, tuple[str, str, list[tuple[str, type[Document]]]]] = {
             ("model", document.Model),
             ("training", document.Training),
             ("training.early_stopping", document.EarlyStopping),
+            ("schedule", schedule.Constant),
+            *(
+                (f"schedule, {kind.__name__.lower()}", kind)
+                for kind in (schedule.Step, schedule.Exponential, schedule.Cosine, schedule.Plateau)
+            ),
             ("strategy", strategy.FedAvg),
             *(
                 (f"strategy, {kind.__name__.lower()}", kind)
@@ -68,7 +73,8 @@ PAGES: dict[str, tuple[str, str, list[tuple[str, type[Document]]]]] = {
         [("", ClientFile), ("tls", TLSFiles), ("data", DataFile), ("policy", Policy)],
     ),
 }
-SHARED = set(strategy.FedAvg.model_fields)  # by all strategies
+# By all kinds of one thing.
+SHARED = {"strategy": set(strategy.FedAvg.model_fields), "schedule": set(schedule.Constant.model_fields)}
 ELSEWHERE = "see below"
 
 
@@ -84,8 +90,8 @@ def page(name: str) -> str:
         "",
     ]
     for heading, model in sections:
-        skipped = SHARED if heading.startswith("strategy, ") else set()
-        out += _section(heading, model, skipped)
+        part, _, kind = heading.partition(", ")
+        out += _section(heading, model, SHARED[part] if kind and part in SHARED else set())
     return "\n".join(out).rstrip() + "\n"
 
 

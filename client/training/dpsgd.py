@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from client.training.dropout import KEY, RowIds, masks
 from client.training.exact import ExactOptimizer
-from client.training.plain import add_proximal_term, copies, make_optimizer, torch_seed
+from client.training.plain import add_proximal_term, copies, make_optimizer, set_rate, torch_seed
 from client.training.recipe import DPSGD
 from common.document.federation import Training
 from common.model import objective
@@ -33,6 +33,7 @@ def fit_privately(
     dpsgd: DPSGD,
     noise: NoiseSource,
     proximal_mu: float,
+    learning_rate: Callable[[int], float] | None = None,
     ids: RowIds | None = None,
 ) -> None:
     """Trains `model` in place by DP-SGD.
@@ -43,6 +44,7 @@ def fit_privately(
     Args:
         x: [rows, inputs].
         y: [rows].
+        learning_rate: of each step, from 0; by default always the document's. It is public, and so are noisy gradients.
         ids: of the rows (client/training/dropout.py); only dropout in exact arithmetic needs them.
 
     Raises:
@@ -54,7 +56,9 @@ def fit_privately(
     with steps(model, x, y, training, dpsgd, noise, ids) as (optimizer, take):
         if proximal_mu:  # after the noise, and before the step
             optimizer.attach_step_hook(lambda _: add_proximal_term(model, start, proximal_mu))
-        for _ in range(dpsgd.steps):
+        for step in range(dpsgd.steps):
+            if learning_rate is not None:
+                set_rate(optimizer, learning_rate(step))
             optimizer.zero_grad(set_to_none=True)
             take(torch.from_numpy(noise.poisson_sample(len(y), dpsgd.sampling_rate)))
             optimizer.step()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -23,16 +23,22 @@ def fit(
     steps: int,
     noise: NoiseSource,
     proximal_mu: float,
+    learning_rate: Callable[[int], float] | None = None,
 ) -> float:
-    """Trains `model` in place without privacy, on shuffled batches, and returns the mean loss of a row."""
+    """Trains `model` in place without privacy, on shuffled batches, and returns the mean loss of a row.
+
+    `learning_rate` is that of each step, from 0; by default always the document's.
+    """
     start = copies(model)
     model.train()
     optimizer = make_optimizer(model.parameters(), training)
     total, rows = 0.0, 0
     with torch_seed(noise.integer(), x.device):
         batches = _batches(len(y), training.batch_size, noise)
-        for _ in range(steps):
+        for step in range(steps):
             index = torch.from_numpy(next(batches)).to(x.device)
+            if learning_rate is not None:
+                set_rate(optimizer, learning_rate(step))
             optimizer.zero_grad(set_to_none=True)
             losses = objective.row_losses(model(x[index]), y[index], training.loss)
             losses.mean().backward()  # type: ignore[no-untyped-call]  # torch gives it none
@@ -59,6 +65,13 @@ def make_optimizer(parameters: Iterable[Tensor], training: Training, *, fused: b
             parameters, lr=rate, momentum=momentum, nesterov=nesterov, weight_decay=decay, fused=fused
         )
     raise ValueError(f"optimizer must be sgd, adam or adamw, got {training.optimizer!r}")
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Changes the learning rate of the steps to come. Torch's schedulers count the steps of one optimizer, and ours
+    begins anew each round."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def _batches(rows: int, size: int, noise: NoiseSource) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:

@@ -32,6 +32,14 @@ class DPSGD:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pace:
+    """What a learning rate that changes follows: the round, and what a plateau has brought it down to."""
+
+    round: int = 1
+    factor: float = 1.0  # above 0 and at most 1; only the server knows it, from evaluations
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One round of training at one site: `steps` steps as the document says, by `private` if it is not None.
 
@@ -42,6 +50,11 @@ class Recipe:
     steps: int
     weight: float
     private: DPSGD | None
+    pace: Pace = Pace()
+
+    def learning_rate(self, step: int) -> float:
+        """The optimizer's at a step of the round, counted from 0."""
+        return self.federation.training.rate_at(self.pace.round, step) * self.pace.factor
 
     @property
     def proximal_mu(self) -> float:

@@ -39,6 +39,7 @@ def train(recipe: Recipe, weights: Weights, dataset: Dataset, *, noise: NoiseSou
             steps=recipe.steps,
             noise=noise,
             proximal_mu=recipe.proximal_mu,
+            learning_rate=recipe.learning_rate,
         )
     else:
         from client.training import dpsgd  # Opacus takes a second to import, which not every client needs
@@ -51,6 +52,7 @@ def train(recipe: Recipe, weights: Weights, dataset: Dataset, *, noise: NoiseSou
             dpsgd=recipe.private,
             noise=noise,
             proximal_mu=recipe.proximal_mu,
+            learning_rate=recipe.learning_rate,
             ids=dataset.ids,
         )
     return Update(weights=mlp.weights_of(model), weight=recipe.weight, loss=loss)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from common.document import mistakes
 from common.document.mistakes import Key, Problem
@@ -30,6 +31,12 @@ class Document(BaseModel):
     def contradictions(self) -> Iterator[Problem]:
         """Mistakes that no single value shows, as (key, sentence). Asked for once every value is valid."""
         yield from ()
+
+
+def unless(usual: object) -> FieldInfo:
+    """A field that is left out of the canonical text where it is as usual, as in documents older than the field."""
+    info: FieldInfo = Field(exclude_if=lambda value: value == usual)
+    return info
 
 
 MERGE = "<<"

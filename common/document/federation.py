@@ -17,18 +17,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from common.document import documents
-from common.document.documents import Document
+from common.document.documents import Document, unless
 from common.document.mistakes import Key, Problem
+from common.document.numbers import Count, Fraction, NonNegative, Positive
+from common.document.schedule import Plateau, Schedule
 from common.document.schema import Classes, Schema
 from common.document.strategy import (
     OF_A_MEAN,
     Bulyan,
-    Count,
-    Fraction,
     Krum,
     MultiKrum,
-    NonNegative,
-    Positive,
     QFedAvg,
     StrategyChoice,
 )
@@ -74,6 +72,7 @@ class Training(Document):
     batch_size: Count  # rows in a step; with privacy.row, on average
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"  # begins anew each round
     learning_rate: Positive  # of the optimizer; with privacy.row a step moves the model by at most this times clip
+    schedule: Annotated[Schedule | None, unless(None)] = None  # how the learning rate goes over the run
     momentum: Fraction = 0.0  # of sgd
     nesterov: bool = False  # sgd with momentum, after Nesterov
     weight_decay: NonNegative = 0.0  # pulls weights to 0
@@ -105,6 +104,18 @@ class Training(Document):
                     yield (name,), f"belongs to optimizer sgd (optimizer is {self.optimizer})"
         elif self.nesterov and not self.momentum:
             yield ("nesterov",), "needs momentum greater than 0"
+        if self.schedule is not None and self.schedule.over == "steps" and self.local_steps is None:
+            yield (
+                ("schedule", "over"),
+                "steps needs local_steps: with local_epochs clients take different numbers of steps in a round",
+            )
+
+    def rate_at(self, server_round: int, step: int) -> float:
+        """The learning rate of local step `step` (from 0) in round `server_round`, but for what a plateau adds."""
+        if self.schedule is None:
+            return self.learning_rate
+        at = self.schedule.at(server_round, rounds=self.rounds, step=step, steps=self.local_steps or 1)
+        return self.learning_rate * at
 
 
 class RowPrivacy(Document):
@@ -231,7 +242,9 @@ class Federation(Document):
             )
         yield from self._size_problems()
         yield from self._loss_problems()
-        yield from self._early_stopping_problems()
+        if self.training.early_stopping is not None:
+            yield from self._watch_problems(("training", "early_stopping"), self.training.early_stopping)
+        yield from self._schedule_problems()
         yield from self._strategy_problems()
         private = self.privacy.row is not None or self.privacy.client is not None
         if private and self.data_schema.validation_fraction == 0 and self.privacy.evaluation.every:
@@ -272,14 +285,35 @@ class Federation(Document):
         elif loss != "mse":
             yield key, f"{loss} needs a target with classes; for a numeric target use mse"
 
-    def _early_stopping_problems(self) -> Iterator[Problem]:
-        if (rule := self.training.early_stopping) is None:
-            return
-        key = ("training", "early_stopping", "metric")
+    def _watch_problems(self, place: Key, rule: EarlyStopping | Plateau) -> Iterator[Problem]:
+        """Of what watches a figure of the evaluations."""
+        key = (*place, "metric")
         if rule.metric not in self.metrics:
             yield key, f"must be one of {', '.join(self.metrics)} for this target (got {rule.metric})"
         if not self.evaluation_rounds:
             yield key, "is never evaluated; set privacy.evaluation.every and schema.validation_fraction above 0"
+
+    def _schedule_problems(self) -> Iterator[Problem]:
+        for part in ("training", "strategy"):
+            schedule: Schedule | None = getattr(self, part).schedule
+            if schedule is None:
+                continue
+            if schedule.warmup >= self.training.rounds:
+                yield (
+                    (part, "schedule", "warmup"),
+                    f"must be less than training.rounds, {self.training.rounds} (got {schedule.warmup})",
+                )
+            if isinstance(schedule, Plateau):
+                yield from self._watch_problems((part, "schedule"), schedule)
+            if schedule.over != "steps":
+                continue
+            if part == "strategy":
+                yield (part, "schedule", "over"), "must be rounds here: the server takes one step in each"
+            elif isinstance(self.strategy, QFedAvg):
+                yield (
+                    (part, "schedule", "over"),
+                    "must be rounds with qfedavg, which divides a client's update by the rate that it was made with",
+                )
 
     def _strategy_problems(self) -> Iterator[Problem]:
         strategy, clients = self.strategy, self.strategy.min_clients

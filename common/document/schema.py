@@ -12,20 +12,13 @@ from itertools import combinations
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
-from pydantic.fields import FieldInfo
 
-from common.document.documents import Document
+from common.document.documents import Document, unless
 from common.document.mistakes import Problem
 from common.document.values import Scalar, agree, spelled
 
 Bounds = tuple[float, float]
 Name = Annotated[str, Field(min_length=1)]
-
-
-def _unless(usual: str) -> FieldInfo:
-    """A field that is left out of the canonical text where it is as usual, as in documents older than the field."""
-    info: FieldInfo = Field(exclude_if=lambda value: value == usual)
-    return info
 
 
 class Numeric(Document):
@@ -39,7 +32,7 @@ class Numeric(Document):
     bounds: Bounds  # values outside are clamped, and all scaled to [-1, 1]
     missing: tuple[Scalar, ...] = ()  # values that mean that there is none
     optional: bool = False  # may a cell be empty?
-    unfit: Annotated[Literal["left_out", "missing"], _unless("left_out")] = "left_out"  # a cell that is no number
+    unfit: Annotated[Literal["left_out", "missing"], unless("left_out")] = "left_out"  # a cell that is no number
 
     @property
     def inputs(self) -> int:
@@ -61,7 +54,7 @@ class Categorical(Document):
     categories: Annotated[tuple[Scalar, ...], Field(min_length=1)]  # one input each, and one for others
     missing: tuple[Scalar, ...] = ()  # values that mean that there is none
     optional: bool = False  # may a cell be empty?
-    unfit: Annotated[Literal["other", "left_out", "missing"], _unless("other")] = "other"  # a cell that is none of them
+    unfit: Annotated[Literal["other", "left_out", "missing"], unless("other")] = "other"  # a cell that is none of them
 
     @property
     def inputs(self) -> int:

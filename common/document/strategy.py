@@ -6,12 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from common.document.documents import Document
-
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+from common.document.documents import Document, unless
+from common.document.numbers import Count, Fraction, NonNegative, Positive, Share
+from common.document.schedule import Schedule
 
 
 class _Rounds(Document):
@@ -22,6 +19,9 @@ class _Rounds(Document):
     over_selection: Annotated[float, Field(ge=0, le=4)] = 0.0  # asks so many more, and waits only for the first
     round_timeout: Positive = 600.0  # seconds
     max_failed_rounds: Count = 3  # so many failed rounds in a row end the run
+    schedule: Annotated[Schedule | None, unless(None)] = None  # how the size of the server's step goes over the run
+    # The model that is scored and handed out is the rounds' average, which forgets older ones by this factor a round.
+    average: Annotated[Share | None, unless(None)] = None
 
 
 class FedAvg(_Rounds):

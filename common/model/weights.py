@@ -49,6 +49,17 @@ def is_finite(weights: Mapping[str, NDArray[np.float32]]) -> bool:
     return all(bool(np.isfinite(array).all()) for array in weights.values())
 
 
+def between(start: Mapping[str, NDArray[np.float32]], end: Mapping[str, NDArray[np.float32]], part: float) -> Weights:
+    """The weights so much of the way from `start` to `end`: 0 is the one, 1 the other, exactly."""
+    if part == 1.0:
+        return {name: np.array(array, np.float32) for name, array in end.items()}
+    moved: Weights = {}
+    for name, array in start.items():
+        from_ = array.astype(np.float64)
+        moved[name] = (from_ + part * (end[name].astype(np.float64) - from_)).astype(np.float32)
+    return moved
+
+
 def flat_of(weights: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
     """All numbers, [parameters]: the arrays one after another, in their order."""
     return np.concatenate([np.ravel(array) for array in weights.values()])

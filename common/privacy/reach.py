@@ -5,6 +5,7 @@ learning_rate x C, noise aside, whatever the rows say, and a run by at most
 
     reach = rounds x local_steps x learning_rate x clip
 
+Where a schedule changes the rate, the rounds' rates are added up.
 A momentum m keeps each step going: s steps from rest reach as far as the sum of (1 - m^t) / (1 - m) over t = 1..s.
 What is needed was measured (docs/privacy.md, `python -m simulations.benchmarks.reach`): it hardly depends on the model
 or on the number of features, since inputs are encoded to [-1, 1] and labels of classes ask for logits of a few units.
@@ -14,6 +15,8 @@ size), for strategies that take steps of their own, and where `privacy.client` c
 """
 
 from __future__ import annotations
+
+import math
 
 from common.document.federation import Federation, Training
 from common.document.schema import Classes
@@ -36,7 +39,7 @@ def reach(federation: Federation, *, steps: int | None = None) -> float | None:
         steps = training.steps(row.sampling_rate or 1.0)
     if steps is None:
         return None
-    return training.rounds * training.learning_rate * row.clip * _whole_steps(training, steps)
+    return _rates(federation, steps) * row.clip * _whole_steps(training, steps)
 
 
 def warning(federation: Federation, *, steps: int | None = None) -> str | None:
@@ -58,6 +61,18 @@ def _is_measured(federation: Federation) -> bool:
         and isinstance(federation.data_schema.target, Classes)
         and isinstance(federation.strategy, FedAvg | FedProx)
         and federation.privacy.client is None
+    )
+
+
+def _rates(federation: Federation, steps: int) -> float:
+    """The rounds' learning rates, each the largest of its round, added up; a plateau's as if it never fell."""
+    training, server = federation.training, federation.strategy.schedule
+    if training.schedule is None and server is None:
+        return training.rounds * training.learning_rate
+    return math.fsum(
+        max(training.rate_at(number, 0), training.rate_at(number, steps - 1))
+        * (server.at(number, rounds=training.rounds) if server is not None else 1.0)
+        for number in range(1, training.rounds + 1)
     )
 
 

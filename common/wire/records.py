@@ -23,6 +23,8 @@ PRIVACY = "privacy"  # a private client's statement of what it has released
 # Values in CONFIG.
 RUN = "run"
 COMPLETE = "complete-rounds"  # that made the model
+ROUND = "server-round"  # Flower's own
+RATE = "learning-rate-factor"  # that a plateau has brought the learning rate down to
 
 # Values in METRICS.
 WEIGHT = "num-examples"  # Flower's strategies weigh by it

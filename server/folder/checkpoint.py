@@ -33,10 +33,21 @@ KEPT = 2
 FOLDER = "checkpoint"
 
 # Fields of `Progress`, by how JSON holds them.
-_KEPT = ("round", "tried", "pending", "evaluation", "held_out_score", "best", "stale", "advised")
+_KEPT = (
+    "round",
+    "averaged",
+    "tried",
+    "pending",
+    "evaluation",
+    "held_out_score",
+    "best",
+    "stale",
+    "plateaus",
+    "advised",
+)
 _BY_NODE = ("gone", "strikes", "resting")
 _SETS = ("clients", "present")
-_ADDED = ("held_out_score", "advised")  # older checkpoints lack these
+_ADDED = ("averaged", "held_out_score", "plateaus", "advised")  # older checkpoints lack these
 
 log = logging.getLogger("cloister.server")
 
@@ -83,6 +94,7 @@ def save(folder: Path, run: Run, *, number: int, seconds: float) -> None:
         "about": about,
     }
     arrays: dict[str, NDArray[Any]] = {f"state/{name}": array for name, array in progress.weights.items()}
+    arrays |= {f"average/{name}": array for name, array in (progress.average or {}).items()}
     arrays |= {f"memory/{name}": array for name, array in memory.items()}
     contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
     data = safetensors.save(contiguous, metadata={"cloister": json.dumps(header)})
@@ -153,9 +165,9 @@ def saved_model(path: Path) -> SavedModel:
     except (ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         raise RunFolderError(f"{path}: torn or damaged ({error})") from error
     progress = checkpoint.progress
-    return SavedModel(
-        federation=federation, weights=progress.weights, round=progress.round, run=checkpoint.run
-    ).checked(str(path))
+    return SavedModel(federation=federation, weights=progress.model, round=progress.round, run=checkpoint.run).checked(
+        str(path)
+    )
 
 
 def read(path: Path) -> Checkpoint:
@@ -194,6 +206,7 @@ def _progress(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Progre
         kept["spent"] = Spent(Charged(**about["charged"]), about["clip"])
     return Progress(
         weights={name: arrays[f"state/{name}"] for name in header["state"]},
+        average={name: arrays[f"average/{name}"] for name in header["state"]} if about.get("averaged") else None,
         memory={name: arrays[f"memory/{name}"] for name in header["memory"]},
         **kept,
     )

@@ -64,7 +64,7 @@ class FolderJournal:
     def save_model(self, run: Run, *, durably: bool = False) -> None:
         progress = run.progress
         charged = asdict(run.client_privacy.charged) if run.client_privacy else None
-        self._folder.save_model(progress.weights, server_round=progress.round, charged=charged, durably=durably)
+        self._folder.save_model(progress.model, server_round=progress.round, charged=charged, durably=durably)
 
     def undo_what_is_not_saved(self, run: Run) -> None:
         """A round that was cut off will be made again, with other noise: nothing of it may be told, or it would have

@@ -75,6 +75,7 @@ def _data(record: RunRecord) -> Iterator[str]:
 
 def _training(record: RunRecord) -> Iterator[str]:
     training, strategy = record.federation.training, record.federation.strategy
+    rates = training.schedule
     names = facts.participants(record)
     local = f"{training.local_steps} steps" if training.local_steps else f"{training.local_epochs} epochs"
     yield "## Training"
@@ -84,7 +85,9 @@ def _training(record: RunRecord) -> Iterator[str]:
             ("rounds", f"{record.standing.round} of {record.standing.rounds or training.rounds}"),
             ("strategy", str(strategy.name)),
             ("in each round", f"{local} of batches of {training.batch_size}, {training.optimizer}"),
-            ("learning rate", f"{training.learning_rate:g}"),
+            ("learning rate", f"{training.learning_rate:g}" + (f", {rates.words}" if rates is not None else "")),
+            *([("the server's step", strategy.schedule.words)] if strategy.schedule is not None else []),
+            *([("the model", f"the rounds' average, forgetting by {strategy.average:g}")] if strategy.average else []),
             ("participants", f"{len(names)}" + (f": {', '.join(names)}" if 0 < len(names) <= MOST_CLIENTS else "")),
             ("time", duration(record.result["seconds"]) if "seconds" in record.result else "not ended"),
         ],

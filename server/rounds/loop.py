@@ -20,7 +20,7 @@ from flwr.serverapp.strategy import Strategy
 from common.document.strategy import OF_A_MEAN
 from common.errors import RunFailed
 from common.wire.records import LOST
-from server.rounds import cohort, stopping, strategies
+from server.rounds import cohort, plateau, stopping, strategies
 from server.rounds.advice import on_divergence
 from server.rounds.aggregation import Aggregator, EachReply, Mean
 from server.rounds.cohort import Cohort
@@ -72,6 +72,8 @@ def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None
             number=number,
             complete=progress.round,
             cohort=cohort.choose(run, nodes, number),
+            rate_factor=plateau.factor(run, "training"),
+            server_step=_server_step(run, number),
         )
         try:
             trained = _train(run, grid, strategy, this)
@@ -87,13 +89,21 @@ def run_rounds(run: Run, grid: Grid, strategy: Strategy, *, wait_s: float | None
             continue
         failed = 0
         event = replace(_told(run, this, trained.answers, waited), loss=trained.loss)
-        progress.weights = trained.weights
+        progress.advance(trained.weights, forgetting=federation.strategy.average)
         progress.round, progress.tried, progress.event = number, number, event
         _complete(run, grid, strategy, event)
     # A run whose last rounds failed has not trained for as many rounds as it says.
     if failed:
         raise RunFailed(f"the last of {rounds} rounds failed: {why}")
     return Ending("completed", stopping.verdict(run))
+
+
+def _server_step(run: Run, number: int) -> float:
+    """How much of the strategy's step a round takes."""
+    schedule = run.federation.strategy.schedule
+    if schedule is None:
+        return 1.0
+    return schedule.at(number, rounds=run.federation.training.rounds) * plateau.factor(run, "strategy")
 
 
 def _spent(run: Run) -> Ending:
@@ -201,7 +211,7 @@ def _complete(run: Run, grid: Grid, strategy: Strategy, event: RoundEnded) -> No
         event = _evaluate(run, grid, strategy, event)
     progress.pending = False
     if run.held_out is not None:
-        progress.held_out_score = run.held_out(progress.weights)
+        progress.held_out_score = run.held_out(progress.model)
         event = replace(event, held_out=progress.held_out_score)
     progress.event = event = replace(event, privacy=_privacy(run))
     run.journal.save(run)
@@ -222,7 +232,7 @@ def _evaluate(run: Run, grid: Grid, strategy: Strategy, event: RoundEnded) -> Ro
         complete=progress.round,
         cohort=everyone,
     )
-    evaluated = evaluate_round(this, progress.weights, grid=grid, strategy=strategy, client_privacy=run.client_privacy)
+    evaluated = evaluate_round(this, progress.model, grid=grid, strategy=strategy, client_privacy=run.client_privacy)
     _charge(run)
     _remember(run, this, evaluated.answers)
     if (evaluation := evaluated.metrics) is not None:
@@ -230,6 +240,7 @@ def _evaluate(run: Run, grid: Grid, strategy: Strategy, event: RoundEnded) -> Ro
             evaluation |= _of_clients(run, evaluated.headlines)
         progress.evaluation = evaluation or progress.evaluation or {}
         stopping.note(run, evaluation)
+        plateau.note(run, evaluation)
     told = run.disclosure.rejections(evaluated.answers.rejected)
     times = {**event.times, "evaluation": evaluated.answers.seconds}
     return replace(

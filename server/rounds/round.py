@@ -21,10 +21,10 @@ from flwr.serverapp.strategy import Strategy
 from common.document.federation import Federation
 from common.model.scores import Counts, Scores, count_sensitivity, count_size, headlines_of, scores_of
 from common.model.update import Update
-from common.model.weights import Weights, is_finite
+from common.model.weights import Weights, between, is_finite
 from common.privacy.statement import Statement
 from common.wire import records
-from common.wire.records import COMPLETE, COUNTS, LATE, LOSS, METRICS, RUN, WEIGHT
+from common.wire.records import COMPLETE, COUNTS, LATE, LOSS, METRICS, RATE, RUN, WEIGHT
 from server.rounds import strategies
 from server.rounds.admission import Admission, Partial, Rejection
 from server.rounds.aggregation import Aggregator
@@ -44,6 +44,8 @@ class Round:
     number: int
     complete: int  # rounds that made the model which it sends
     cohort: Cohort
+    rate_factor: float = 1.0  # what a plateau has brought the clients' learning rate down to
+    server_step: float = 1.0  # how much of the strategy's step is taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +109,14 @@ def train_round(
         wire=federation.wire.dtype,
         compare=federation.privacy.client is None,
     )
-    config = ConfigRecord({RUN: this.run, COMPLETE: this.complete})
+    config = ConfigRecord({RUN: this.run})
+    if federation.strategy.average is None:  # else what is sent is no model to keep: the average is
+        config[COMPLETE] = this.complete
+    if this.rate_factor != 1.0:
+        config[RATE] = this.rate_factor
     # A strategy that is shown no node would wait for one, and an empty cohort is a cohort.
     shown = CohortGrid(grid, cohort.asked or cohort.nodes)
-    strategies.forget_model(strategy)
+    strategies.begin_round(strategy, client_rate=federation.training.rate_at(this.number, 0) * this.rate_factor)
     messages = strategy.configure_train(this.number, records.from_weights(weights), config, shown)
     # Strategies ask in a random order of their own, which no seed repeats; where not all are needed, it tells.
     place = {node: i for i, node in enumerate(cohort.asked)}
@@ -131,6 +137,8 @@ def train_round(
     answers = _answers(this, admission, started, aggregation=aggregation.seconds, transfer=_transfer(grid))
     if moved is None:
         raise RoundFailed(problem, answers)
+    if this.server_step != 1.0:
+        moved = between(weights, moved, this.server_step)
     return TrainedRound(weights=moved, loss=loss, answers=answers)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from common.document.federation import Federation
 from common.model.scores import Scores
-from common.model.weights import Weights
+from common.model.weights import Weights, between
 from common.privacy.statement import Statement
 from server.rounds.client_privacy import ClientLevelDP, Spent
 from server.rounds.disclosure import Disclosure
@@ -21,6 +21,8 @@ class Progress:
     """How far a run has come: all that a restart needs, and what a checkpoint keeps."""
 
     weights: Weights
+    average: Weights | None = None  # of the rounds' weights, if the document has one
+    averaged: int = 0  # rounds that are in it
     round: int = 0  # the last complete one
     tried: int = 0  # the last one that was made, complete or failed
     event: RoundEnded | None = None  # what is told of it
@@ -29,6 +31,7 @@ class Progress:
     held_out_score: Scores | None = None  # the last one that `held_out` gave
     best: float | None = None  # for early stopping
     stale: int = 0  # evaluations since then
+    plateaus: dict[str, dict[str, Any]] = field(default_factory=dict)  # what server/rounds/plateau.py remembers
     advised: bool = False  # has it been told what to try when training diverges? Once is enough
     statements: dict[str, Statement] = field(default_factory=dict)
     clients: set[str] = field(default_factory=set)
@@ -38,6 +41,26 @@ class Progress:
     resting: dict[int, int] = field(default_factory=dict)  # node -> the round that asks it again
     memory: Memory = field(default_factory=dict)  # what the strategy remembers of earlier rounds
     spent: Spent | None = None  # with `privacy.client`: what has been released about a client, and the clip
+
+    @property
+    def model(self) -> Weights:
+        """What is scored, kept and handed out: the average if there is one, else what the next round begins with."""
+        return self.weights if self.average is None else self.average
+
+    def advance(self, weights: Weights, *, forgetting: float | None) -> None:
+        """A round has moved the weights. `forgetting` is `strategy.average`.
+
+        The average of the weights w_1..w_t is sum of d^(t - i) w_i over the sum of d^(t - i), which is an exponential
+        moving average without the bias of its start (Kingma and Ba 2015, arXiv:1412.6980, section 3). It follows from
+        the rounds' models alone, so it costs no privacy.
+        """
+        self.weights = weights
+        if forgetting is None:
+            return
+        self.averaged += 1
+        before = self.average or weights
+        part = (1.0 - forgetting) / (1.0 - forgetting**self.averaged)
+        self.average = between(before, weights, part)
 
 
 class Journal(Protocol):

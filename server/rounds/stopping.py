@@ -17,12 +17,18 @@ def note(run: Run, evaluation: Scores) -> None:
     if rule is None or not evaluation:  # no rows were counted, which is neither better nor worse
         return
     progress, value = run.progress, float(evaluation[rule.metric])
-    best = value if progress.best is None else progress.best
-    gain = best - value if rule.metric in LOWER_IS_BETTER else value - best
-    if progress.best is None or gain >= rule.min_change > 0 or (rule.min_change == 0 and gain > 0):
+    if is_better(rule.metric, value, progress.best, rule.min_change):
         progress.best, progress.stale = value, 0
     else:
         progress.stale += 1
+
+
+def is_better(metric: str, value: float, best: float | None, min_change: float) -> bool:
+    """Is a figure better than the best so far, by at least `min_change`?"""
+    if best is None:
+        return True
+    gain = best - value if metric in LOWER_IS_BETTER else value - best
+    return gain >= min_change > 0 or (min_change == 0 and gain > 0)
 
 
 def verdict(run: Run) -> str:

@@ -30,7 +30,16 @@ CLASSES: dict[str, type[flower.FedAvg]] = {
     "bulyan": flower.Bulyan,
     "qfedavg": flower.QFedAvg,
 }
-_OURS = {"name", "fraction", "min_clients", "over_selection", "round_timeout", "max_failed_rounds"}
+_OURS = {
+    "name",
+    "fraction",
+    "min_clients",
+    "over_selection",
+    "round_timeout",
+    "max_failed_rounds",
+    "schedule",
+    "average",
+}
 _MOMENTS = ("m_t", "v_t", "momentum_vector")  # what some strategies keep from round to round, besides the model
 
 
@@ -73,8 +82,13 @@ def restore(strategy: Strategy, kept: Memory) -> None:
         setattr(strategy, name, value or None)
 
 
-def forget_model(strategy: Strategy) -> None:
-    """Lets the strategy take the model from its next `configure_train`. FedAvgM would go on from the one it made
-    itself, also after that was discarded, or rounded, or when it was another process that made it."""
+def begin_round(strategy: Strategy, *, client_rate: float) -> None:
+    """Lets the strategy take the model from its next `configure_train`, and know the clients' learning rate.
+
+    FedAvgM would go on from the model that it made itself, also after that was discarded, or rounded, or when it was
+    another process that made it. QFedAvg divides updates by the rate.
+    """
     if hasattr(strategy, "current_arrays"):
         strategy.current_arrays = None
+    if hasattr(strategy, "client_learning_rate"):
+        strategy.client_learning_rate = client_rate

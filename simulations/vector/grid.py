@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import torch
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from client.app import counted, told_of
+from client.app import counted, pace_of, told_of
 from client.site import Site
 from client.training.recipe import Scoring
 from client.training.train import noisy_counts, train
@@ -251,7 +251,8 @@ class VectorGrid(InlineGrid):
         node = message.metadata.dst_node_id
         try:
             site = self._sites.asked(node, run=self._name)
-            recipe = site.account.charge_update(self._name, self._task(message))
+            pace = pace_of(message, self._federation)
+            recipe = replace(site.account.charge_update(self._name, self._task(message)), pace=pace)
         except Exception as error:
             said = told_of(error)
             this.rejected.append(Rejection(node, said.code, shown(said.reason or "no reason given")))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from client.training.kernel import Room
-from client.training.plain import make_optimizer
+from client.training.plain import make_optimizer, set_rate
 from common.document.federation import Federation
 from common.model.weights import Weights
 from common.model.weights import flat_of as weights_in_a_row
@@ -51,7 +51,8 @@ class Models:
         self, federation: Federation, start: Tensor, jobs: Sequence[Job], room: Room, *, fused: bool = False
     ) -> None:
         """`start` is [parameters] as `flat_of` has them; `fused` is `make_optimizer`'s."""
-        self._start, self._sizes, self._mu = start, federation.layer_sizes, jobs[0].recipe.proximal_mu
+        self._recipe = jobs[0].recipe  # in what all share: a step's learning rate, and mu
+        self._start, self._sizes, self._mu = start, federation.layer_sizes, self._recipe.proximal_mu
         self._last = [job.recipe.steps for job in jobs]
         shape, names = (len(jobs), len(start)), ("flat", "gradient", "done", "moved")
         self._flat, self._gradient, self.done, self._moved = (room(name, shape, start, start.dtype) for name in names)
@@ -66,12 +67,18 @@ class Models:
         self._flat.grad = self._gradient.zero_()
         return layers_of(self._gradient, self._sizes)
 
+    @property
+    def learning_rate(self) -> float:
+        """The next step's."""
+        return self._recipe.learning_rate(self._steps)
+
     def step(self, scale: float = 1.0) -> None:
         """A step of the optimizer by `scale` times what was written."""
         if scale != 1.0:
             self._gradient.mul_(scale)
         if self._mu:
             self._gradient.add_(torch.sub(self._flat, self._start, out=self._moved), alpha=self._mu)
+        set_rate(self._optimizer, self.learning_rate)
         self._optimizer.step()
 
     def note_step(self) -> None:

@@ -45,7 +45,7 @@ def train_plainly(
         losses += torch.where(present, told.cpu(), 0.0).sum(1)
         taken += counts
         if step_at_once:
-            net.descend(y, share, training.learning_rate)
+            net.descend(y, share, models.learning_rate)
         else:
             net.gradient(y, share, models.gradients)
             models.step()

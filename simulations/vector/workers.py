@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from client.training.dropout import RowIds
-from client.training.recipe import DPSGD, Recipe
+from client.training.recipe import DPSGD, Pace, Recipe
 from common.document import federation as federations
 from common.document.federation import Federation
 from common.errors import CloisterError, WorkerLost
@@ -64,6 +64,7 @@ class _End:
 class _Tasks:
     """Jobs on their way, in few objects: what is sent one by one takes as long as training small models does."""
 
+    pace: Pace
     nodes: list[int]
     tables: list[int]
     recipes: list[tuple[int, float, DPSGD | None]]  # steps, weight and how it is private
@@ -76,6 +77,7 @@ class _Tasks:
     def of(cls, jobs: Sequence[Job], tables: Mapping[int, int]) -> _Tasks:
         """`tables` has each table's place, by the identity of its x."""
         return cls(
+            pace=jobs[0].recipe.pace,
             nodes=[job.node for job in jobs],
             tables=[tables[id(job.x)] for job in jobs],
             recipes=[(job.recipe.steps, job.recipe.weight, job.recipe.private) for job in jobs],
@@ -91,7 +93,7 @@ class _Tasks:
         return [
             Job(
                 node=node,
-                recipe=Recipe(federation=federation, steps=steps, weight=weight, private=private),
+                recipe=Recipe(federation=federation, steps=steps, weight=weight, private=private, pace=self.pace),
                 x=tables[table][0],
                 y=tables[table][1],
                 index=index,

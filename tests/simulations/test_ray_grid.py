@@ -23,8 +23,9 @@ from tests.support import PRIVATE, ROOT, WHOLE, federation
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
+RATES = {"training__schedule": {"name": "cosine", "over": "steps"}, "strategy__average": 0.9}
 RUNS = {
-    "row": {**PRIVATE, "strategy__fraction": 0.6, "strategy__over_selection": 0.4},
+    "row": {**PRIVATE, "strategy__fraction": 0.6, "strategy__over_selection": 0.4, **RATES},
     "client": {**WHOLE, "wire__dtype": "int8"},
 }
 

@@ -100,6 +100,7 @@ def train_privately(
     dpsgd: DPSGD | None = None,
     mu: float = 0.0,
     seed: int = 0,
+    **more: Any,
 ) -> Tensor:
     """Trains a copy and returns its flat parameters."""
     trained = copy.deepcopy(model)
@@ -112,6 +113,7 @@ def train_privately(
         noise=noise.seeded(seed),
         proximal_mu=mu,
         ids=row_ids(np.arange(len(y), dtype=np.uint64)),
+        **more,
     )
     return flat(trained)
 
@@ -291,6 +293,28 @@ def test_every_optimizer_takes_the_steps_that_torch_takes_by_hand(changes, make,
     # Adam divides by the gradient's size, and blows up what a lattice rounds and the 1e-6 that Opacus adds to a norm.
     tolerance = {"exact": 1e-2, "opacus": 1e-4} if "optimizer" in changes else {"exact": 1e-4, "opacus": 1e-5}
     assert torch.allclose(found, flat(by_hand), rtol=0, atol=tolerance[arithmetic] if arithmetic else 1e-5)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("arithmetic", ["exact", "opacus", None])
+def test_each_step_has_its_own_learning_rate(arithmetic, momentum):
+    rates = [0.4, 0.1, 0.25]
+    model, (x, y) = model_of(), rows_of()
+    by_hand = copy.deepcopy(model)
+    velocity = torch.zeros_like(flat(model))
+    for rate in rates:
+        gradients = row_gradients(by_hand, x, y, "cross_entropy", "tanh")
+        velocity = momentum * velocity + (clipped_sum(gradients, 0.3) / 8 if arithmetic else gradients.mean(dim=0))
+        nn.utils.vector_to_parameters(flat(by_hand) - rate * velocity, by_hand.parameters())
+    training = settings_of(batch_size=12 if arithmetic is None else 8, momentum=momentum)
+    if arithmetic:
+        dpsgd = dpsgd_of(steps=3, arithmetic=arithmetic)
+        found = train_privately(model, x, y, training=training, dpsgd=dpsgd, learning_rate=rates.__getitem__)
+    else:
+        how = {"noise": noise.seeded(0), "proximal_mu": 0.0, "learning_rate": rates.__getitem__}
+        fit(model, x, y, training=training, steps=3, **how)
+        found = flat(model)
+    assert torch.allclose(found, flat(by_hand), rtol=0, atol=1e-4 if arithmetic == "exact" else 1e-5)
 
 
 @pytest.mark.parametrize("arithmetic", ["exact", "opacus", None])

@@ -20,7 +20,7 @@ from common.model.weights import Weights
 from common.privacy.noise import seeded
 from common.privacy.statement import Statement
 from common.wire import records
-from common.wire.records import ARRAYS, COUNTS, FAILED, LOSS, METRICS, REFUSED, WEIGHT
+from common.wire.records import ARRAYS, CONFIG, COUNTS, FAILED, LOSS, METRICS, RATE, REFUSED, WEIGHT
 from server import serve
 from server.app import execute
 from server.folder import checkpoint as checkpoints
@@ -56,7 +56,8 @@ class Fleet:
             counts = [float(c) for c in rng.integers(1, 50, 4)]
             return Message(RecordDict({METRICS: MetricRecord({WEIGHT: 1.0, COUNTS: counts})}), reply_to=message)
         state = records.to_weights(message.content.array_records[ARRAYS])
-        moved = {k: v * np.float32(0.9) + rng.normal(size=v.shape).astype(np.float32) for k, v in state.items()}
+        rate = np.float32(message.content.config_records[CONFIG].get(RATE, 1.0))
+        moved = {k: v * np.float32(0.9) + rate * rng.normal(size=v.shape).astype(np.float32) for k, v in state.items()}
         metrics = MetricRecord({WEIGHT: float(node), LOSS: float(rng.uniform())})
         return Message(RecordDict({ARRAYS: records.from_weights(moved), METRICS: metrics}), reply_to=message)
 
@@ -107,7 +108,22 @@ WITH_MEMORY = ["fedadagrad", "fedadam", "fedavg", "fedavgm", "fedyogi"]
     [*((name, *cut) for name in WITH_MEMORY for cut in CUTS), *((name, "train", 2) for name in NAMES)],
 )
 def test_a_killed_run_that_is_resumed_equals_one_that_was_not(tmp_path, name, kind, server_round):
-    fed = long(name, training__rounds=6 if name in WITH_MEMORY else 3)
+    _resumed_equals_whole(tmp_path, long(name, training__rounds=6 if name in WITH_MEMORY else 3), kind, server_round)
+
+
+@pytest.mark.parametrize("kind, server_round", CUTS)
+def test_rates_that_fell_and_an_average_outlive_the_server(tmp_path, kind, server_round):
+    plateau = {"name": "plateau", "metric": "accuracy", "patience": 1, "min_change": 0.9}
+    rates = {"training__schedule": plateau, "strategy__schedule": {**plateau, "factor": 0.3}, "strategy__average": 0.7}
+    _resumed_equals_whole(tmp_path, long("fedavgm", **rates), kind, server_round)
+    plain = long("fedavgm", training__schedule=plateau, strategy__schedule={**plateau, "factor": 0.3})
+    begin(tmp_path / "plain", plain, Fleet())
+    assert not equal(load_model(tmp_path / "plain"), load_model(tmp_path / "whole"))
+    plateaus = checkpoints.load(tmp_path / "whole").progress.plateaus
+    assert [plateaus[of]["factor"] for of in ("training", "strategy")] == pytest.approx([0.25, 0.09])  # fell twice
+
+
+def _resumed_equals_whole(tmp_path: Path, fed: Federation, kind: str, server_round: int) -> None:
     begin(tmp_path / "whole", fed, Fleet())
     with pytest.raises(Killed):
         begin(tmp_path / "cut", fed, Fleet(die=lambda *at: at == (kind, server_round, 3)))
@@ -143,6 +159,8 @@ def test_a_checkpoint_of_before_held_out_scores_were_kept_still_resumes(tmp_path
 def test_all_of_a_runs_progress_comes_back(tmp_path):
     progress = Progress(
         weights={"b": np.ones(2, np.float32), "a": np.zeros((), np.float32)},
+        average={"b": np.zeros(2, np.float32), "a": np.full((), 3, np.float32)},
+        averaged=4,
         round=7,
         tried=8,
         event=RoundEnded(round=7, rounds=9, rejected=(Rejected("ben", "late", "slow"),), evaluation={"accuracy": 0.5}),
@@ -151,6 +169,7 @@ def test_all_of_a_runs_progress_comes_back(tmp_path):
         held_out_score={"accuracy": 0.25},
         best=0.5,
         stale=2,
+        plateaus={"training": {"best": 0.25, "stale": 1, "factor": 0.5}},
         advised=True,
         statements={"ada": Statement.from_wire(stated())},
         clients={"ada", "ben"},
@@ -173,7 +192,9 @@ def test_all_of_a_runs_progress_comes_back(tmp_path):
     found = checkpoints.load(tmp_path).progress
     assert list(found.weights) == list(progress.weights) and equal(found.weights, progress.weights)
     assert equal(found.memory, progress.memory)
-    for name in (f.name for f in fields(Progress) if f.name not in ("weights", "memory")):
+    assert found.average is not None and progress.average is not None
+    assert list(found.average) == list(progress.average) and equal(found.average, progress.average)
+    for name in (f.name for f in fields(Progress) if f.name not in ("weights", "average", "memory")):
         assert getattr(found, name) == getattr(progress, name), name
 
 

@@ -63,6 +63,9 @@ def same_bits(one: Weights, other: Weights) -> bool:
 
 
 EACH = {"strategy__name": "fedmedian"}
+# Nothing is so much better, so the rate falls after each evaluation.
+STALE = {"name": "plateau", "metric": "accuracy", "patience": 1, "min_change": 0.9}
+EVERY_ROUND = {"privacy__evaluation": {"every": 1, "noise": 3.0}}
 NUMBER = {"schema__target": {"name": "y", "bounds": [-3, 5]}, "training__loss": "mse"}
 PRIVATELY: list[dict[str, Any]] = [
     {},
@@ -79,6 +82,8 @@ PRIVATELY: list[dict[str, Any]] = [
     {"privacy__row__sampling_rate": 0.3, "privacy__row__count_epsilon": None},
     {"training__local_steps": ..., "training__local_epochs": 2},
     {"privacy__client": {**WHOLE["privacy"]["client"], "adaptive": {}}},
+    {"training__schedule": {"name": "cosine", "over": "steps", "warmup": 1}, "training__momentum": 0.5},
+    {"training__schedule": STALE, "strategy__schedule": STALE, "strategy__average": 0.8, **EVERY_ROUND},
 ]
 
 
@@ -102,6 +107,9 @@ PLAINLY: list[dict[str, Any]] = [
     {"strategy__fraction": 0.5},
     {"wire__dtype": "bfloat16"},
     WHOLE,
+    {"training__schedule": {"name": "cosine", "over": "steps", "warmup": 1}},
+    {"training__schedule": STALE, "training__optimizer": "adam", "strategy__average": 0.8},
+    {"training__schedule": STALE, "strategy__name": "qfedavg", "strategy__schedule": {"name": "exponential"}},
 ]
 
 
