@@ -14,7 +14,7 @@ from torch import Tensor
 
 from client.account.entries import BY_ID
 from client.row_hash import Digests, RowHash, positions
-from client.training.dropout import RowIds, row_ids
+from client.training.row_draws import RowIds, row_ids
 from common.data import tables
 from common.data.cells import Cells, Mask, holds_cells
 from common.data.encoding import SHOWN_COLUMNS, encode_table

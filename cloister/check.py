@@ -115,6 +115,8 @@ def _federation(path: Path) -> list[str]:
     more = []
     if (rule := training.early_stopping) is not None:
         more.append(f"ends early when {rule.metric} was no better in {rule.patience} evaluations")
+    if training.augmentation is not None:
+        more.append(f"rows are changed at random: {training.augmentation.words}")
     if training.schedule is not None:
         more.append(f"learning rate: {training.schedule.words}")
     if federation.strategy.schedule is not None:

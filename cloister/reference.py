@@ -13,8 +13,8 @@ from typing import Any
 
 from client.account.policy import Policy
 from client.settings import ClientFile, DataFile, TLSFiles
+from common.document import augmentation, schedule, schema, strategy
 from common.document import federation as document
-from common.document import schedule, schema, strategy
 from common.document.documents import Document
 
 PAGES: dict[str, tuple[str, str, list[tuple[str, type[Document]]]]] = {
@@ -31,11 +31,13 @@ PAGES: dict[str, tuple[str, str, list[tuple[str, type[Document]]]]] = {
             ("schema", schema.Schema),
             ("schema.features, a number", schema.Numeric),
             ("schema.features, a category", schema.Categorical),
+            ("schema.image", schema.Image),
             ("schema.target, classes", schema.Classes),
             ("schema.target, a number", schema.NumericTarget),
             ("model", document.Model),
             ("training", document.Training),
             ("training.early_stopping", document.EarlyStopping),
+            ("training.augmentation", augmentation.Augmentation),
             ("schedule", schedule.Constant),
             *(
                 (f"schedule, {kind.__name__.lower()}", kind)

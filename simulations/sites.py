@@ -21,7 +21,7 @@ from client.account.books import Charges
 from client.account.memory_ledger import MemoryLedger
 from client.data import Dataset, Rows
 from client.site import Site, simulated_site
-from client.training.dropout import RowIds, row_ids
+from client.training.row_draws import RowIds, row_ids
 from common.data.cells import Mask
 from common.data.encoding_report import EncodingReport
 from common.document.federation import Federation

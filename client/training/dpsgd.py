@@ -12,10 +12,11 @@ from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from client.training.dropout import KEY, RowIds, masks
+from client.training.augment import Augmenter
 from client.training.exact import ExactOptimizer
 from client.training.plain import add_proximal_term, copies, make_optimizer, set_rate, torch_seed
 from client.training.recipe import DPSGD
+from client.training.row_draws import KEY, RowIds, masks
 from common.document.federation import Training
 from common.model import objective
 from common.model.mlp import MLP
@@ -34,6 +35,7 @@ def fit_privately(
     noise: NoiseSource,
     proximal_mu: float,
     learning_rate: Callable[[int], float] | None = None,
+    augmenter: Augmenter | None = None,
     ids: RowIds | None = None,
 ) -> None:
     """Trains `model` in place by DP-SGD.
@@ -45,15 +47,17 @@ def fit_privately(
         x: [rows, inputs].
         y: [rows].
         learning_rate: of each step, from 0; by default always the document's. It is public, and so are noisy gradients.
-        ids: of the rows (client/training/dropout.py); only dropout in exact arithmetic needs them.
+        augmenter: changes the rows of each step, if they are to be changed; it mixes none.
+        ids: of the rows (client/training/row_draws.py); augmentation needs them, and dropout in exact arithmetic.
 
     Raises:
-        ValueError: exact arithmetic is asked for a module that is not our MLP.
+        ValueError: exact arithmetic is asked for a module that is not our MLP, or ids are missing.
     """
     start = copies(model)
     model.train()
     steps = _exact_steps if dpsgd.arithmetic == "exact" else _float_steps
-    with steps(model, x, y, training, dpsgd, noise, ids) as (optimizer, take):
+    rows = _Rows(x, y, ids, augmenter, noise)
+    with steps(model, rows, training, dpsgd) as (optimizer, take):
         if proximal_mu:  # after the noise, and before the step
             optimizer.attach_step_hook(lambda _: add_proximal_term(model, start, proximal_mu))
         for step in range(dpsgd.steps):
@@ -64,42 +68,67 @@ def fit_privately(
             optimizer.step()
 
 
+class _Rows:
+    """The training rows, from which steps take some, changed if they are to be."""
+
+    def __init__(
+        self, x: Tensor, y: Tensor, ids: RowIds | None, augmenter: Augmenter | None, noise: NoiseSource
+    ) -> None:
+        self._x, self._y, self._ids, self._augmenter, self.noise = x, y, ids, augmenter, noise
+        self.copies = 1 if augmenter is None else augmenter.copies
+        if augmenter is not None:
+            self.ids_for("augmentation")
+
+    @property
+    def device(self) -> torch.device:
+        return self._x.device
+
+    def ids_for(self, what: str) -> RowIds:
+        """The rows' ids. Raises `ValueError` if there are none."""
+        if self._ids is None or len(self._ids) != len(self._y):
+            raise ValueError(f"{what} needs the ids of the rows")
+        return self._ids
+
+    def key(self, *, wanted: bool) -> bytes:
+        """A step's, by which rows draw; none is drawn where nobody needs it."""
+        return self.noise.bytes(KEY) if wanted or self._augmenter is not None else b""
+
+    def take(self, index: Tensor, key: bytes) -> tuple[Tensor, Tensor]:
+        """[n] -> [n x copies, inputs] and [n x copies]."""
+        at = index.to(self.device)
+        if self._augmenter is None:
+            return self._x[at], self._y[at]
+        return self._augmenter.rows(self._x[at], self._y[at], self.ids_for("augmentation")[index.numpy()], key)
+
+
 @contextmanager
-def _exact_steps(
-    model: nn.Module, x: Tensor, y: Tensor, training: Training, dpsgd: DPSGD, noise: NoiseSource, ids: RowIds | None
-) -> Iterator[Steps]:
+def _exact_steps(model: nn.Module, rows: _Rows, training: Training, dpsgd: DPSGD) -> Iterator[Steps]:
     if not isinstance(model, MLP):
         raise ValueError(f"exact arithmetic is for our MLP, not for {type(model).__name__}: use arithmetic opacus")
-    rate = model.dropout.p
-    if rate and (ids is None or len(ids) != len(y)):
-        raise ValueError("dropout in exact arithmetic needs the ids of the rows")
+    rate, widths = model.dropout.p, model.sizes[1:-1]
+    ids = rows.ids_for("dropout in exact arithmetic") if rate else None
     optimizer = ExactOptimizer(
         make_optimizer(model.parameters(), training),
         model=model,
         loss=training.loss,
-        source=noise,
+        source=rows.noise,
         noise_multiplier=dpsgd.noise_multiplier,
         max_grad_norm=dpsgd.clip,
         expected_batch_size=dpsgd.expected_batch_size,
+        copies=rows.copies,
     )
 
     def take(index: Tensor) -> None:
-        drawn: list[Tensor] = []
-        if rate and ids is not None:
-            drawn = [
-                mask.to(x.device)
-                for mask in masks(ids[index.numpy()], model.sizes[1:-1], rate=rate, key=noise.bytes(KEY))
-            ]
-        index = index.to(x.device)
-        optimizer.take(x[index], y[index], drawn)
+        key, drawn = rows.key(wanted=bool(rate)), list[Tensor]()
+        if ids is not None:
+            drawn = masks(ids[index.numpy()], widths, rate=rate, key=key, copies=rows.copies)
+        optimizer.take(*rows.take(index, key), [mask.to(rows.device) for mask in drawn])
 
     yield optimizer, take
 
 
 @contextmanager
-def _float_steps(
-    model: nn.Module, x: Tensor, y: Tensor, training: Training, dpsgd: DPSGD, noise: NoiseSource, ids: RowIds | None
-) -> Iterator[Steps]:
+def _float_steps(model: nn.Module, rows: _Rows, training: Training, dpsgd: DPSGD) -> Iterator[Steps]:
     """Opacus' own arithmetic, for any module that it can wrap."""
     module = GradSampleModule(model, loss_reduction="sum")
     optimizer = _FloatOptimizer(
@@ -109,28 +138,34 @@ def _float_steps(
         expected_batch_size=dpsgd.expected_batch_size,
         loss_reduction="mean",
     )
-    optimizer.source = noise
+    optimizer.source, optimizer.copies = rows.noise, rows.copies
 
     def take(index: Tensor) -> None:
-        index = index.to(x.device)
-        loss = objective.row_losses(module(x[index]), y[index], training.loss).sum()
+        x, y = rows.take(index, rows.key(wanted=False))
+        loss = objective.row_losses(module(x), y, training.loss).sum()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             loss.backward()  # type: ignore[no-untyped-call]  # torch gives it none
 
     try:
-        with torch_seed(noise.integer(), x.device):
+        with torch_seed(rows.noise.integer(), rows.device):
             yield optimizer, take
     finally:
         module.to_standard_module()
 
 
 class _FloatOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
-    """Opacus' optimizer with noise from our source, and rows without a finite gradient left out."""
+    """Opacus' optimizer with noise from our source, and rows without a finite gradient left out. A row's gradient is
+    the mean of its copies'."""
 
     source: NoiseSource
+    copies: int = 1
 
     def clip_and_accumulate(self) -> None:
+        if self.copies > 1:
+            for p in self.params:
+                g = p.grad_sample
+                p.grad_sample = g.reshape(len(g) // self.copies, self.copies, *g.shape[1:]).mean(1)
         if len(self.grad_samples[0]):
             finite = torch.stack([g.flatten(1).isfinite().all(dim=1) for g in self.grad_samples]).all(dim=0)
             if not finite.all():

@@ -36,8 +36,10 @@ class ExactOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
         noise_multiplier: float,
         max_grad_norm: float,
         expected_batch_size: int,
+        copies: int = 1,
     ) -> None:
-        """`optimizer` is over the parameters of `model`, in their order."""
+        """`optimizer` is over the parameters of `model`, in their order; `copies` of each row come one after another,
+        and their mean gradient is the row's."""
         super().__init__(
             optimizer,
             noise_multiplier=noise_multiplier,
@@ -45,11 +47,13 @@ class ExactOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
             expected_batch_size=expected_batch_size,
         )
         self._model, self._loss, self._source, self._room = model, loss, source, Room()
+        self._copies = copies
         self._batch: tuple[Tensor, Tensor, Sequence[Tensor]] | None = None
         self._sums: list[Tensor] | None = None
 
     def take(self, x: Tensor, y: Tensor, masks: Sequence[Tensor] = ()) -> None:
-        """The rows of the next step: [n, inputs], [n], and dropout's masks [n, width] for each hidden layer."""
+        """The rows of the next step, with their copies: [n, inputs], [n], and dropout's masks [n, width] for each
+        hidden layer."""
         self._batch = x, y, masks
 
     def clip_and_accumulate(self) -> None:
@@ -58,12 +62,13 @@ class ExactOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
         self._batch = None
         activation, room = self._model.activation_name, self._room
         net = ExactMLP(self._model.weights(), activation=activation, loss=self._loss, room=room)
-        sums = net.clipped_sum(x, y, clip=self.max_grad_norm, masks=masks)
+        sums = net.clipped_sum(x, y, clip=self.max_grad_norm, masks=masks, copies=self._copies)
         self._sums = sums if self._sums is None else [a + b for a, b in zip(self._sums, sums, strict=True)]
 
     def add_noise(self) -> None:
         assert self._sums is not None
-        tau = math.nextafter(self.noise_multiplier * sensitivity(self._model.sizes), math.inf)
+        most = sensitivity(self._model.sizes, copies=self._copies)
+        tau = math.nextafter(self.noise_multiplier * most, math.inf)
         parameters = iter(self._model.parameters())
         sizes = [total.numel() for total in self._sums]
         drawn = torch.split(torch.from_numpy(self._source.rounded_normal(sum(sizes), tau)), sizes)

@@ -27,6 +27,16 @@ most
 but for the rounding of floats before, which a factor of 1 + 2^-40 on each 2^15 covers. It is checked for each row, in
 64-bit integers.
 
+**Copies.** With augmentation a row comes as several copies, changed at random, and the mean of their gradients is what
+is clipped (De et al. 2022, arXiv:2204.13650, section 3.2), so that a row counts once. The mean is a sum of outer
+products, one a copy; its norm follows from the dot products of the copies' inputs and of their errors, which are exact,
+
+    norm^2 = sum over layers and pairs of copies i, j of (a_i a_j + 1) (d_i d_j) / copies^2
+
+and left and right are as above, with |a| that of the longest copy and right divided by the number of copies. In S the
+second half is then multiplied by that number: each copy's error is rounded. Copies may cancel, and their parts be
+longer than their sum; a row whose parts are together more than 2^36 times 2^-30 clips counts as zeros.
+
 **Edge cases.** A row counts as zeros if one of its inputs is not finite, if the step of a lattice would pass 2^400, or
 if its norm is above S; all of these are decided by the row and the weights. No rows give zeros, and so does a row whose
 error is 0. Numbers far below 2^-400 become 0. With weights that are not finite, or beyond float32's range, rows count
@@ -56,6 +66,8 @@ FAR = 400  # a lattice's power of two is from 2^-400 to 2^400
 SMALLEST, LARGEST = 2.0**-126, 2.0**128  # of float32's normal numbers
 FEW = 4  # numbers in a row
 ROWS = 2**21  # summed at a time: 2^21 rows of at most 2^31 stay within 2^53
+ROWS_OF_COPIES = 2**16  # ... and so do 2^16 whose copies' parts are together at most 2^36.5
+MOST_COPIES = 16
 
 _TERMS = 9  # of exp's series
 
@@ -64,11 +76,16 @@ _FRACTION = 52  # bits; above them stands the exponent, 1023 more than it is
 _EXPONENT = 0x7FF << _FRACTION
 
 
-def sensitivity(sizes: Sequence[int]) -> float:
+def sensitivity(sizes: Sequence[int], *, copies: int = 1) -> float:
     """S, the most by which one row moves the sum in L2 norm, for layers of these widths, inputs first."""
     *inputs, _ = sizes
     scale = 2.0**BITS * (1 + 2.0**-40)
-    return (scale + math.sqrt(max(inputs) + 1) / 2) * (scale + math.sqrt(sum(sizes[1:])) / 2)
+    return (scale + math.sqrt(max(inputs) + 1) / 2) * (scale + copies * math.sqrt(sum(sizes[1:])) / 2)
+
+
+def most_rows(copies: int) -> int:
+    """How many rows are summed at a time."""
+    return ROWS if copies == 1 else ROWS_OF_COPIES
 
 
 @dataclass(frozen=True)
@@ -152,7 +169,14 @@ class ExactMLP:
 
     @torch.inference_mode()
     def clipped_sum(
-        self, x: Tensor, y: Tensor, *, clip: float, masks: Sequence[Tensor] = (), present: Tensor | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        clip: float,
+        masks: Sequence[Tensor] = (),
+        present: Tensor | None = None,
+        copies: int = 1,
     ) -> list[Tensor]:
         """The sum over rows of their clipped gradients, in units of clip / 2^30.
 
@@ -162,23 +186,27 @@ class ExactMLP:
             clip: L2 bound of one row's gradient.
             masks: for dropout, [..., n, width] for each hidden layer, by which its activations are multiplied.
             present: bool [..., n], the rows that count; all if None.
+            copies: so many of each row stand one after another in all of these, and their mean gradient is the row's.
 
         Returns:
             int64 [..., out, in + 1] for each layer, the bias last. One row moves them together by at most
-            `sensitivity(sizes)`.
+            `sensitivity(sizes, copies=copies)`.
 
         Raises:
-            ValueError: `y` has not one number for each row. Broadcast, it would mix rows.
+            ValueError: `y` has not one number for each row, or a row not all its copies. Broadcast, they would mix
+                rows.
         """
         total: list[Tensor] = []
-        for start in range(0, max(x.shape[-2], 1), ROWS):
-            part = slice(start, start + ROWS)
+        step = most_rows(copies) * copies
+        for start in range(0, max(x.shape[-2], 1), step):
+            part = slice(start, start + step)
             lefts, rights = self._factors(
                 x[..., part, :],
                 y if y.shape != x.shape[:-1] else y[..., part],
                 clip,
                 [mask[..., part, :] for mask in masks],
                 None if present is None else present[..., part],
+                copies,
             )
             sums = [(right.mT @ left).to(WHOLE) for left, right in zip(lefts, rights, strict=True)]
             total = [a + b for a, b in zip(total, sums, strict=True)] if total else sums
@@ -194,36 +222,42 @@ class ExactMLP:
         clip: float,
         masks: Sequence[Tensor] = (),
         present: Tensor | None = None,
+        copies: int = 1,
     ) -> None:
         """Adds what `clipped_sum` gives for several models, [models, n, inputs], to float64 whole numbers in place.
 
-        `onto` is [models, out, in + 1] for each layer, such as noise. Exact if n is at most `ROWS` and what is
-        there, with what is added, stays within 2^53. Raises as `clipped_sum`.
+        `onto` is [models, out, in + 1] for each layer, such as noise. Exact if there are at most `most_rows` rows and
+        what is there, with what is added, stays within 2^53. Raises as `clipped_sum`.
         """
-        lefts, rights = self._factors(x, y, clip, masks, present)
+        lefts, rights = self._factors(x, y, clip, masks, present, copies)
         for total, left, right in zip(onto, lefts, rights, strict=True):
             total.baddbmm_(right.mT, left)
 
     def _factors(
-        self, x: Tensor, y: Tensor, clip: float, masks: Sequence[Tensor], present: Tensor | None
+        self, x: Tensor, y: Tensor, clip: float, masks: Sequence[Tensor], present: Tensor | None, copies: int
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Each layer's left [..., n, in + 1] and right [..., n, out], as the module's docstring defines them: whole
         numbers, and zeros for rows that do not count."""
         if y.shape != x.shape[:-1]:
             raise ValueError(f"y must have one number for each row, {list(x.shape[:-1])}, got {list(y.shape)}")
+        if x.shape[-2] % copies:
+            raise ValueError(f"{x.shape[-2]} rows are not {copies} copies each")
         inputs, errors, alive = self._there_and_back(x, y, masks)
         # A column stands for a layer in what is [..., n, layers].
         length = _norms(inputs)
         length = _sqrt(length.mul_(length).add_(1.0))  # with the 1 for the bias
-        sizes = _norms(errors).mul_(length)
-        sizes *= sizes
-        square = sizes[..., :1]
-        for layer in range(1, sizes.shape[-1]):  # one after another: a library may add floats in another order
-            square = square + sizes[..., layer : layer + 1]
+        if copies == 1:
+            sizes = _norms(errors).mul_(length)
+            sizes *= sizes
+            square = _total([sizes[..., layer : layer + 1] for layer in range(sizes.shape[-1])])
+        else:  # what is one number a row is told to each of its copies
+            alive = _each(_rows(alive, copies).all(-2), copies)
+            length = _each(_rows(length, copies).amax(-2), copies)
+            square = _each(_squared_norm_of_mean(inputs, errors, copies), copies)
         factor = (clip / _sqrt(square)).clamp_(max=1.0)  # infinite, and so 1, for an error of zeros
         if present is not None:  # whose right is zeros, unless it is not a number: then so is an own row's
             factor *= present[..., None]
-        reach, error_scale = 2.0**BITS / length, length.mul_(factor * (2.0**BITS / clip))
+        reach, error_scale = 2.0**BITS / length, length.mul_(factor * (2.0**BITS / clip / copies))
         lefts, rights = [], []
         for layer, (a, d) in enumerate(zip(inputs, errors, strict=True)):
             column = slice(layer, layer + 1)
@@ -232,7 +266,11 @@ class ExactMLP:
             left[..., -1:] = reach[..., column]
             lefts.append(left.round_())
             rights.append(d.mul_(error_scale[..., column]).round_())
-        alive &= _within(_norms(lefts), _norms(rights), sensitivity(self.sizes))
+        most = sensitivity(self.sizes, copies=copies)
+        if copies == 1:
+            alive &= _within(_norms(lefts), _norms(rights), most)
+        else:
+            alive &= _each(_copies_are_within(lefts, rights, copies, most), copies)
         _silence(lefts, rights, alive)
         return lefts, rights
 
@@ -377,10 +415,72 @@ def _within(left: Tensor, right: Tensor, most: float) -> Tensor:
     small = (left.amax(-1, keepdim=True) <= 2.0**25) & (right.amax(-1, keepdim=True) <= 2.0**25)
     products = left * right
     products *= products
-    square = products[..., :1]
-    for layer in range(1, products.shape[-1]):  # one after another: a library may add floats in another order
-        square = square + products[..., layer : layer + 1]
+    square = _total([products[..., layer : layer + 1] for layer in range(products.shape[-1])])
     return small & (square <= most * most * (1 - 2.0**-40))
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    """The sum, one after another: a library may add floats in another order."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+# Several copies of each row
+
+
+def _rows(a: Tensor, copies: int) -> Tensor:
+    """[..., n x copies, width] -> [..., n, copies, width]."""
+    return a.reshape(*a.shape[:-2], a.shape[-2] // copies, copies, a.shape[-1])
+
+
+def _each(of_rows: Tensor, copies: int) -> Tensor:
+    """[..., n, width] -> [..., n x copies, width]: what is of a row, for each of its copies."""
+    return of_rows.repeat_interleave(copies, -2)
+
+
+def _dots(a: Tensor, copies: int) -> Tensor:
+    """The dot products of a row's copies, [..., n, copies, copies]: exact, as a row's square is."""
+    by_row = _rows(a, copies)
+    return by_row @ by_row.mT
+
+
+def _squared_norm_of_mean(inputs: list[Tensor], errors: list[Tensor], copies: int) -> Tensor:
+    """[..., n, 1]: the squared norm of the mean over copies of a row's gradient. Its parts may cancel; it is then as
+    wrong as their rounding, which decides by how much a row is clipped, but not the bound of what leaves."""
+    layers = []
+    for a, d in zip(inputs, errors, strict=True):
+        layers.append(_sum_of_pairs(_dots(a, copies).add_(1.0).mul_(_dots(d, copies))))  # with the 1 for the bias
+    return _total(layers).clamp_(min=0.0) / copies**2
+
+
+def _sum_of_pairs(a: Tensor) -> Tensor:
+    """[..., n, copies, copies], symmetric -> the sum [..., n, 1], in one order."""
+    copies = a.shape[-1]
+    pairs = [a[..., i, j : j + 1] * (1.0 if i == j else 2.0) for i in range(copies) for j in range(i + 1)]
+    return _total(pairs)
+
+
+def _copies_are_within(lefts: list[Tensor], rights: list[Tensor], copies: int, most: float) -> Tensor:
+    """Is the norm of a row's part, a sum of outer products of whole numbers, at most `most`? bool [..., n, 1].
+
+    Dot products of lengths up to 2^25 are exact. Their products and sums are rounded by at most 2^-53 each, of terms
+    whose sizes add up to `copies` times `own`, by Cauchy and Schwarz; so much more is asked for. With that sum the
+    parts of a row, taken by their size, are bounded by the root of it, 2^36.5 (`ROWS_OF_COPIES`).
+    """
+    squares, own, small = [], [], []
+    for left, right in zip(lefts, rights, strict=True):
+        a, b = _dots(left, copies), _dots(right, copies)
+        ends = [torch.diagonal(dots, dim1=-2, dim2=-1) for dots in (a, b)]
+        small.append((ends[0].amax(-1, keepdim=True) <= 2.0**50) & (ends[1].amax(-1, keepdim=True) <= 2.0**50))
+        a *= b
+        squares.append(_sum_of_pairs(a))
+        own.append(_total([a[..., i, i : i + 1] for i in range(copies)]))
+    sizes = _total(own) * copies
+    rounded = (copies * copies * len(lefts) + 8) * 2.0**-52
+    fits = _total(squares) + sizes * rounded <= most * most * (1 - 2.0**-40)
+    return fits & (sizes <= 2.0**73) & torch.stack(small).all(0)
 
 
 def _log2(width: int) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from client.training.augment import Augmenter, PlainAugmenter
 from common.document.federation import Training
 from common.model import objective
 from common.privacy.noise import NoiseSource
@@ -24,29 +25,56 @@ def fit(
     noise: NoiseSource,
     proximal_mu: float,
     learning_rate: Callable[[int], float] | None = None,
+    augmenter: Augmenter | None = None,
 ) -> float:
     """Trains `model` in place without privacy, on shuffled batches, and returns the mean loss of a row.
 
-    `learning_rate` is that of each step, from 0; by default always the document's.
+    Args:
+        learning_rate: of each step, from 0; by default always the document's.
+        augmenter: changes the rows of each step, if they are to be changed.
     """
     start = copies(model)
     model.train()
     optimizer = make_optimizer(model.parameters(), training)
     total, rows = 0.0, 0
     with torch_seed(noise.integer(), x.device):
+        changes = None if augmenter is None else PlainAugmenter(augmenter, noise.integer())
         batches = _batches(len(y), training.batch_size, noise)
         for step in range(steps):
-            index = torch.from_numpy(next(batches)).to(x.device)
+            places = next(batches)
+            index = torch.from_numpy(places).to(x.device)
             if learning_rate is not None:
                 set_rate(optimizer, learning_rate(step))
             optimizer.zero_grad(set_to_none=True)
-            losses = objective.row_losses(model(x[index]), y[index], training.loss)
+            if augmenter is None or changes is None:
+                losses = objective.row_losses(model(x[index]), y[index], training.loss)
+            else:
+                index = index.repeat_interleave(augmenter.copies)
+                changed = augmenter.apply(x[index], changes.draw(places, step))
+                losses = _mixed_losses(model, changed, y[index], training.loss, augmenter, changes, step)
             losses.mean().backward()  # type: ignore[no-untyped-call]  # torch gives it none
             add_proximal_term(model, start, proximal_mu)
             optimizer.step()
             total += losses.detach().sum().item()
             rows += len(index)
     return total / rows
+
+
+def _mixed_losses(
+    model: nn.Module, x: Tensor, y: Tensor, loss: str, augmenter: Augmenter, changes: PlainAugmenter, step: int
+) -> Tensor:
+    """The losses of changed rows, mixed two by two if they are to be."""
+    if not augmenter.mixup:
+        return objective.row_losses(model(x), y, loss)
+    partner, drawn = changes.mix(len(y), step)
+    other, share = torch.from_numpy(partner).to(x.device), torch.from_numpy(drawn).to(x)
+    out = model(mixed(x, x[other], share[:, None]))
+    return mixed(objective.row_losses(out, y, loss), objective.row_losses(out, y[other], loss), share)
+
+
+def mixed(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """So much of one, and the rest of the other."""
+    return one * share + other * (1.0 - share)
 
 
 def make_optimizer(parameters: Iterable[Tensor], training: Training, *, fused: bool = False) -> torch.optim.Optimizer:

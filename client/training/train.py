@@ -11,6 +11,7 @@ import numpy as np
 
 from client.data import Dataset
 from client.training import plain
+from client.training.augment import Augmenter
 from client.training.kernel import exact_counts
 from client.training.recipe import Recipe, Scoring
 from common.document.schema import Schema
@@ -29,7 +30,7 @@ def train(recipe: Recipe, weights: Weights, dataset: Dataset, *, noise: NoiseSou
     """
     federation = recipe.federation
     model = mlp.with_weights(federation, weights).to(dataset.x.device)
-    loss = None
+    loss, augmenter = None, Augmenter.of(federation)
     if recipe.private is None:
         loss = plain.fit(
             model,
@@ -40,6 +41,7 @@ def train(recipe: Recipe, weights: Weights, dataset: Dataset, *, noise: NoiseSou
             noise=noise,
             proximal_mu=recipe.proximal_mu,
             learning_rate=recipe.learning_rate,
+            augmenter=augmenter,
         )
     else:
         from client.training import dpsgd  # Opacus takes a second to import, which not every client needs
@@ -53,6 +55,7 @@ def train(recipe: Recipe, weights: Weights, dataset: Dataset, *, noise: NoiseSou
             noise=noise,
             proximal_mu=recipe.proximal_mu,
             learning_rate=recipe.learning_rate,
+            augmenter=augmenter,
             ids=dataset.ids,
         )
     return Update(weights=mlp.weights_of(model), weight=recipe.weight, loss=loss)

@@ -17,11 +17,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from common.document import documents
+from common.document.augmentation import Augmentation
 from common.document.documents import Document, unless
 from common.document.mistakes import Key, Problem
 from common.document.numbers import Count, Fraction, NonNegative, Positive
 from common.document.schedule import Plateau, Schedule
-from common.document.schema import Classes, Schema
+from common.document.schema import Classes, Numeric, Schema
 from common.document.strategy import (
     OF_A_MEAN,
     Bulyan,
@@ -73,6 +74,7 @@ class Training(Document):
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"  # begins anew each round
     learning_rate: Positive  # of the optimizer; with privacy.row a step moves the model by at most this times clip
     schedule: Annotated[Schedule | None, unless(None)] = None  # how the learning rate goes over the run
+    augmentation: Annotated[Augmentation | None, unless(None)] = None  # rows that are changed at random
     momentum: Fraction = 0.0  # of sgd
     nesterov: bool = False  # sgd with momentum, after Nesterov
     weight_decay: NonNegative = 0.0  # pulls weights to 0
@@ -95,7 +97,15 @@ class Training(Document):
         assert self.local_epochs is not None
         return self.local_epochs * -(-rows // self.batch_size)
 
+    @property
+    def copies(self) -> int:
+        """How many copies of a row a step takes."""
+        return 1 if self.augmentation is None else self.augmentation.copies
+
     def contradictions(self) -> Iterator[Problem]:
+        if self.augmentation is not None:
+            for key, sentence in self.augmentation.contradictions():
+                yield ("augmentation", *key), sentence
         if (self.local_steps is None) == (self.local_epochs is None):
             yield ("local_steps",), "or local_epochs: give exactly one of them"
         if self.optimizer != "sgd":
@@ -245,6 +255,8 @@ class Federation(Document):
         if self.training.early_stopping is not None:
             yield from self._watch_problems(("training", "early_stopping"), self.training.early_stopping)
         yield from self._schedule_problems()
+        if self.training.augmentation is not None:
+            yield from self._augmentation_problems(self.training.augmentation)
         yield from self._strategy_problems()
         private = self.privacy.row is not None or self.privacy.client is not None
         if private and self.data_schema.validation_fraction == 0 and self.privacy.evaluation.every:
@@ -262,11 +274,13 @@ class Federation(Document):
                 f"client; at most {MOST_PARAMETERS:,} are accepted",
             )
         steps, batch = self.training.local_steps or 0, self.training.batch_size
-        operations = 6 * parameters * batch * steps
+        copies = self.training.copies
+        operations = 6 * parameters * batch * copies * steps
         if operations > MOST_OPERATIONS:
+            each = f" in {copies} copies" if copies > 1 else ""
             yield (
                 ("training", "local_steps"),
-                f"of batch {batch} on {parameters:,} parameters are {operations:.1e} operations in each round, "
+                f"of batch {batch}{each} on {parameters:,} parameters are {operations:.1e} operations in each round, "
                 f"{operations / SLOW_MACHINE / 86_400:,.0f} days where 10^10 a second are computed; at most "
                 f"{MOST_OPERATIONS:.0e} are accepted",
             )
@@ -314,6 +328,31 @@ class Federation(Document):
                     (part, "schedule", "over"),
                     "must be rounds with qfedavg, which divides a client's update by the rate that it was made with",
                 )
+
+    def _augmentation_problems(self, augmentation: Augmentation) -> Iterator[Problem]:
+        place, image = ("training", "augmentation"), self.data_schema.image
+        for name in ("shift", "flip"):
+            if getattr(augmentation, name) and image is None:
+                yield (*place, name), "is for images, and the schema declares none: see schema.image"
+        if image is not None and augmentation.shift >= min(image.height, image.width):
+            yield (
+                (*place, "shift"),
+                f"must be less than the image's height and width, {image.height} x {image.width} "
+                f"(got {augmentation.shift})",
+            )
+        if augmentation.jitter and not any(isinstance(f, Numeric) for f in self.data_schema.features):
+            yield (*place, "jitter"), "is for numbers, and the schema has none among the features"
+        if augmentation.mixup and self.privacy.row is not None:
+            yield (
+                (*place, "mixup"),
+                "mixes the values of two rows, so that each would be in the gradients of others, and privacy.row "
+                "bounds what a row adds by its own gradient; leave it out, or use jitter, drop, shift or flip",
+            )
+        if augmentation.copies > 1 and not augmentation.changes_rows and not self.model.dropout:
+            yield (
+                (*place, "copies"),
+                "of a row are all alike without jitter, drop, shift, flip or dropout",
+            )
 
     def _strategy_problems(self) -> Iterator[Problem]:
         strategy, clients = self.strategy, self.strategy.min_clients

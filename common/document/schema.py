@@ -70,6 +70,21 @@ class Categorical(Document):
                 yield ("categories",), f"must all differ; {spelled(one)} and {spelled(other)} mean the same cells"
 
 
+class Image(Document):
+    """Columns that are the pixels of an image, for augmentation: numbers that are never missing, in the order of the
+    features, row by row; of several channels one after another."""
+
+    first: Name  # the column of the first pixel
+    height: Annotated[int, Field(ge=1, le=4096)]  # pixels
+    width: Annotated[int, Field(ge=1, le=4096)]  # pixels
+    channels: Annotated[int, Field(ge=1, le=256)] = 1  # such as 3 for colours
+
+    @property
+    def pixels(self) -> int:
+        """How many columns it is."""
+        return self.channels * self.height * self.width
+
+
 def _classes(value: object) -> object:
     """`[a, b]` is short for `{a: [a], b: [b]}`."""
     if isinstance(value, list):
@@ -123,6 +138,7 @@ class Schema(Document):
         Annotated[Classes, Tag("Classes")] | Annotated[NumericTarget, Tag("NumericTarget")],
         Discriminator(_target_kind),
     ]
+    image: Annotated[Image | None, unless(None)] = None  # which columns are one, if any are
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2  # of each client's rows, dealt by a keyed hash
     columns: tuple[Name, ...] | None = None  # the order of the columns in a file without a header
 
@@ -154,6 +170,8 @@ class Schema(Document):
             if feature.name in seen:
                 yield ("features", i, "name"), f"stands twice (got {feature.name})"
             seen.add(feature.name)
+        if self.image is not None:
+            yield from self._image_problems(self.image)
         for key, sentence in self.target.contradictions():
             yield ("target", *key), sentence
         if self.target.name in seen:
@@ -164,6 +182,23 @@ class Schema(Document):
                     yield ("columns",), f"lacks {name}"
             if len(set(self.columns)) < len(self.columns):
                 yield ("columns",), "must all differ"
+
+    def _image_problems(self, image: Image) -> Iterator[Problem]:
+        names = self.feature_names
+        if image.first not in names:
+            yield ("image", "first"), f"is no feature (got {image.first})"
+            return
+        start = names.index(image.first)
+        pixels = self.features[start : start + image.pixels]
+        if len(pixels) < image.pixels:
+            yield (
+                ("image",),
+                f"has {image.pixels} pixels, but from {image.first} on there are only {len(pixels)} features",
+            )
+        for pixel in pixels:
+            if not isinstance(pixel, Numeric) or pixel.may_be_missing:
+                yield ("image",), f"has pixels that are numbers and never missing, and {pixel.name} is not"
+                return
 
 
 def _bounds_problem(bounds: Bounds) -> Iterator[Problem]:

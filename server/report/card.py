@@ -86,6 +86,7 @@ def _training(record: RunRecord) -> Iterator[str]:
             ("strategy", str(strategy.name)),
             ("in each round", f"{local} of batches of {training.batch_size}, {training.optimizer}"),
             ("learning rate", f"{training.learning_rate:g}" + (f", {rates.words}" if rates is not None else "")),
+            *([("rows changed at random", changes.words)] if (changes := training.augmentation) is not None else []),
             *([("the server's step", strategy.schedule.words)] if strategy.schedule is not None else []),
             *([("the model", f"the rounds' average, forgetting by {strategy.average:g}")] if strategy.average else []),
             ("participants", f"{len(names)}" + (f": {', '.join(names)}" if 0 < len(names) <= MOST_CLIENTS else "")),

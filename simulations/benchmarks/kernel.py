@@ -19,7 +19,7 @@ import torch
 from opacus import GradSampleModule
 
 from client.device import describe_device, is_exact
-from client.training.dpsgd import _exact_steps, _float_steps, _FloatOptimizer
+from client.training.dpsgd import _exact_steps, _float_steps, _FloatOptimizer, _Rows
 from client.training.kernel import ExactMLP
 from client.training.plain import make_optimizer
 from client.training.recipe import DPSGD
@@ -71,9 +71,10 @@ def _compare(name: str, sizes: list[int], rows: int, device: torch.device) -> li
     _say(f"{name} {device}: clipped sum", clipped)
     dpsgd = DPSGD(steps=1, sampling_rate=1.0, clip=1.0, noise_multiplier=1.0, expected_batch_size=32)
     whole: dict[str, Callable[[], object]] = {}
+    table = _Rows(x, y, None, None, noise.secure())
     with (
-        _exact_steps(copy.deepcopy(model), x, y, training, dpsgd, noise.secure(), None) as (ours, take),
-        _float_steps(copy.deepcopy(model), x, y, training, dpsgd, noise.secure(), None) as (theirs, pass_),
+        _exact_steps(copy.deepcopy(model), table, training, dpsgd) as (ours, take),
+        _float_steps(copy.deepcopy(model), table, training, dpsgd) as (theirs, pass_),
     ):
         index = torch.arange(rows)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from client.training.dropout import KEY
+from client.training.row_draws import KEY
 from simulations.vector.jobs import Index, Job
 
 WORDS = 2**21  # drawn at a time: the samples of so many rows and steps

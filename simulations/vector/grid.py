@@ -258,14 +258,14 @@ class VectorGrid(InlineGrid):
             this.rejected.append(Rejection(node, said.code, shown(said.reason or "no reason given")))
             return None
         view = _view(site)
-        masked = recipe.private is not None and self._federation.model.dropout > 0
+        varied = self._federation.model.dropout > 0 or self._federation.training.augmentation is not None
         job = Job(
             node=node,
             recipe=recipe,
             x=view.table.x,
             y=view.table.y,
             index=view.index,
-            ids=view.ids if masked else None,
+            ids=view.ids if recipe.private is not None and varied else None,
             noise=self._noise(site, message),
         )
         return _Charged(site=site, job=job)

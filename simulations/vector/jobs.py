@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.training.dropout import RowIds
 from client.training.recipe import Recipe
+from client.training.row_draws import RowIds
 from simulations.noise import SimulationNoise
 
 Index = NDArray[np.int64]
@@ -26,7 +26,7 @@ class Job:
     x: Tensor  # float32 [rows of the table, inputs]
     y: Tensor  # [rows of the table]
     index: Index  # [rows of the client]
-    ids: RowIds | None  # of the client's rows, for dropout under privacy
+    ids: RowIds | None  # of the client's rows, for dropout and augmentation under privacy
     noise: SimulationNoise
 
     @property

@@ -4,16 +4,19 @@ for the last bits of floats."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from client.training.augment import Augmenter, Lanes, PlainAugmenter
 from client.training.kernel import Room
+from client.training.plain import mixed
 from common.document.federation import Federation
 from simulations.vector.batches import shuffled_batches
-from simulations.vector.jobs import Job, Rows
+from simulations.vector.jobs import Index, Job, Rows
 from simulations.vector.models import Layers, Models
 
 SMALL = 20_000  # numbers in a matrix; of smaller ones a call for each costs more than a pass over all of them
@@ -33,24 +36,65 @@ def train_plainly(
     pulled = training.momentum or training.weight_decay or jobs[0].recipe.proximal_mu
     step_at_once = training.optimizer == "sgd" and not pulled
     net = _Net(models.layers, federation.model.activation, training.loss, room)
-    dropout = [torch.Generator().manual_seed(job.noise.integer()) for job in jobs] if rate else []
+    augmenter, copies = Augmenter.of(federation), training.copies
+    seeds = [(job.noise.integer(), job.noise.integer()) for job in jobs] if rate or augmenter is not None else []
+    dropout = [torch.Generator().manual_seed(seed) for seed, _ in seeds]
+    changes = [] if augmenter is None else [PlainAugmenter(augmenter, seed) for _, seed in seeds]
     losses, taken = torch.zeros(len(jobs), dtype=torch.float64), torch.zeros(len(jobs), dtype=torch.int64)
-    for places in shuffled_batches(jobs, training.batch_size, width=width):
+    for step, taken_places in enumerate(shuffled_batches(jobs, training.batch_size, width=width)):
+        places = np.repeat(taken_places, copies, axis=1)
         present = torch.from_numpy(places >= 0)
         counts = present.sum(1)
         x, y = rows.take(places, room("x", (*places.shape, rows.inputs), start, rows.dtype))
         share = (present.to(start.dtype) / counts[:, None].clamp(min=1)).to(start.device)  # of a row in the mean
+        mix = None
+        if augmenter is not None:
+            x = augmenter.apply(x, _lanes(augmenter, changes, taken_places, step))
+            if augmenter.mixup:
+                mix = _mix(changes, places, step, y)
+                x = mixed(x, x.gather(1, mix.partner[..., None].expand_as(x)), mix.share[..., None].to(x))
         net.forward(x.to(start.dtype), _masks(places, sizes[1:-1], rate, dropout, start) if rate else ())
         told = net.losses(y)
+        if mix is not None:
+            told = mixed(told, net.losses(mix.y), mix.share.to(told))
         losses += torch.where(present, told.cpu(), 0.0).sum(1)
         taken += counts
         if step_at_once:
-            net.descend(y, share, models.learning_rate)
+            net.descend(y, share, models.learning_rate, mix)
         else:
-            net.gradient(y, share, models.gradients)
+            net.gradient(y, share, models.gradients, mix)
             models.step()
         models.note_step()
     return models.done, losses / taken
+
+
+@dataclass(frozen=True)
+class _Mix:
+    """Rows mixed two by two: with which each is, that one's target, and how much of the row itself stays."""
+
+    partner: Tensor  # [clients, n]
+    y: Tensor  # [clients, n]
+    share: Tensor  # [clients, n]
+
+
+def _mix(changes: Sequence[PlainAugmenter], places: Index, step: int, y: Tensor) -> _Mix:
+    partner = np.tile(np.arange(places.shape[1]), (len(places), 1))
+    share = np.ones(places.shape, np.float32)
+    for i, own in enumerate(changes):
+        rows = int((places[i] >= 0).sum())
+        partner[i, :rows], share[i, :rows] = own.mix(rows, step)
+    found = torch.from_numpy(partner).to(y.device)
+    return _Mix(found, y.gather(1, found), torch.from_numpy(share).to(y.device))
+
+
+def _lanes(augmenter: Augmenter, changes: Sequence[PlainAugmenter], places: Index, step: int) -> Lanes:
+    """What each client's rows draw to be changed, [clients, n x copies, lanes]; 0 where there is no row."""
+    clients, n = places.shape
+    together = np.zeros((clients, n * augmenter.copies, augmenter.lanes), np.uint32)
+    for i, own in enumerate(changes):
+        drawn = own.draw(places[i][places[i] >= 0], step)
+        together[i, : len(drawn)] = drawn
+    return together
 
 
 def _masks(
@@ -104,9 +148,9 @@ class _Net:
             return functional.binary_cross_entropy_with_logits(out[..., 0], y.to(out.dtype), reduction="none")
         return functional.mse_loss(out[..., 0], y.to(out.dtype), reduction="none")
 
-    def descend(self, y: Tensor, share: Tensor, rate: float) -> None:
+    def descend(self, y: Tensor, share: Tensor, rate: float, mix: _Mix | None) -> None:
         """A step of plain SGD on the mean of the losses, of which each row has its `share` [models, n]."""
-        error = self._error(y, share)
+        error = self._error(y, share, mix)
         for i in range(len(self._layers) - 1, -1, -1):
             weight, bias = self._layers[i]
             before = self._back(error, i) if i else error
@@ -118,9 +162,9 @@ class _Net:
             bias.add_(error.sum(1), alpha=-rate)
             error = before
 
-    def gradient(self, y: Tensor, share: Tensor, onto: Layers) -> None:
+    def gradient(self, y: Tensor, share: Tensor, onto: Layers, mix: _Mix | None) -> None:
         """Writes the mean's gradient."""
-        error = self._error(y, share)
+        error = self._error(y, share, mix)
         for i in range(len(self._layers) - 1, -1, -1):
             weight, bias = onto[i]
             # Into a view torch multiplies matrix by matrix.
@@ -129,16 +173,19 @@ class _Net:
             torch.sum(error, 1, out=bias)
             error = self._back(error, i) if i else error
 
-    def _error(self, y: Tensor, share: Tensor) -> Tensor:
+    def _error(self, y: Tensor, share: Tensor, mix: _Mix | None) -> Tensor:
         """The derivative by the logits, which are overwritten. Of a row without a share it is 0, whatever the row."""
         out, loss = self._out, self._loss
         if loss == "cross_entropy":
             error = self._log_share.exp_()
-            error.scatter_add_(-1, y[..., None], error.new_full((1,), -1.0).expand_as(y)[..., None])
-        elif loss == "binary_cross_entropy":
-            error = torch.sigmoid(out) - y[..., None]
-        else:
-            error = (out - y[..., None]).mul_(2.0)
+            own = error.new_ones(y.shape) if mix is None else mix.share.to(error)
+            error.scatter_add_(-1, y[..., None], -own[..., None])
+            if mix is not None:
+                error.scatter_add_(-1, mix.y[..., None], (own - 1.0)[..., None])
+            return error.mul_(share[..., None]).masked_fill_(share[..., None] == 0.0, 0.0)
+        if mix is not None:  # these losses' derivatives are linear in the target
+            y = mixed(y.to(out.dtype), mix.y.to(out.dtype), mix.share.to(out.dtype))
+        error = torch.sigmoid(out) - y[..., None] if loss == "binary_cross_entropy" else (out - y[..., None]).mul_(2.0)
         return error.mul_(share[..., None]).masked_fill_(share[..., None] == 0.0, 0.0)
 
     def _back(self, error: Tensor, i: int) -> Tensor:

@@ -7,13 +7,15 @@ done number by number, by the same operations. So it matters neither which clien
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from client.training.dropout import masks
+from client.training.augment import Augmenter, Lanes
 from client.training.kernel import BITS, ExactMLP, Room, sensitivity
+from client.training.row_draws import RowIds, masks
 from common.document.federation import Federation
 from simulations.vector.batches import poisson_batches
 from simulations.vector.jobs import Index, Job, Rows
@@ -29,15 +31,20 @@ def train_privately(federation: Federation, start: Tensor, jobs: Sequence[Job], 
     training, sizes, rate = federation.training, federation.layer_sizes, federation.model.dropout
     plans = [job.recipe.private for job in jobs]
     clip, batch = (next(getattr(plan, name) for plan in plans if plan) for name in ("clip", "expected_batch_size"))
-    taus = [math.nextafter(plan.noise_multiplier * sensitivity(sizes), math.inf) for plan in plans if plan]
+    augmenter, copies = Augmenter.of(federation), training.copies
+    most = sensitivity(sizes, copies=copies)
+    taus = [math.nextafter(plan.noise_multiplier * most, math.inf) for plan in plans if plan]
     steps = [plan.steps for plan in plans if plan]
     rows, models = Rows(jobs), Models(federation, start, jobs, room)
     shapes = [(len(jobs), weight.shape[1], weight.shape[2] + 1) for weight, _ in models.layers]
     sums = [room(f"sum {i}", shape, start) for i, shape in enumerate(shapes)]
     numbers = [shape[1] * shape[2] for shape in shapes]
     noise = room("noise", (len(jobs), sum(numbers)), torch.empty(0), torch.float32).zero_()
-    for step, (places, keys) in enumerate(poisson_batches(jobs, keys=bool(rate))):
-        x, y = rows.take(places, room("x", (*places.shape, rows.inputs), start, torch.float32))
+    for step, (places, keys) in enumerate(poisson_batches(jobs, keys=bool(rate) or augmenter is not None)):
+        repeated = np.repeat(places, copies, axis=1)
+        x, y = rows.take(repeated, room("x", (*repeated.shape, rows.inputs), start, torch.float32))
+        if augmenter is not None:
+            x = augmenter.apply(x, _lanes(augmenter, jobs, places, keys))
         for i, job in enumerate(jobs):
             if step < steps[i]:
                 job.noise.fill_with_normals(noise[i], taus[i])
@@ -50,8 +57,9 @@ def train_privately(federation: Federation, start: Tensor, jobs: Sequence[Job], 
             x,
             y,
             clip=clip,
-            masks=_masks(jobs, places, keys, sizes[1:-1], rate, start.device) if rate else (),
-            present=torch.from_numpy(places >= 0).to(start.device),
+            masks=_masks(jobs, places, keys, sizes[1:-1], rate, start.device, copies) if rate else (),
+            present=torch.from_numpy(repeated >= 0).to(start.device),
+            copies=copies,
         )
         for total, (weight, bias) in zip(sums, models.gradients, strict=True):
             weight.copy_(total[..., :-1])
@@ -62,15 +70,38 @@ def train_privately(federation: Federation, start: Tensor, jobs: Sequence[Job], 
 
 
 def _masks(
-    jobs: Sequence[Job], places: Index, keys: list[bytes], widths: Sequence[int], rate: float, device: torch.device
+    jobs: Sequence[Job],
+    places: Index,
+    keys: list[bytes],
+    widths: Sequence[int],
+    rate: float,
+    device: torch.device,
+    copies: int,
 ) -> list[Tensor]:
-    """Dropout's masks of each client's rows, float64 [clients, n, width]; 1 where there is no row."""
-    together = [torch.ones(*places.shape, width, dtype=torch.float64) for width in widths]
+    """Dropout's masks of each client's rows, float64 [clients, n x copies, width]; 1 where there is no row."""
+    clients, n = places.shape
+    together = [torch.ones(clients, n * copies, width, dtype=torch.float64) for width in widths]
+    for i, ids, key in _ids(jobs, places, keys):
+        own = masks(ids, widths, rate=rate, key=key, copies=copies)
+        for mask, part in zip(together, own, strict=True):
+            mask[i, : len(part)] = part
+    return [mask.to(device) for mask in together]
+
+
+def _lanes(augmenter: Augmenter, jobs: Sequence[Job], places: Index, keys: list[bytes]) -> Lanes:
+    """What each client's rows draw to be changed, [clients, n x copies, lanes]; 0 where there is no row."""
+    clients, n = places.shape
+    together = np.zeros((clients, n * augmenter.copies, augmenter.lanes), np.uint32)
+    for i, ids, key in _ids(jobs, places, keys):
+        own = augmenter.draw(ids, key)
+        together[i, : len(own)] = own
+    return together
+
+
+def _ids(jobs: Sequence[Job], places: Index, keys: list[bytes]) -> Iterator[tuple[int, RowIds, bytes]]:
+    """Each client's number, the ids of the rows it takes, and its key; of those that take any."""
     for i, (job, key) in enumerate(zip(jobs, keys, strict=True)):
         mine = places[i][places[i] >= 0]
-        if not len(mine):
-            continue
-        assert job.ids is not None, "dropout in exact arithmetic needs the ids of the rows"
-        for mask, own in zip(together, masks(job.ids[mine], widths, rate=rate, key=key), strict=True):
-            mask[i, : len(mine)] = own
-    return [mask.to(device) for mask in together]
+        if len(mine):
+            assert job.ids is not None, "rows draw by their ids"
+            yield i, job.ids[mine], key

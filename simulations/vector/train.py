@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from client.training.kernel import ROWS, Room, sensitivity
+from client.training.kernel import Room, most_rows, sensitivity
 from client.training.recipe import Recipe
 from common.document.federation import Federation
 from common.model.update import Updates
@@ -38,9 +38,10 @@ def unfit(recipe: Recipe, rows: int) -> str:
         return ""
     if private.arithmetic != "exact":
         return f"its arithmetic is {private.arithmetic}"
-    if rows > ROWS:
-        return f"it has more than {ROWS} rows"
-    if private.noise_multiplier * sensitivity(recipe.federation.layer_sizes) > MOST_TAU:
+    copies = recipe.federation.training.copies
+    if rows > most_rows(copies):
+        return f"it has more than {most_rows(copies)} rows"
+    if private.noise_multiplier * sensitivity(recipe.federation.layer_sizes, copies=copies) > MOST_TAU:
         return "its noise is too large for sums in float64"
     return ""
 
@@ -64,7 +65,7 @@ def chunks_of(
 
 def _chunk_size(clients: int, federation: Federation, *, width: int, device: torch.device, workers: int) -> int:
     private = federation.privacy.row is not None
-    units = sum(federation.layer_sizes) * width * (2 if private else 1)
+    units = sum(federation.layer_sizes) * width * federation.training.copies * (2 if private else 1)
     each = federation.parameters * BYTES_A_PARAMETER + units * BYTES_A_UNIT
     fit = max(CHUNK_BYTES // each, 1)
     if device.type != "cpu":

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.training.dropout import RowIds
 from client.training.recipe import DPSGD, Pace, Recipe
+from client.training.row_draws import RowIds
 from common.document import federation as federations
 from common.document.federation import Federation
 from common.errors import CloisterError, WorkerLost

@@ -23,10 +23,14 @@ from tests.support import PRIVATE, ROOT, WHOLE, federation
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
-RATES = {"training__schedule": {"name": "cosine", "over": "steps"}, "strategy__average": 0.9}
+TOOLS = {
+    "training__schedule": {"name": "cosine", "over": "steps"},
+    "training__augmentation": {"copies": 2, "drop": 0.2},
+    "strategy__average": 0.9,
+}
 RUNS = {
-    "row": {**PRIVATE, "strategy__fraction": 0.6, "strategy__over_selection": 0.4, **RATES},
-    "client": {**WHOLE, "wire__dtype": "int8"},
+    "row": {**PRIVATE, "strategy__fraction": 0.6, "strategy__over_selection": 0.4, **TOOLS},
+    "client": {**WHOLE, "wire__dtype": "int8", "training__augmentation": {"mixup": 0.5, "jitter": 0.1}},
 }
 
 

@@ -17,10 +17,15 @@ from typer.testing import CliRunner
 
 import cloister
 from client.training.audit import Check, audit
+from client.training.augment import Augmenter
+from client.training.dpsgd import fit_privately
 from client.training.exact import ExactOptimizer
+from client.training.row_draws import row_ids
 from cloister.audit import lines
+from common.document.augmentation import Augmentation
 from common.privacy import noise
 from common.privacy.noise import NoiseSource
+from tests.support import federation
 
 TRIALS = 600
 
@@ -157,3 +162,32 @@ def test_the_command_ends_with_1_and_says_what_failed(monkeypatch):
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     assert not checks["noise"]["passed"] and checks["bits"]["passed"]
     assert "do not train with privacy here" in done.stderr
+
+
+def copied(monkeypatch: pytest.MonkeyPatch, copies: int) -> None:
+    """Trains on so many copies of each row, all alike."""
+    augmenter = Augmenter(Augmentation(copies=copies), federation().data_schema)
+
+    def fit_copies(model: Any, x: Any, y: Any, **how: Any) -> None:
+        fit_privately(model, x, y, augmenter=augmenter, ids=row_ids(np.arange(len(y), dtype=np.uint64)), **how)
+
+    monkeypatch.setattr("client.training.audit.fit_privately", fit_copies)
+
+
+def test_rows_in_copies_pass(monkeypatch):
+    copied(monkeypatch, 4)
+    found = audited()
+    assert all(check.passed for check in found.values()), lines(list(found.values()))
+
+
+def test_copies_that_each_count_as_a_row_are_found(monkeypatch):
+    copied(monkeypatch, 4)
+    monkeypatch.setattr(ExactOptimizer, "__init__", without_copies)
+    assert not all(check.passed for check in audited().values())
+
+
+made = ExactOptimizer.__init__
+
+
+def without_copies(self: Any, *args: Any, copies: int, **how: Any) -> None:
+    made(self, *args, **how)

@@ -20,10 +20,10 @@ from torch.nn import functional
 
 from client.training import kernel
 from client.training.dpsgd import fit_privately
-from client.training.dropout import row_ids
 from client.training.exact import ExactOptimizer
 from client.training.plain import fit
 from client.training.recipe import DPSGD
+from client.training.row_draws import row_ids
 from common.document.federation import Training
 from common.errors import PrivacyError
 from common.model.mlp import MLP

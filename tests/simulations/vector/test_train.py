@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from client.data import Dataset
 from client.training import plain
-from client.training.dropout import row_ids
 from client.training.kernel import Room
 from client.training.recipe import DPSGD, Recipe
+from client.training.row_draws import row_ids
 from client.training.train import train
 from common.document.federation import Federation
 from common.model import mlp

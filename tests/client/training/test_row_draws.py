@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from client.training.dropout import masks, row_ids
+from client.training.row_draws import masks, row_ids
 
 KEY = bytes(range(32))
 
