@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: setup demo test lint browser picture bench bench-wire results docs stubs clean
+.PHONY: setup demo test lint browser picture bench bench-wire results toolbox docs stubs clean
 
 setup: $(VENV)/.installed
 
@@ -45,6 +45,10 @@ bench: setup
 # What privacy costs on two real tables, by `cloister sweep`; writes docs/results.md. A minute or two.
 results: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m simulations.results
+
+# What each setting of the toolbox does to accuracy, by `cloister sweep`; writes the tables of docs/toolbox.md.
+toolbox: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m simulations.toolbox
 
 # What the wire costs, beside Flower's own processes; some ten minutes.
 bench-wire: setup

@@ -1,0 +1,195 @@
+"""python -m simulations.toolbox [NAME...]: what each setting of the toolbox does to accuracy, by `cloister sweep`.
+
+Writes the tables of docs/toolbox.md, or only those of the trials that are named; the words around them are written by
+hand. Each table stands between two lines, `<!-- figures: NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from simulations import digits
+from simulations.results import DIGITS, HOSPITALS, ROOT, SEEDS
+from simulations.sweeps.report import RUNS, markdown
+
+PAGE = ROOT / "docs" / "toolbox.md"
+EPSILON = "privacy.row.epsilon"
+
+Seeds = dict[int, float]  # a seed's accuracy, in %
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Where a setting is tried: a document, its data, and settings that go with each epsilon."""
+
+    name: str
+    document: str
+    epsilons: str
+    grid: Sequence[str]
+    data: Sequence[str]
+
+
+TABLES = (
+    Table(
+        name="digits",
+        document="simulations/digits.yaml",
+        epsilons="inf,4",
+        grid=(
+            "privacy.row.delta=1e-4",
+            "privacy.row.clip=0.4",
+            "privacy.row.sampling_rate=1.0",
+            "privacy.row.count_epsilon=null",
+            "privacy.evaluation.every=0",
+            "training.rounds=30",
+            "model.hidden=[]",
+        ),
+        data=DIGITS,
+    ),
+    Table(
+        name="hospitals",
+        document="simulations/heart/federation.yaml",
+        epsilons="inf,1,0.25",
+        grid=("privacy.evaluation.every=0",),
+        data=HOSPITALS,
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Settings beside the documents as they are, which come first: `vary` is what `--grid` takes."""
+
+    name: str
+    vary: str
+    fixed: Sequence[str] = ()  # for all of them, also in place of a table's own
+    tables: Sequence[str] = ("digits", "hospitals")
+    epsilons: str = ""  # in place of the tables'
+
+    def grid(self, table: Table) -> list[str]:
+        """What `--grid` is given."""
+        keys = {setting.partition("=")[0] for setting in self.fixed}
+        own = [setting for setting in table.grid if setting.partition("=")[0] not in keys]
+        return [f"{EPSILON}={self.epsilons or table.epsilons}", self.vary, *self.fixed, *own]
+
+
+TRIALS = (
+    Trial(
+        name="schedule",
+        vary="training.schedule=null,{name: cosine},{name: exponential, factor: 0.9},{name: step, every: 10},"
+        "{name: constant, warmup: 5}",
+    ),
+    Trial(
+        name="schedule-fast",
+        vary="training.schedule=null,{name: cosine}",
+        fixed=("training.learning_rate=2.0",),
+    ),
+    Trial(
+        name="plateau",
+        vary="training.schedule=null,{name: plateau, metric: accuracy, patience: 3}",
+        fixed=("privacy.evaluation.every=3",),
+        tables=("hospitals",),  # whose document has noise for evaluations, of which ten cost less than epsilon 4
+        epsilons="inf,4",
+    ),
+    Trial(name="server-schedule", vary="strategy.schedule=null,{name: cosine}"),
+    Trial(
+        name="augmentation",
+        vary="training.augmentation=null,{jitter: 0.1},{drop: 0.1},{jitter: 0.1, drop: 0.1, copies: 4}",
+    ),
+    Trial(
+        name="mixup",
+        vary="training.augmentation=null,{mixup: 0.2},{mixup: 1.0}",
+        epsilons="inf",
+    ),
+    Trial(
+        name="image",
+        vary="training.augmentation=null,{shift: 1},{shift: 1, copies: 4},{shift: 1, copies: 16}",
+        fixed=("schema.image={first: p00, height: 8, width: 8}", "model.hidden=[32]"),
+        tables=("digits",),
+    ),
+    Trial(name="average", vary="strategy.average=null,0.8,0.9,0.95"),
+)
+
+
+def main(names: Sequence[str]) -> None:
+    known = {trial.name: trial for trial in TRIALS}
+    if unknown := [name for name in names if name not in known]:
+        sys.exit(f"error: no trial {', '.join(unknown)}; there are {', '.join(known)}")
+    with tempfile.TemporaryDirectory() as where:
+        folder = Path(where)
+        digits.write(folder / "digits.csv")
+        (folder / "simulations").symlink_to(ROOT / "simulations")
+        for name in names or known:
+            text = "\n".join(figures(known[name], folder))
+            PAGE.write_text(placed(PAGE.read_text(), name, text))
+
+
+def placed(page: str, name: str, text: str) -> str:
+    """The page with a trial's table put in its place. Raises LookupError if it has none."""
+    pattern = re.compile(rf"(<!-- figures: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not pattern.search(page):
+        raise LookupError(f"{PAGE}: has no place for the figures of {name}")
+    return pattern.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page)
+
+
+def figures(trial: Trial, folder: Path) -> Iterator[str]:
+    columns: dict[str, dict[str, Seeds]] = {}
+    for table in TABLES:
+        if table.name in trial.tables:
+            columns |= swept(trial, table, folder)
+    settings = list(next(iter(columns.values())))
+    key = trial.vary.partition("=")[0]
+    rows = []
+    for setting in settings:
+        cells = [cell(of[setting], of[settings[0]]) for of in columns.values()]
+        rows.append([f"`{setting}`", *cells])
+    yield ""
+    yield from markdown([f"`{key}`", *columns], rows)
+    yield ""
+
+
+def swept(trial: Trial, table: Table, folder: Path) -> dict[str, dict[str, Seeds]]:
+    """{table and epsilon: {setting: each seed's accuracy}}."""
+    out = f"{trial.name}-{table.name}"
+    command = ["cloister", "sweep", table.document, "--grid", *trial.grid(table), "--seeds", str(SEEDS), *table.data]
+    print(shlex.join(command), flush=True)
+    subprocess.run(
+        [sys.executable, "-m", *command, "--device", "cpu", "--out", out],
+        cwd=folder,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    found: dict[str, dict[str, Seeds]] = {}
+    with (folder / out / RUNS).open(newline="") as file:
+        for run in csv.DictReader(file):
+            if run["error"]:
+                sys.exit(f"error: {out}: {run['error']}")
+            epsilon = "no privacy" if run[EPSILON] == "inf" else f"epsilon {run[EPSILON]}"
+            column = found.setdefault(f"{table.name}, {epsilon}", {})
+            setting = column.setdefault(run[trial.vary.partition("=")[0]], {})
+            setting[int(run["seed"])] = 100 * float(run["accuracy"])
+    return found
+
+
+def cell(own: Seeds, base: Seeds) -> str:
+    """Mean accuracy, and by how much it differs from the base, seed by seed, with that mean's standard error."""
+    mean = f"{statistics.fmean(own.values()):.1f}"
+    if own is base:
+        return f"{mean} %"
+    gains = [own[seed] - base[seed] for seed in base]
+    error = statistics.stdev(gains) / math.sqrt(len(gains))
+    return f"{mean} % ({statistics.fmean(gains):+.1f} ± {error:.1f})"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
