@@ -115,6 +115,10 @@ def _federation(path: Path) -> list[str]:
     more = []
     if (rule := training.early_stopping) is not None:
         more.append(f"ends early when {rule.metric} was no better in {rule.patience} evaluations")
+    if (start := federation.start) is not None:
+        frozen = f", layers {', '.join(map(str, start.frozen))} frozen" if start.frozen else ""
+        head = ", with a new head" if start.new_head else ""
+        more.append(f"begins from the model with SHA-256 {start.sha256}{head}{frozen}")
     if training.augmentation is not None:
         more.append(f"rows are changed at random: {training.augmentation.words}")
     if training.schedule is not None:

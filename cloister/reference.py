@@ -35,6 +35,7 @@ PAGES: dict[str, tuple[str, str, list[tuple[str, type[Document]]]]] = {
             ("schema.target, classes", schema.Classes),
             ("schema.target, a number", schema.NumericTarget),
             ("model", document.Model),
+            ("start", document.Start),
             ("training", document.Training),
             ("training.early_stopping", document.EarlyStopping),
             ("training.augmentation", augmentation.Augmentation),

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from cloister.verbs import HeldOutOption, LogFormatOption, NoReportOption, OutOption, QuietOption, app, verb
+from cloister.verbs import (
+    HeldOutOption,
+    LogFormatOption,
+    NoReportOption,
+    OutOption,
+    QuietOption,
+    StartFromOption,
+    app,
+    verb,
+)
 
 
 @app.command()
@@ -19,6 +28,7 @@ def serve(
     address: Annotated[str, typer.Option(help="HOST:PORT to listen on; port 0 takes a free one.")] = "127.0.0.1:8443",
     certificates: Annotated[Path | None, typer.Option(help="Folder with ca.pem, server.pem and server.key.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Plain text, on loopback only.")] = False,
+    start_from: StartFromOption = None,
     out: OutOption = None,
     held_out: HeldOutOption = None,
     wait: Annotated[float | None, typer.Option(help="Seconds to wait for enough clients [default: for ever].")] = None,
@@ -50,10 +60,12 @@ def serve(
         raise typer.BadParameter("give either FEDERATION.YAML or --resume RUN_DIR")
     if resume is not None and out is not None:
         raise typer.BadParameter("--out is for a new run; with --resume the run stays in its folder")
+    if resume is not None and start_from is not None:
+        raise typer.BadParameter("--start-from is for a new run; with --resume the run goes on from its checkpoint")
     if federation is not None:
         if rounds is not None:
             raise typer.BadParameter("--rounds belongs to --resume; a new run has the rounds of its document")
-        begun = server.new_run(federation, out=out)
+        begun = server.new_run(federation, out=out, start_from=start_from)
     else:
         assert resume is not None
         begun = server.resumed_run(resume, rounds=rounds, stay=stay)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -21,6 +22,7 @@ from cloister.verbs import (
     PartitionOption,
     QuietOption,
     SeedOption,
+    StartFromOption,
     app,
     file_format,
     verb,
@@ -42,6 +44,11 @@ def simulate(
     generate: GenerateOption = None,
     clients: ClientsOption = None,
     partition: PartitionOption = "iid",
+    start_from: StartFromOption = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="In place of the document's value; may be repeated."),
+    ] = None,
     seed: SeedOption = None,
     device: DeviceOption = "auto",
     engine: Annotated[
@@ -74,6 +81,7 @@ def simulate(
     from common.document import federation as federations
     from common.logs import quiet_flower
     from server.folder.folder import RunFolder
+    from server.folder.start import read_start
     from server.observers.scoring import HeldOut
     from simulations.engine import opened, run_on
     from simulations.sources import Source
@@ -87,9 +95,10 @@ def simulate(
         partition=partition,
         form=file_format(encoding, decimal),
     )
-    federation = federations.load(document)
+    federation = federations.load(document, changes=_changes(set_ or []))
     if seed is not None:
         federation = federation.with_seed(seed)
+    start = read_start(start_from, federation)
     where = resolve_device(device, exact=federation.privacy.row is not None)
     scorer = HeldOut(federation, held_out, source.form) if held_out else None
     sites = source.sites(federation, device=where)
@@ -112,10 +121,33 @@ def simulate(
             f"simulating {federation.name}: {len(sites)} clients on {describe_device(where)}", highlight=False
         )
         with reported(no_report=no_report), display:
-            result = run_on(grid, federation, sites, folder, run=run, observe=display, held_out=scorer)
+            result = run_on(grid, federation, sites, folder, run=run, observe=display, held_out=scorer, start=start)
     if len(sites.refused) > MOST_LINES:
         tell(console, f"and {len(sites.refused) - MOST_LINES} more clients are left out")
     finish(result, folder.path, no_report=no_report)
+
+
+def _changes(settings: Sequence[str]) -> dict[tuple[str | int, ...], Any]:
+    """What `--set` was given. Raises `ConfigError` with all that is no setting."""
+    from common.document.documents import plain_value
+    from common.errors import ConfigError
+
+    found: dict[tuple[str | int, ...], Any] = {}
+    problems = []
+    for text in settings:
+        name, equals, value = text.partition("=")
+        key = tuple(name.strip().split("."))
+        try:
+            if not equals or not all(key):
+                raise ValueError("expected KEY=VALUE, as training.rounds=10")
+            if key in found:
+                raise ValueError("stands twice")
+            found[key] = plain_value(value)
+        except ValueError as error:
+            problems.append(f"--set {text}: {error}")
+    if problems:
+        raise ConfigError(problems)
+    return dict(sorted(found.items(), key=lambda change: len(change[0])))  # a mapping before what is in it
 
 
 def _met(sites: Sites, *, one_table: bool) -> list[str]:

@@ -19,6 +19,7 @@ from cloister.verbs import (
     GenerateOption,
     PartitionOption,
     QuietOption,
+    StartFromOption,
     app,
     file_format,
     verb,
@@ -57,6 +58,7 @@ def sweep(
     held_out: Annotated[
         Path | None, typer.Option(help="Table to score models on [default: the clients' validation rows].")
     ] = None,
+    start_from: StartFromOption = None,
     device: DeviceOption = "auto",
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time [default: one a core, or a GPU].")] = None,
     out: Annotated[
@@ -78,6 +80,7 @@ def sweep(
     from common.document import federation as federations
     from common.document.federation import LOWER_IS_BETTER
     from common.errors import ConfigError
+    from server.folder.start import read_start
     from server.observers.scoring import HeldOut
     from simulations.engine import devices_for
     from simulations.sources import Source
@@ -103,7 +106,7 @@ def sweep(
     folder = out or Path("sweeps") / federation.name
     first = federation.training.seed
     processes = len(devices_for(where, workers))
-    how = How(source=source, held_out=held_out, device=device, processes=processes)
+    how = How(source=source, held_out=held_out, device=device, processes=processes, start_from=start_from)
     searching: Search | None = None
     if search is not None:
         searching = Search(
@@ -120,6 +123,9 @@ def sweep(
         every = sweeps.grid(document, axes)
         points, count = iter(every), len(every)
     example = federation if searching is not None else every[0].federation
+    for point in every if searching is None else ():
+        if point.federation.start is not None:
+            read_start(start_from, point.federation)
     source.sites(example, device=where)  # what does not fit is said before anything is written
     if held_out is not None:
         HeldOut(example, held_out, source.form)

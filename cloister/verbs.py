@@ -45,6 +45,12 @@ PartitionOption = Annotated[
 SeedOption = Annotated[
     int | None, typer.Option("--seed", help="Seed of everything random [default: the federation's].")
 ]
+StartFromOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--start-from", metavar="PATH", help="Run folder or safetensors file of the model that `start` names."
+    ),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 NoReportOption = Annotated[bool, typer.Option("--no-report", help="Write no report.html and model_card.md.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]

@@ -25,8 +25,9 @@ from common.model.weights import Weights, initial_weights
 from common.privacy.noise import NoiseSource, secure
 from common.privacy.releases import evaluation_release
 from server.folder.checkpoint import Checkpoint
-from server.folder.folder import RunFolder
+from server.folder.folder import START, RunFolder
 from server.folder.journal import FolderJournal
+from server.folder.start import StartModel, read_start
 from server.folder.statement import row_epsilon, statement
 from server.rounds import strategies
 from server.rounds.client_privacy import ClientLevelDP
@@ -49,6 +50,7 @@ def execute(
     noise: NoiseSource | None = None,
     settle: Callable[[], None] | None = None,
     checkpoint: Checkpoint | None = None,
+    start: StartModel | None = None,
 ) -> dict[str, Any]:
     """Runs a federation from its first round, or from a checkpoint, to its end, and writes the run folder.
 
@@ -60,6 +62,7 @@ def execute(
         settle: is called when a round is on disk. With it every round leaves a checkpoint; without it none does, and
             nothing can be resumed.
         checkpoint: of this run, to go on from.
+        start: the model that a new run begins from, if the document names one.
 
     Returns:
         What result.json holds. Ctrl-C and SIGTERM end the run as `stopped`, with the model of the last complete round.
@@ -69,6 +72,7 @@ def execute(
         RunFolderError: the run folder could not be written.
     """
     evaluation_release(federation)  # refuses an impossible document before anyone connects
+    assert checkpoint is not None or (start is None) == (federation.start is None), "read_start gives the start"
     client_privacy = ClientLevelDP(federation, noise or secure()) if federation.privacy.client else None
     strategy, standing = strategies.build(federation), Standing()
 
@@ -79,11 +83,14 @@ def execute(
         standing = after(standing, event)
         observe(event)
 
+    if start is not None:
+        folder.write_json(START, start.about)
     journal = FolderJournal(folder, settle=settle, checkpoint=checkpoint)
     run = Run(
         federation=federation,
         name=name,
-        progress=_first(federation, client_privacy) if checkpoint is None else checkpoint.progress,
+        progress=_first(federation, client_privacy, start) if checkpoint is None else checkpoint.progress,
+        start=folder.start(),
         observe=record,
         journal=journal,
         name_of=name_of,
@@ -126,10 +133,11 @@ def execute(
     return end(ending)
 
 
-def _first(federation: Federation, client_privacy: ClientLevelDP | None) -> Progress:
+def _first(federation: Federation, client_privacy: ClientLevelDP | None, start: StartModel | None) -> Progress:
     """Where a new run begins."""
     with room_for(federation):
-        return Progress(weights=initial_weights(federation), spent=client_privacy.spent if client_privacy else None)
+        weights = initial_weights(federation) if start is None else dict(start.weights)
+        return Progress(weights=weights, spent=client_privacy.spent if client_privacy else None)
 
 
 def _catch_up(run: Run, standing: Standing, record: Callable[[Event], None]) -> None:
@@ -171,8 +179,10 @@ def main(grid: Grid, context: Context) -> None:
     if not path:
         raise ConfigError(["federation: not in the run's configuration, nor in CLOISTER_FEDERATION"])
     federation = federations.load(Path(str(path)))
+    given = context.run_config.get("start-from") or os.environ.get("CLOISTER_START_FROM")
+    start = read_start(Path(str(given)) if given else None, federation)
     root = Path(str(context.run_config.get("runs") or os.environ.get("CLOISTER_RUNS") or "runs"))
     folder = RunFolder.create(federation, root=root)
     # Whoever has refused stays away, so a run that has lost its quorum should not wait for it for ever.
     wait_s = federation.strategy.round_timeout * federation.strategy.max_failed_rounds
-    execute(federation, grid, folder, name=f"{context.run_id}", wait_s=wait_s)
+    execute(federation, grid, folder, name=f"{context.run_id}", wait_s=wait_s, start=start)

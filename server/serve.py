@@ -23,6 +23,7 @@ from server.app import execute
 from server.folder import checkpoint as checkpoints
 from server.folder.checkpoint import Checkpoint
 from server.folder.folder import RunFolder, model_for_clients
+from server.folder.start import StartModel, read_start
 from server.observers.status import Watch
 from server.rounds.events import Event, Serving
 from server.sessions.gate import Limits
@@ -45,6 +46,7 @@ class Begun:
     folder: Callable[[], RunFolder]  # asked for once the port is ours
     checkpoint: Checkpoint | None = None
     is_over: bool = False  # is all that is left to give its model to clients?
+    start: StartModel | None = None  # what a new run begins from, if its document names a model
 
     def prepare(self, folder: RunFolder) -> None:
         """Mends and updates the folder of a run that goes on."""
@@ -56,11 +58,12 @@ class Begun:
         folder.write_document(self.federation)
 
 
-def new_run(document: Path, *, out: Path | None) -> Begun:
-    """A run of a document's federation. Raises `ConfigError`."""
+def new_run(document: Path, *, out: Path | None, start_from: Path | None = None) -> Begun:
+    """A run of a document's federation. Raises `ConfigError`, and as `read_start` does."""
     federation = federations.load(document)
+    start = read_start(start_from, federation)
     name = f"{federation.name}-{secrets.token_hex(8)}"
-    return Begun(federation, name, lambda: RunFolder.create(federation, path=out))
+    return Begun(federation, name, lambda: RunFolder.create(federation, path=out), start=start)
 
 
 def resumed_run(path: Path, *, rounds: int | None, stay: bool = False) -> Begun:
@@ -171,6 +174,7 @@ def serve(
                 wait_s=wait_s,
                 settle=grid.settle,
                 checkpoint=begun.checkpoint,
+                start=begun.start,
             )
             if result["reason"] == TERMINATED:
                 reason, comes_back = "it was terminated", True

@@ -19,6 +19,7 @@ from common.privacy import noise
 from common.wire.identity import number
 from server.app import execute
 from server.folder.folder import RunFolder
+from server.folder.start import StartModel
 from server.rounds.events import Event
 from simulations.inline import InlineGrid, SimulatedGrid
 from simulations.ray_grid import RayGrid
@@ -77,11 +78,12 @@ def run_on(
     run: str,
     observe: Callable[[Event], None] = lambda event: None,
     held_out: Callable[[Weights], Scores] | None = None,
+    start: StartModel | None = None,
 ) -> dict[str, Any]:
     """Runs the federation over the sites, on a grid that is `opened` for the run. Returns what result.json holds.
 
     Raises:
-        RunFailed, RunFolderError: as `execute`.
+        RunFailed, RunFolderError: as `execute`, whose `start` is this one's.
         WorkerLost: a worker process has ended.
     """
     return execute(
@@ -94,6 +96,7 @@ def run_on(
         held_out=held_out,
         wait_s=0.0,  # whoever is not here now never comes
         noise=noise.seeded(federation.training.seed, number("server")),
+        start=start,
     )
 
 
@@ -106,11 +109,12 @@ def simulate(
     engine: Engine = "vector",
     observe: Callable[[Event], None] = lambda event: None,
     held_out: Callable[[Weights], Scores] | None = None,
+    start: StartModel | None = None,
     **how: Any,
 ) -> dict[str, Any]:
     """`opened` and `run_on` in one, into a folder that is there. `how` is as `opened` has it."""
     with opened(engine, sites, run=run, **how) as grid:
-        return run_on(grid, federation, sites, folder, run=run, observe=observe, held_out=held_out)
+        return run_on(grid, federation, sites, folder, run=run, observe=observe, held_out=held_out, start=start)
 
 
 def devices_for(device: torch.device, workers: int | None) -> list[torch.device]:

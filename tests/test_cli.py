@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
+from safetensors.numpy import load_file
 from typer.testing import CliRunner, Result
 
 import cloister
@@ -34,6 +35,9 @@ def files(tmp_path, monkeypatch):
     Path("private.yaml").write_text(yaml.safe_dump(document(**PRIVATE)))
     table().write_csv("table.csv")
     return tmp_path
+
+
+TWO = ("--data", "table.csv", "--clients", 2)
 
 
 def only_run(folder: Path) -> Path:
@@ -152,6 +156,11 @@ def test_the_articles_example_prints_its_loss_and_final_accuracy(files):
         (["--data", "table.csv", "--clients", 2, "--device", "cuda:7"], "device cuda:7 is not here"),
         (["--data", "table.csv", "--clients", 2, "--held-out", "missing.csv"], "missing.csv: no such file"),
         (["--data", "table.csv", "--clients", 2, "--ray-address", "auto"], "--ray-address belongs to --engine ray"),
+        ([*TWO, "--set", "training.rounds"], "--set training.rounds: expected KEY=VALUE, as training.rounds=10"),
+        ([*TWO, "--set", "model=1", "--set", "model=2"], "--set model=2: stands twice"),
+        ([*TWO, "--set", "training.rounds=[1"], "--set training.rounds=[1: not valid YAML"),
+        ([*TWO, "--set", "training.round=3"], "federation.yaml:"),
+        ([*TWO, "--set", "start.sha256=" + 64 * "f", "--start-from", "x"], "x: cannot be read: No such file"),
         (
             ["--data", "table.csv", "--clients", 2, "--engine", "ray", "--ray-address", "127.0.0.1:9"],
             "no Ray cluster at 127.0.0.1:9: ",
@@ -165,6 +174,39 @@ def test_a_wrong_simulation_is_one_clear_line_and_writes_nothing(files, argument
     assert f"error: {message}" in done.output
     assert "Traceback" not in done.output
     assert sorted(files.iterdir()) == before
+
+
+def test_a_simulation_may_change_its_document(files):
+    assert (
+        run(
+            "simulate",
+            "federation.yaml",
+            *TWO,
+            "--set",
+            "training={rounds: 1, local_steps: 2, batch_size: 4, learning_rate: 0.1}",
+            "--set",
+            "training.rounds=2",
+            "--out",
+            "two",
+        ).exit_code
+        == 0
+    )
+    federation = yaml.safe_load((files / "two/federation.yaml").read_text())
+    assert (federation["training"]["rounds"], federation["training"]["batch_size"]) == (2, 4)
+
+
+def test_a_simulation_goes_on_from_another(files):
+    assert run("simulate", "federation.yaml", *TWO, "--out", "first").exit_code == 0
+    named = run("simulate", "federation.yaml", *TWO, "--start-from", "first")
+    digest = re.search(r'start: \{sha256: "([0-9a-f]{64})"\}', named.output.replace("\n", ""))
+    assert named.exit_code == 2 and digest is not None
+    done = run("simulate", "federation.yaml", *TWO, "--set", f"start.sha256={digest[1]}", "--set", "start.frozen=[0]",
+               "--start-from", "first", "--out", "second")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    one, other = (load_file(files / folder / "model.safetensors") for folder in ("first", "second"))
+    assert [name for name in one if (one[name] == other[name]).all()] == ["layers.0.bias", "layers.0.weight"]
+    checked = run("check", "second/federation.yaml").output
+    assert f"begins from the model with SHA-256 {digest[1]}, layers 0 frozen" in checked
 
 
 def test_clients_that_all_have_no_row_to_train_on_are_refused_before_anything_is_written(files):
@@ -421,6 +463,7 @@ def test_every_flag_that_the_operators_page_names_exists(files):
         (("federation.yaml", "--resume", "runs"), "give either FEDERATION.YAML or --resume RUN_DIR"),
         (("federation.yaml", "--rounds", 9), "--rounds belongs to --resume"),
         (("--resume", "runs", "--out", "other"), "--out is for a new run"),
+        (("--resume", "runs", "--start-from", "other"), "--start-from is for a new run"),
         (("federation.yaml", "--log-format", "xml"), "'xml' is not one of 'text', 'json'"),
     ],
 )

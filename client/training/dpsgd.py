@@ -19,7 +19,7 @@ from client.training.recipe import DPSGD
 from client.training.row_draws import KEY, RowIds, masks
 from common.document.federation import Training
 from common.model import objective
-from common.model.mlp import MLP
+from common.model.mlp import MLP, trained_of
 from common.privacy.noise import NoiseSource
 
 Steps = tuple[DPOptimizer, Callable[[Tensor], None]]  # an optimizer, and what hands it the rows of a step by index
@@ -108,7 +108,7 @@ def _exact_steps(model: nn.Module, rows: _Rows, training: Training, dpsgd: DPSGD
     rate, widths = model.dropout.p, model.sizes[1:-1]
     ids = rows.ids_for("dropout in exact arithmetic") if rate else None
     optimizer = ExactOptimizer(
-        make_optimizer(model.parameters(), training),
+        make_optimizer(trained_of(model), training),
         model=model,
         loss=training.loss,
         source=rows.noise,
@@ -132,7 +132,7 @@ def _float_steps(model: nn.Module, rows: _Rows, training: Training, dpsgd: DPSGD
     """Opacus' own arithmetic, for any module that it can wrap."""
     module = GradSampleModule(model, loss_reduction="sum")
     optimizer = _FloatOptimizer(
-        make_optimizer(model.parameters(), training),
+        make_optimizer(trained_of(model), training),
         noise_multiplier=dpsgd.noise_multiplier,
         max_grad_norm=dpsgd.clip,
         expected_batch_size=dpsgd.expected_batch_size,

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from client.training.kernel import BITS, ExactMLP, Room, sensitivity
 from common.errors import PrivacyError
-from common.model.mlp import MLP
+from common.model.mlp import MLP, trained_layers, trained_of
 from common.privacy.noise import NoiseSource
 
 
@@ -38,8 +38,8 @@ class ExactOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
         expected_batch_size: int,
         copies: int = 1,
     ) -> None:
-        """`optimizer` is over the parameters of `model`, in their order; `copies` of each row come one after another,
-        and their mean gradient is the row's."""
+        """`optimizer` is over the parameters of `model` that are trained, layer by layer, in their order; `copies` of
+        each row come one after another, and their mean gradient is the row's."""
         super().__init__(
             optimizer,
             noise_multiplier=noise_multiplier,
@@ -47,7 +47,7 @@ class ExactOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
             expected_batch_size=expected_batch_size,
         )
         self._model, self._loss, self._source, self._room = model, loss, source, Room()
-        self._copies = copies
+        self._copies, self._trained = copies, trained_layers(model)
         self._batch: tuple[Tensor, Tensor, Sequence[Tensor]] | None = None
         self._sums: list[Tensor] | None = None
 
@@ -61,15 +61,15 @@ class ExactOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
         x, y, masks = self._batch
         self._batch = None
         activation, room = self._model.activation_name, self._room
-        net = ExactMLP(self._model.weights(), activation=activation, loss=self._loss, room=room)
+        net = ExactMLP(self._model.weights(), activation=activation, loss=self._loss, room=room, trained=self._trained)
         sums = net.clipped_sum(x, y, clip=self.max_grad_norm, masks=masks, copies=self._copies)
         self._sums = sums if self._sums is None else [a + b for a, b in zip(self._sums, sums, strict=True)]
 
     def add_noise(self) -> None:
         assert self._sums is not None
-        most = sensitivity(self._model.sizes, copies=self._copies)
+        most = sensitivity(self._model.sizes, copies=self._copies, trained=self._trained)
         tau = math.nextafter(self.noise_multiplier * most, math.inf)
-        parameters = iter(self._model.parameters())
+        parameters = iter(trained_of(self._model))
         sizes = [total.numel() for total in self._sums]
         drawn = torch.split(torch.from_numpy(self._source.rounded_normal(sum(sizes), tau)), sizes)
         for total, noise in zip(self._sums, drawn, strict=True):

@@ -49,6 +49,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -76,11 +77,15 @@ _FRACTION = 52  # bits; above them stands the exponent, 1023 more than it is
 _EXPONENT = 0x7FF << _FRACTION
 
 
-def sensitivity(sizes: Sequence[int], *, copies: int = 1) -> float:
-    """S, the most by which one row moves the sum in L2 norm, for layers of these widths, inputs first."""
-    *inputs, _ = sizes
+def sensitivity(sizes: Sequence[int], *, copies: int = 1, trained: Sequence[int] | None = None) -> float:
+    """S, the most by which one row moves the sum in L2 norm, for layers of these widths, inputs first.
+
+    `trained` are the layers that are in the sum, from 0; all if None.
+    """
+    layers = [*pairwise(sizes)]
+    inputs, outs = zip(*(layers[i] for i in (trained if trained is not None else range(len(layers)))), strict=True)
     scale = 2.0**BITS * (1 + 2.0**-40)
-    return (scale + math.sqrt(max(inputs) + 1) / 2) * (scale + copies * math.sqrt(sum(sizes[1:])) / 2)
+    return (scale + math.sqrt(max(inputs) + 1) / 2) * (scale + copies * math.sqrt(sum(outs)) / 2)
 
 
 def most_rows(copies: int) -> int:
@@ -93,7 +98,7 @@ class _Layer:
     """Weights on the lattice: for the way there a step for each output, for the way back one for each input."""
 
     forward: Tensor  # [..., out, in]
-    backward: Tensor | None  # [..., out, in]; none for the first layer
+    backward: Tensor | None  # [..., out, in]; none for the first layer that is trained
     bias: Tensor  # [..., 1, out]
     fits: Tensor  # bool [..., 1, 1]: are the weights within float32's range?
 
@@ -128,8 +133,15 @@ class ExactMLP:
 
     @torch.inference_mode()
     def __init__(
-        self, layers: Sequence[tuple[Tensor, Tensor]], *, activation: str, loss: str, room: Room | None = None
+        self,
+        layers: Sequence[tuple[Tensor, Tensor]],
+        *,
+        activation: str,
+        loss: str,
+        room: Room | None = None,
+        trained: Sequence[int] | None = None,
     ) -> None:
+        """`trained` are the layers that have gradients, from 0; all if None."""
         if activation not in ("relu", "sigmoid", "tanh"):
             raise ValueError(f"activation must be relu, sigmoid or tanh, got {activation!r}")
         if loss not in ("cross_entropy", "binary_cross_entropy", "mse"):
@@ -138,6 +150,8 @@ class ExactMLP:
         if max(self.sizes) > WIDEST:
             raise ValueError(f"a layer may have at most 2^22 = {WIDEST} units, got {max(self.sizes)}")
         self._activation, self._loss = activation, loss
+        self._trained = list(trained) if trained is not None else list(range(len(layers)))
+        self._lowest = min(self._trained)
         self._room = room or Room()
         self._layers = [self._layer(i, weight, bias) for i, (weight, bias) in enumerate(layers)]
 
@@ -189,8 +203,8 @@ class ExactMLP:
             copies: so many of each row stand one after another in all of these, and their mean gradient is the row's.
 
         Returns:
-            int64 [..., out, in + 1] for each layer, the bias last. One row moves them together by at most
-            `sensitivity(sizes, copies=copies)`.
+            int64 [..., out, in + 1] for each trained layer, the bias last. One row moves them together by at most
+            `sensitivity(sizes, copies=copies, trained=trained)`.
 
         Raises:
             ValueError: `y` has not one number for each row, or a row not all its copies. Broadcast, they would mix
@@ -226,8 +240,8 @@ class ExactMLP:
     ) -> None:
         """Adds what `clipped_sum` gives for several models, [models, n, inputs], to float64 whole numbers in place.
 
-        `onto` is [models, out, in + 1] for each layer, such as noise. Exact if there are at most `most_rows` rows and
-        what is there, with what is added, stays within 2^53. Raises as `clipped_sum`.
+        `onto` is [models, out, in + 1] for each trained layer, such as noise. Exact if there are at most
+        `most_rows` rows and what is there, with what is added, stays within 2^53. Raises as `clipped_sum`.
         """
         lefts, rights = self._factors(x, y, clip, masks, present, copies)
         for total, left, right in zip(onto, lefts, rights, strict=True):
@@ -236,8 +250,8 @@ class ExactMLP:
     def _factors(
         self, x: Tensor, y: Tensor, clip: float, masks: Sequence[Tensor], present: Tensor | None, copies: int
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Each layer's left [..., n, in + 1] and right [..., n, out], as the module's docstring defines them: whole
-        numbers, and zeros for rows that do not count."""
+        """Each trained layer's left [..., n, in + 1] and right [..., n, out], as the module's docstring defines them:
+        whole numbers, and zeros for rows that do not count."""
         if y.shape != x.shape[:-1]:
             raise ValueError(f"y must have one number for each row, {list(x.shape[:-1])}, got {list(y.shape)}")
         if x.shape[-2] % copies:
@@ -266,7 +280,7 @@ class ExactMLP:
             left[..., -1:] = reach[..., column]
             lefts.append(left.round_())
             rights.append(d.mul_(error_scale[..., column]).round_())
-        most = sensitivity(self.sizes, copies=copies)
+        most = sensitivity(self.sizes, copies=copies, trained=self._trained)
         if copies == 1:
             alive &= _within(_norms(lefts), _norms(rights), most)
         else:
@@ -277,8 +291,8 @@ class ExactMLP:
     def _there_and_back(
         self, x: Tensor, y: Tensor, masks: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Each layer's inputs and errors on their lattices, and which rows [..., n, 1] were within range all the way;
-        what stands in the others may be anything."""
+        """Each trained layer's inputs and errors on their lattices, and which rows [..., n, 1] were within range all
+        the way; what stands in the others may be anything."""
         inputs, errors, active = [], [], []
         value, alive = x, torch.ones_like(x[..., :1], dtype=torch.bool)
         for i, layer in enumerate(self._layers):
@@ -292,16 +306,17 @@ class ExactMLP:
                 if masks:
                     value = value * masks[i]
         error = _error(value, y, self._loss)
-        for i in range(len(self._layers) - 1, -1, -1):
+        for i in range(len(self._layers) - 1, self._lowest - 1, -1):
             d, fits = self._row_on_lattice(f"errors {i}", error)
             alive &= fits
-            errors.append(d)
+            if i in self._trained:
+                errors.append(d)
             if (back := self._layers[i].backward) is not None:
                 error = torch.matmul(d, back, out=self._like(f"back {i}", d, back))
                 if masks:
                     error *= masks[i - 1]
                 _times_slope(error, active[i - 1], self._activation)
-        return inputs, errors[::-1], alive
+        return [inputs[i] for i in self._trained], errors[::-1], alive
 
     def _layer(self, i: int, weight: Tensor, bias: Tensor) -> _Layer:
         out, fan_in = weight.shape[-2:]
@@ -309,7 +324,7 @@ class ExactMLP:
         largest = top.amax(-2, keepdim=True)
         forward, _ = self._on_lattice(f"forward {i}", weight, top, weight_bits(fan_in))
         backward = None
-        if i > 0:
+        if i > self._lowest:
             backward, _ = self._on_lattice(f"backward {i}", weight, self._top(weight, -2), weight_bits(out))
         fits = (largest <= LARGEST) & (bias.abs().amax(-1)[..., None, None] <= LARGEST)  # NaN does not
         return _Layer(forward, backward, _real(bias)[..., None, :], fits)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from client.training.augment import Augmenter, PlainAugmenter
 from common.document.federation import Training
 from common.model import objective
+from common.model.mlp import trained_of
 from common.privacy.noise import NoiseSource
 
 
@@ -35,7 +36,7 @@ def fit(
     """
     start = copies(model)
     model.train()
-    optimizer = make_optimizer(model.parameters(), training)
+    optimizer = make_optimizer(trained_of(model), training)
     total, rows = 0.0, 0
     with torch_seed(noise.integer(), x.device):
         changes = None if augmenter is None else PlainAugmenter(augmenter, noise.integer())
@@ -110,8 +111,8 @@ def _batches(rows: int, size: int, noise: NoiseSource) -> Iterator[np.ndarray[tu
 
 
 def copies(model: nn.Module) -> list[Tensor]:
-    """The parameters as they are now."""
-    return [p.detach().clone() for p in model.parameters()]
+    """The trained parameters as they are now."""
+    return [p.detach().clone() for p in trained_of(model)]
 
 
 def add_proximal_term(model: nn.Module, start: list[Tensor], mu: float) -> None:
@@ -120,7 +121,7 @@ def add_proximal_term(model: nn.Module, start: list[Tensor], mu: float) -> None:
     Under privacy it comes after the noise: it is a function of what was released, and costs nothing.
     """
     if mu:
-        for parameter, before in zip(model.parameters(), start, strict=True):
+        for parameter, before in zip(trained_of(model), start, strict=True):
             assert parameter.grad is not None
             parameter.grad.add_(parameter.detach() - before, alpha=mu)
 

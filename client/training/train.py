@@ -29,7 +29,7 @@ def train(recipe: Recipe, weights: Weights, dataset: Dataset, *, noise: NoiseSou
         ValueError: the recipe names an optimizer or a loss that is not known, or exact arithmetic for another model.
     """
     federation = recipe.federation
-    model = mlp.with_weights(federation, weights).to(dataset.x.device)
+    model = mlp.frozen(mlp.with_weights(federation, weights), federation).to(dataset.x.device)
     loss, augmenter = None, Augmenter.of(federation)
     if recipe.private is None:
         loss = plain.fit(

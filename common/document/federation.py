@@ -20,7 +20,7 @@ from common.document import documents
 from common.document.augmentation import Augmentation
 from common.document.documents import Document, unless
 from common.document.mistakes import Key, Problem
-from common.document.numbers import Count, Fraction, NonNegative, Positive
+from common.document.numbers import Count, Fraction, NonNegative, Positive, Whole
 from common.document.schedule import Plateau, Schedule
 from common.document.schema import Classes, Numeric, Schema
 from common.document.strategy import (
@@ -126,6 +126,15 @@ class Training(Document):
             return self.learning_rate
         at = self.schedule.at(server_round, rounds=self.rounds, step=step, steps=self.local_steps or 1)
         return self.learning_rate * at
+
+
+class Start(Document):
+    """A model that the run begins from, in place of first weights drawn from the seed. Whoever serves or simulates
+    gives its file by `--start-from`; the document knows it by its digest."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # of the file, model.safetensors of a run folder
+    new_head: bool = False  # is the last layer drawn from the seed all the same? Another target needs that
+    frozen: tuple[Whole, ...] = ()  # layers that stay as they are, counted from the inputs, from 0
 
 
 class RowPrivacy(Document):
@@ -235,6 +244,7 @@ class Federation(Document):
     name: Annotated[str, Field(pattern=rf"^{PLAIN_NAME}$")]  # letters, digits, dots, dashes and underscores
     data_schema: Annotated[Schema, Field(alias="schema")]  # what every table looks like
     model: Model  # what is trained
+    start: Annotated[Start | None, unless(None)] = None  # what it begins from
     training: Training  # how a client trains
     strategy: StrategyChoice  # whom a round asks, and how replies move the model
     privacy: Privacy  # what is protected, and how well
@@ -254,6 +264,8 @@ class Federation(Document):
         yield from self._loss_problems()
         if self.training.early_stopping is not None:
             yield from self._watch_problems(("training", "early_stopping"), self.training.early_stopping)
+        if self.start is not None:
+            yield from self._start_problems(self.start)
         yield from self._schedule_problems()
         if self.training.augmentation is not None:
             yield from self._augmentation_problems(self.training.augmentation)
@@ -329,6 +341,17 @@ class Federation(Document):
                     "must be rounds with qfedavg, which divides a client's update by the rate that it was made with",
                 )
 
+    def _start_problems(self, start: Start) -> Iterator[Problem]:
+        key, layers = ("start", "frozen"), len(self.layer_sizes) - 1
+        if beyond := [layer for layer in start.frozen if layer >= layers]:
+            yield key, f"names layer {beyond[0]}, and the model has {layers}, counted from 0"
+        elif len(set(start.frozen)) < len(start.frozen):
+            yield key, "must all differ"
+        elif not self.trained_layers:
+            yield key, "are all layers, so that nothing is left to train"
+        elif start.new_head and layers - 1 in start.frozen:
+            yield key, f"names layer {layers - 1}, the head, which is new and would never learn"
+
     def _augmentation_problems(self, augmentation: Augmentation) -> Iterator[Problem]:
         place, image = ("training", "augmentation"), self.data_schema.image
         for name in ("shift", "flip"):
@@ -396,6 +419,18 @@ class Federation(Document):
     def parameters(self) -> int:
         """How many numbers the model has: weights and biases."""
         return sum((fan_in + 1) * out for fan_in, out in pairwise(self.layer_sizes))
+
+    @property
+    def trained_layers(self) -> tuple[int, ...]:
+        """Which layers are trained, counted from the inputs, from 0: those that are not frozen."""
+        frozen = self.start.frozen if self.start is not None else ()
+        return tuple(layer for layer in range(len(self.layer_sizes) - 1) if layer not in frozen)
+
+    @property
+    def frozen_arrays(self) -> tuple[str, ...]:
+        """The names of the arrays that stay as they are."""
+        frozen = self.start.frozen if self.start is not None else ()
+        return tuple(f"layers.{layer}.{part}" for layer in sorted(frozen) for part in ("weight", "bias"))
 
     @property
     def model_bytes(self) -> int:

@@ -65,6 +65,23 @@ def with_weights(federation: Federation, weights: Mapping[str, NDArray[np.float3
     return model
 
 
+def frozen(model: MLP, federation: Federation) -> MLP:
+    """The model, of which training is to leave the layers alone that the document freezes."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in federation.frozen_arrays)
+    return model
+
+
+def trained_of(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that training moves."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def trained_layers(model: MLP) -> list[int]:
+    """The layers that training moves, from 0."""
+    return [i for i, layer in enumerate(model.layers) if layer.weight.requires_grad]
+
+
 def weights_of(model: nn.Module) -> Weights:
     """The model's parameters as named arrays, copied to the CPU."""
     return {name: value.detach().cpu().numpy().copy() for name, value in model.state_dict().items()}

@@ -5,6 +5,7 @@
     model.safetensors  the model after the last complete round
     result.json        how the run ended
     privacy.json       what was released about whom, and what that costs
+    start.json         where the first model is from, if from another run or file (server/folder/start.py)
     explanation.json   what the model goes by, if somebody asked (`cloister explain`)
     report.html        the run to look at, and model_card.md to read (`cloister report`)
     checkpoint/        what a restarted server goes on from (server/folder/checkpoint.py)
@@ -37,6 +38,8 @@ from common.inference.saved import SavedModel, read_arrays
 from common.model.weights import Weights
 from server.folder.statement import for_clients
 from server.rounds.events import Event, Refused, Resumed, RoundEnded, Standing, Started, after, from_json
+
+START = "start.json"
 
 
 class RunFolder:
@@ -85,6 +88,10 @@ class RunFolder:
     def result(self) -> dict[str, Any]:
         """How the run ended; empty while it goes on. Raises `RunFolderError` if result.json is damaged."""
         return _json(self.path / "result.json")
+
+    def start(self) -> dict[str, Any]:
+        """Where the run's first model is from; empty if its seed drew it. Raises `RunFolderError` if damaged."""
+        return _json(self.path / START)
 
     def is_complete(self) -> bool:
         """Has the run ended, with nothing left to do?"""

@@ -25,6 +25,7 @@ def statement(run: Run) -> dict[str, Any]:
         "run": run.name,
         "row": None if row is None else _row(run, row),
         "client": None if run.client_privacy is None else run.client_privacy.statement(),
+        **({"start": dict(run.start)} if run.start else {}),
         "software": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
     }
 

@@ -75,7 +75,7 @@ def _data(record: RunRecord) -> Iterator[str]:
 
 def _training(record: RunRecord) -> Iterator[str]:
     training, strategy = record.federation.training, record.federation.strategy
-    rates = training.schedule
+    rates, start = training.schedule, record.federation.start
     names = facts.participants(record)
     local = f"{training.local_steps} steps" if training.local_steps else f"{training.local_epochs} epochs"
     yield "## Training"
@@ -90,6 +90,7 @@ def _training(record: RunRecord) -> Iterator[str]:
             *([("the server's step", strategy.schedule.words)] if strategy.schedule is not None else []),
             *([("the model", f"the rounds' average, forgetting by {strategy.average:g}")] if strategy.average else []),
             ("participants", f"{len(names)}" + (f": {', '.join(names)}" if 0 < len(names) <= MOST_CLIENTS else "")),
+            *([("began from", f"the model with SHA-256 {start.sha256}")] if start is not None else []),
             ("time", duration(record.result["seconds"]) if "seconds" in record.result else "not ended"),
         ],
     )

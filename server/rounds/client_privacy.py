@@ -30,7 +30,7 @@ times the unit: a rounded Gaussian mechanism of sensitivity S, hence at most as 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,14 +118,15 @@ class ClientLevelDP:
 
     def aggregator(self, weights: Weights) -> NoisyMean:
         """Of a round that moves `weights`."""
-        return NoisyMean(self, weights)
+        return NoisyMean(self, weights, frozen=self._federation.frozen_arrays)
 
     def finish(self, part: NoisyMean) -> Weights:
         """The weights moved by the noisy mean of clipped updates. Charged before it is computed."""
         self.charged = replace(self.charged, updates=self.charged.updates + 1)
         noisy = self._noisy(part.total, self._update_noise, longest(STEPS, len(part.total)))
         self._follow(part.within)
-        return _like(part.start + noisy * (part.unit / self.denominator), part.weights)
+        moved = part.trained(part.weights)
+        return part.weights | _like(part.start + noisy * (part.unit / self.denominator), moved)
 
     def _noisy(self, total: Integers, noise_multiplier: float, sensitivity: int) -> Integers:
         """The Gaussian mechanism on integers, rounded."""
@@ -241,15 +242,16 @@ class ClientLevelDP:
 class NoisyMean:
     """An aggregator (aggregation.py) of clipped updates as whole numbers, whose sum gets its noise at the end.
 
-    Each update is clipped when it is added, so parts of a cohort may be added up anywhere and merged.
+    Each update is clipped when it is added, so parts of a cohort may be added up anywhere and merged. Arrays that are
+    frozen have no part in it: no update of theirs counts, and they get no noise.
     """
 
     loss = None  # none is told
 
-    def __init__(self, mechanism: ClientLevelDP, weights: Weights) -> None:
+    def __init__(self, mechanism: ClientLevelDP, weights: Weights, *, frozen: Collection[str] = ()) -> None:
         self._mechanism: ClientLevelDP | None = mechanism
-        self._cap, self.weights = mechanism.settings.weight_cap, weights
-        self.start, self.unit = _flat(weights), mechanism.clip / STEPS
+        self._cap, self.weights, self._frozen = mechanism.settings.weight_cap, weights, frozenset(frozen)
+        self.start, self.unit = _flat(self.trained(weights)), mechanism.clip / STEPS
         self.total: Integers = np.zeros(len(self.start), np.int64)
         self.within = 0  # for the adaptive clip: 1/2 for each update within it and -1/2 for each other, times 2^20
 
@@ -257,9 +259,13 @@ class NoisyMean:
         """For another process: it can add and be merged. Noise, and so the end, stays where it was made."""
         return {**vars(self), "_mechanism": None}
 
+    def trained(self, weights: Weights) -> Weights:
+        """Those arrays that are not frozen."""
+        return {name: array for name, array in weights.items() if name not in self._frozen}
+
     def add(self, node: int, update: Update) -> None:
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite counts as zeros
-            moved = _flat(update.weights) - self.start
+            moved = _flat(self.trained(update.weights)) - self.start
         part = clipped(moved, unit=self.unit, steps=STEPS, weight=weight_of(update, self._cap))
         self.total += part.whole
         self.within += HALF if part.within else -HALF

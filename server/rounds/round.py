@@ -139,6 +139,7 @@ def train_round(
         raise RoundFailed(problem, answers)
     if this.server_step != 1.0:
         moved = between(weights, moved, this.server_step)
+    moved |= {name: weights[name] for name in federation.frozen_arrays}  # whatever clients sent
     return TrainedRound(weights=moved, loss=loss, answers=answers)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -101,6 +101,7 @@ class Run:
     name_of: Callable[[int], str] = str
     held_out: Callable[[Weights], Scores] | None = None  # scores the model on a table of the server's own
     client_privacy: ClientLevelDP | None = None  # samples and adds noise, if the federation protects whole clients
+    start: Mapping[str, Any] = field(default_factory=dict)  # where its first model is from (server/folder/start.py)
     refused: dict[int, int] = field(default_factory=dict)  # node -> the code with which it refused to join
 
     @property

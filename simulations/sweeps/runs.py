@@ -34,6 +34,7 @@ from common.document.federation import Federation
 from common.errors import CloisterError, RunFolderError, WorkerLost
 from common.logs import quiet_flower
 from server.folder.folder import RunFolder, load_model
+from server.folder.start import read_start
 from server.observers.scoring import HeldOut
 from simulations.engine import devices_for, simulate
 from simulations.interrupts import without_interrupts
@@ -55,6 +56,7 @@ class How:
     held_out: Path | None = None  # a table to score models on; by default the clients' validation rows
     device: str = "auto"
     processes: int = 1
+    start_from: Path | None = None  # the model that documents begin from, if they do
 
     def about(self) -> dict[str, Any]:
         """What a sweep's folder must have been made with, so that its runs can be used again."""
@@ -246,11 +248,12 @@ def _run(job: _Job) -> Outcome:
 
 
 def _simulated(federation: Federation, job: _Job) -> Outcome:
+    start = read_start(job.how.start_from if federation.start is not None else None, federation)
     sites = job.how.source.sites(federation, device=torch.device(job.device))
     run = f"{federation.name}-{federation.training.seed}"
     sites.check_quorum(run=run)
     folder = RunFolder.create(federation, path=job.folder)
-    result = simulate(federation, sites, folder, run=run, workers=1)
+    result = simulate(federation, sites, folder, run=run, workers=1, start=start)
     weights = load_model(job.folder)
     if job.how.held_out is not None:
         metrics = HeldOut(federation, job.how.held_out, job.how.source.form)(weights)

@@ -54,6 +54,9 @@ class Models:
         self._recipe = jobs[0].recipe  # in what all share: a step's learning rate, and mu
         self._start, self._sizes, self._mu = start, federation.layer_sizes, self._recipe.proximal_mu
         self._last = [job.recipe.steps for job in jobs]
+        ends = np.cumsum([0, *((fan_in + 1) * out for fan_in, out in pairwise(self._sizes))]).tolist()
+        trained = federation.trained_layers
+        self._frozen = [slice(*ends[i : i + 2]) for i in range(len(ends) - 1) if i not in trained]
         shape, names = (len(jobs), len(start)), ("flat", "gradient", "done", "moved")
         self._flat, self._gradient, self.done, self._moved = (room(name, shape, start, start.dtype) for name in names)
         self._flat.copy_(start)
@@ -80,6 +83,8 @@ class Models:
             self._gradient.add_(torch.sub(self._flat, self._start, out=self._moved), alpha=self._mu)
         set_rate(self._optimizer, self.learning_rate)
         self._optimizer.step()
+        for part in self._frozen:  # no gradient, but perhaps weight decay
+            self._flat[:, part] = self._start[part]
 
     def note_step(self) -> None:
         """After each step: whose last one it was keeps the model of now, in `done`."""

@@ -35,7 +35,7 @@ def train_plainly(
     rows, models = Rows(jobs), Models(federation, start, jobs, room, fused=True)
     pulled = training.momentum or training.weight_decay or jobs[0].recipe.proximal_mu
     step_at_once = training.optimizer == "sgd" and not pulled
-    net = _Net(models.layers, federation.model.activation, training.loss, room)
+    net = _Net(models.layers, federation.model.activation, training.loss, room, trained=federation.trained_layers)
     augmenter, copies = Augmenter.of(federation), training.copies
     seeds = [(job.noise.integer(), job.noise.integer()) for job in jobs] if rate or augmenter is not None else []
     dropout = [torch.Generator().manual_seed(seed) for seed, _ in seeds]
@@ -117,8 +117,10 @@ def _masks(
 class _Net:
     """Forward and backward passes of many perceptrons, in memory that is kept."""
 
-    def __init__(self, layers: Layers, activation: str, loss: str, room: Room) -> None:
+    def __init__(self, layers: Layers, activation: str, loss: str, room: Room, *, trained: Sequence[int]) -> None:
+        """`trained` are the layers that have gradients, from 0."""
         self._layers, self._activation, self._loss, self._room = layers, activation, loss, room
+        self._trained, self._lowest = set(trained), min(trained)
         self._inputs: list[Tensor] = []
         self._active: list[Tensor] = []
         self._masks: Sequence[Tensor] = ()
@@ -151,9 +153,12 @@ class _Net:
     def descend(self, y: Tensor, share: Tensor, rate: float, mix: _Mix | None) -> None:
         """A step of plain SGD on the mean of the losses, of which each row has its `share` [models, n]."""
         error = self._error(y, share, mix)
-        for i in range(len(self._layers) - 1, -1, -1):
+        for i in range(len(self._layers) - 1, self._lowest - 1, -1):
             weight, bias = self._layers[i]
-            before = self._back(error, i) if i else error
+            before = self._back(error, i) if i > self._lowest else error
+            if i not in self._trained:
+                error = before
+                continue
             if weight.shape[1] * weight.shape[2] > SMALL:
                 weight.baddbmm_(error.mT, self._inputs[i], alpha=-rate)
             else:  # into a view torch multiplies matrix by matrix
@@ -165,13 +170,14 @@ class _Net:
     def gradient(self, y: Tensor, share: Tensor, onto: Layers, mix: _Mix | None) -> None:
         """Writes the mean's gradient."""
         error = self._error(y, share, mix)
-        for i in range(len(self._layers) - 1, -1, -1):
-            weight, bias = onto[i]
-            # Into a view torch multiplies matrix by matrix.
-            found = self._room(f"gradient {i}", weight.shape, weight, weight.dtype)
-            weight.copy_(torch.bmm(error.mT, self._inputs[i], out=found))
-            torch.sum(error, 1, out=bias)
-            error = self._back(error, i) if i else error
+        for i in range(len(self._layers) - 1, self._lowest - 1, -1):
+            if i in self._trained:
+                weight, bias = onto[i]
+                # Into a view torch multiplies matrix by matrix.
+                found = self._room(f"gradient {i}", weight.shape, weight, weight.dtype)
+                weight.copy_(torch.bmm(error.mT, self._inputs[i], out=found))
+                torch.sum(error, 1, out=bias)
+            error = self._back(error, i) if i > self._lowest else error
 
     def _error(self, y: Tensor, share: Tensor, mix: _Mix | None) -> Tensor:
         """The derivative by the logits, which are overwritten. Of a row without a share it is 0, whatever the row."""

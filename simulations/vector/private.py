@@ -32,11 +32,12 @@ def train_privately(federation: Federation, start: Tensor, jobs: Sequence[Job], 
     plans = [job.recipe.private for job in jobs]
     clip, batch = (next(getattr(plan, name) for plan in plans if plan) for name in ("clip", "expected_batch_size"))
     augmenter, copies = Augmenter.of(federation), training.copies
-    most = sensitivity(sizes, copies=copies)
+    trained = federation.trained_layers
+    most = sensitivity(sizes, copies=copies, trained=trained)
     taus = [math.nextafter(plan.noise_multiplier * most, math.inf) for plan in plans if plan]
     steps = [plan.steps for plan in plans if plan]
     rows, models = Rows(jobs), Models(federation, start, jobs, room)
-    shapes = [(len(jobs), weight.shape[1], weight.shape[2] + 1) for weight, _ in models.layers]
+    shapes = [(len(jobs), weight.shape[1], weight.shape[2] + 1) for weight, _ in (models.layers[i] for i in trained)]
     sums = [room(f"sum {i}", shape, start) for i, shape in enumerate(shapes)]
     numbers = [shape[1] * shape[2] for shape in shapes]
     noise = room("noise", (len(jobs), sum(numbers)), torch.empty(0), torch.float32).zero_()
@@ -51,7 +52,9 @@ def train_privately(federation: Federation, start: Tensor, jobs: Sequence[Job], 
         noise.round_()
         for total, of_layer in zip(sums, torch.split(noise, numbers, 1), strict=True):
             total.copy_(of_layer.view(total.shape))
-        net = ExactMLP(models.layers, activation=federation.model.activation, loss=training.loss, room=room)
+        net = ExactMLP(
+            models.layers, activation=federation.model.activation, loss=training.loss, room=room, trained=trained
+        )
         net.add_clipped_sum(
             sums,
             x,
@@ -61,7 +64,8 @@ def train_privately(federation: Federation, start: Tensor, jobs: Sequence[Job], 
             present=torch.from_numpy(repeated >= 0).to(start.device),
             copies=copies,
         )
-        for total, (weight, bias) in zip(sums, models.gradients, strict=True):
+        for total, layer in zip(sums, trained, strict=True):
+            weight, bias = models.gradients[layer]
             weight.copy_(total[..., :-1])
             bias.copy_(total[..., -1])
         models.step(clip / 4.0**BITS / batch)  # from units of clip / 2^30

@@ -41,7 +41,9 @@ def unfit(recipe: Recipe, rows: int) -> str:
     copies = recipe.federation.training.copies
     if rows > most_rows(copies):
         return f"it has more than {most_rows(copies)} rows"
-    if private.noise_multiplier * sensitivity(recipe.federation.layer_sizes, copies=copies) > MOST_TAU:
+    federation = recipe.federation
+    most = sensitivity(federation.layer_sizes, copies=copies, trained=federation.trained_layers)
+    if private.noise_multiplier * most > MOST_TAU:
         return "its noise is too large for sums in float64"
     return ""
 

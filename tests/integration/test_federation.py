@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import signal
@@ -9,16 +10,20 @@ import socket
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from safetensors import numpy as safetensors
 from safetensors.numpy import load_file
 
 from client.account.entries import Entry, cost_of_run
 from client.account.ledger import Ledger
 from cloister.models import load
 from common.certificates import identity
+from common.model.weights import initial_weights
 from tests.integration.federation import NAMES, Federation, Process
-from tests.support import PRIVATE, table
+from tests.support import PRIVATE, recomputed, table
+from tests.support import federation as small
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -260,6 +265,39 @@ def test_every_client_has_the_model_in_the_end_and_who_was_away_fetches_it(feder
         stated = {name} if name != "cyd" else set()
         assert set(model.privacy["row"]["per_client"]) == stated
         assert model.privacy["row"]["epsilon"] == fed.result()["privacy"]["row"]["epsilon"]
+
+
+def test_real_clients_train_by_what_the_toolbox_offers(federation):
+    first = initial_weights(small(model__hidden=[8, 5]), seed=4)
+    data = safetensors.save(first)
+    fed = federation(
+        **PRIVATE,
+        model__hidden=[8, 5],
+        start={"sha256": hashlib.sha256(data).hexdigest(), "frozen": [0]},
+        training__rounds=4,
+        training__schedule={"name": "cosine", "over": "steps", "warmup": 1},
+        training__augmentation={"copies": 3, "jitter": 0.1, "drop": 0.1},
+        strategy__schedule={"name": "plateau", "metric": "accuracy", "patience": 1},
+        strategy__average=0.8,
+    )
+    (fed.folder / "first.safetensors").write_bytes(data)
+    without = fed.start("serve", fed.document, "--certificates", fed.certs)
+    assert "begins from the model with SHA-256" in output(without, 2)
+    server = fed.serve("--start-from", "first.safetensors")
+    for client in [fed.start("join", fed.client_file(name)) for name in NAMES[:2]]:
+        output(client)
+    output(server)
+    model = load(fed.run)
+    for name, array in model.weights.items():
+        assert np.array_equal(array, first[name]) == name.startswith("layers.0")
+    for name in NAMES[:2]:  # who have the average, which is what the run left
+        kept = load(fed.folder / f"{name}.yaml")
+        assert all(np.array_equal(kept.weights[key], array) for key, array in model.weights.items())
+    statement = json.loads((fed.run / "privacy.json").read_text())
+    assert statement["start"]["sha256"] == hashlib.sha256(data).hexdigest()
+    for client in statement["row"]["per_client"].values():
+        assert client["epsilon"] == pytest.approx(recomputed(client), rel=0.01)
+        assert client["epsilon"] <= 4.0
 
 
 def test_a_model_is_fetched_while_the_run_goes_on(federation):

@@ -18,7 +18,7 @@ from common.errors import ConfigError
 from server.folder.folder import RunFolder, load_model, read_run
 from simulations.engine import simulate
 from simulations.ray_grid import RayGrid
-from tests.simulations.vector.test_grid import run, same_bits, sites_of, told
+from tests.simulations.vector.test_grid import frozen, run, same_bits, sites_of, told
 from tests.support import PRIVATE, ROOT, WHOLE, federation
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 TOOLS = {
     "training__schedule": {"name": "cosine", "over": "steps"},
     "training__augmentation": {"copies": 2, "drop": 0.2},
+    **frozen(0),
     "strategy__average": 0.9,
 }
 RUNS = {

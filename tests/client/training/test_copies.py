@@ -1,4 +1,5 @@
-"""A row that comes as several copies counts once, whatever they are: exactly, and no longer than S."""
+"""A row that comes as several copies counts once, whatever they are: exactly, and no longer than S. Layers that are
+frozen have no part in its length."""
 
 from __future__ import annotations
 
@@ -80,6 +81,19 @@ def test_copies_that_contradict_each_other_stay_within_it_too(seed, copies, clip
     assert norm_squared(part) <= math.floor(sensitivity(net.sizes, copies=copies) ** 2)
 
 
+DEEP = {"seed": 5, "hidden": [9, 6], "inputs": 12}
+
+
+def module_of(loss: str) -> MLP:
+    """The model of a deep case."""
+    module = MLP(12, [9, 6], outputs_of(loss), activation="tanh").double()
+    layers = layers_of_case(**DEEP, **{**EVEN, "loss": loss})
+    with torch.no_grad():
+        for p, value in zip(module.parameters(), [part for layer in layers for part in layer], strict=True):
+            p.copy_(value)
+    return module
+
+
 def mean_gradients(net: MLP, x: Tensor, y: Tensor, loss: str, copies: int) -> Tensor:
     """[rows, parameters]: of each row the gradient of its copies' mean loss, by autograd, in the kernel's order."""
     found = []
@@ -99,12 +113,8 @@ def flat(parts: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("copies", [2, 5, 16])
 def test_a_rows_part_is_the_clipped_gradient_of_its_copies_mean_loss(loss, copies):
-    net, x, y = case(30, copies, 0.3, seed=5, hidden=[9, 6], inputs=12, **{**EVEN, "loss": loss})
-    module = MLP(12, [9, 6], outputs_of(loss), activation="tanh").double()
-    layers = layers_of_case(seed=5, hidden=[9, 6], inputs=12, **{**EVEN, "loss": loss})
-    with torch.no_grad():
-        for p, value in zip(module.parameters(), [part for layer in layers for part in layer], strict=True):
-            p.copy_(value)
+    net, x, y = case(30, copies, 0.3, **DEEP, **{**EVEN, "loss": loss})
+    module = module_of(loss)
     gradients = mean_gradients(module, x, y, loss, copies)
     clip = float(gradients.norm(dim=1).median())  # so that half of the rows are clipped
     expected = gradients * (clip / gradients.norm(dim=1)).clamp(max=1.0)[:, None]
@@ -180,3 +190,22 @@ def test_the_longest_parts_nearly_reach_the_sensitivity():
     assert 0.997 < longest / sensitivity(net.sizes, copies=8) <= 1
     assert all(part[0].any() for part in parts)  # and none is left out
     assert 1 < sensitivity(net.sizes, copies=8) * UNIT < 1.002
+
+
+@pytest.mark.parametrize("trained", [[0], [1], [2], [0, 2], [1, 2]])
+@pytest.mark.parametrize("copies", [1, 3])
+def test_the_gradient_of_the_layers_that_are_trained_is_clipped_by_itself(trained, copies):
+    _, x, y = case(30, copies, 0.3, **DEEP, **EVEN)
+    net = ExactMLP(layers_of_case(**DEEP, **EVEN), activation=EVEN["activation"], loss=EVEN["loss"], trained=trained)
+    gradients = mean_gradients(module_of(EVEN["loss"]), x, y, EVEN["loss"], copies)
+    layers = torch.split(gradients, [9 * 13, 6 * 10, 3 * 7], 1)
+    own = torch.cat([layers[i] for i in trained], 1)
+    clip = float(own.norm(dim=1).median())
+    expected = own * (clip / own.norm(dim=1)).clamp(max=1.0)[:, None]
+    most = sensitivity(net.sizes, copies=copies, trained=trained)
+    assert most <= sensitivity(net.sizes, copies=copies)
+    for i in range(30):
+        part = slice(i * copies, (i + 1) * copies)
+        sums = net.clipped_sum(x[part], y[part], clip=clip, copies=copies)
+        assert float((flat(sums) * UNIT * clip - expected[i]).norm()) < 1e-3 * clip
+        assert norm_squared(sums) <= math.floor(most**2)

@@ -137,6 +137,33 @@ def test_a_step_is_the_clipped_sum_over_the_expected_batch_size(loss, activation
     assert not torch.allclose(flat(model) - 0.5 * gradients.sum(dim=0) / 8, expected, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("frozen", [[0], [1], [0, 1], [0, 2]])
+@pytest.mark.parametrize("arithmetic", ["exact", "opacus", None])
+def test_frozen_layers_stay_and_the_others_are_clipped_by_themselves(arithmetic, frozen):
+    model, (x, y) = model_of(hidden=(6, 5)), rows_of()
+    for layer in frozen:
+        for p in model.layers[layer].parameters():
+            p.requires_grad_(False)
+    moves = torch.cat([torch.full((p.numel(),), float(p.requires_grad)) for p in model.parameters()])
+    thawed = copy.deepcopy(model)
+    for p in thawed.parameters():
+        p.requires_grad_(True)
+    gradients = row_gradients(thawed, x, y, "cross_entropy", "tanh") * moves
+    clip = float(gradients.norm(dim=1).median())
+    whole = clipped_sum(gradients, clip) / 8 if arithmetic else gradients.mean(dim=0)
+    start = flat(model)
+    # Decay has nothing to hold of what is frozen.
+    training = settings_of(batch_size=8 if arithmetic else 12, weight_decay=0.1)
+    if arithmetic:
+        found = train_privately(model, x, y, training=training, dpsgd=dpsgd_of(clip=clip, arithmetic=arithmetic))
+    else:
+        fit(model, x, y, training=training, steps=1, noise=noise.seeded(0), proximal_mu=0.0)
+        found = flat(model)
+    expected = start - 0.5 * moves * (whole + 0.1 * start)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-4)
+    assert torch.equal(found[moves == 0], start[moves == 0])
+
+
 def test_the_divisor_is_the_expected_batch_size_and_not_that_of_the_batch():
     model, (x, y) = model_of(), rows_of()
     moved = [train_privately(model, x, y, dpsgd=dpsgd_of(expected_batch_size=n)) - flat(model) for n in (4, 8)]

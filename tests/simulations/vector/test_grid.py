@@ -21,6 +21,7 @@ from common.wire import records
 from common.wire.identity import node_id
 from common.wire.records import ARRAYS
 from server.folder.folder import RunFolder, load_model
+from server.folder.start import StartModel
 from server.rounds.admission import Partial
 from simulations import engine
 from simulations.engine import simulate
@@ -44,8 +45,13 @@ def run(
 ) -> tuple[Weights, dict[str, Any], list[Any]]:
     """The last model, and what was `told`."""
     folder = RunFolder.create(fed, path=where / how)
+    if fed.start is not None:
+        options["start"] = StartModel(weights=initial_weights(fed, seed=9), about={})
     simulate(fed, sites or sites_of(fed), folder, run="test", engine=how, **options)  # type: ignore[arg-type]
-    return load_model(folder.path), *told(folder.path)
+    found = load_model(folder.path)
+    for name in fed.frozen_arrays:
+        assert np.array_equal(found[name], options["start"].weights[name])
+    return found, *told(folder.path)
 
 
 def told(folder: Path) -> tuple[dict[str, Any], list[Any]]:
@@ -60,6 +66,14 @@ def told(folder: Path) -> tuple[dict[str, Any], list[Any]]:
 
 def same_bits(one: Weights, other: Weights) -> bool:
     return all(one[name].tobytes() == other[name].tobytes() for name in one)
+
+
+WHOLE_TOO = {"privacy__client": WHOLE["privacy"]["client"]}
+DEEP = {"model__hidden": [8, 5]}
+
+
+def frozen(*layers: int) -> dict[str, Any]:
+    return {**DEEP, "start": {"sha256": "0" * 64, "frozen": layers}}
 
 
 BINARY = {"training__loss": "binary_cross_entropy"}
@@ -88,6 +102,8 @@ PRIVATELY: list[dict[str, Any]] = [
     {"training__schedule": STALE, "strategy__schedule": STALE, "strategy__average": 0.8, **EVERY_ROUND},
     {"training__augmentation": {"copies": 3, "jitter": 0.1, "drop": 0.2}, "model__dropout": 0.2},
     {"training__augmentation": {"flip": True, "jitter": 0.1, "copies": 2}, "schema__image": PAIR},
+    {**frozen(0), "training__optimizer": "adamw", "training__weight_decay": 0.3},
+    {**frozen(1, 2), "training__augmentation": {"copies": 2, "drop": 0.2}, **WHOLE_TOO},
 ]
 
 
@@ -117,6 +133,8 @@ PLAINLY: list[dict[str, Any]] = [
     {"training__augmentation": {"copies": 3, "jitter": 0.1, "drop": 0.2, "mixup": 0.3}, "model__dropout": 0.2},
     {"training__augmentation": {"mixup": 1.0}, **NUMBER, "training__momentum": 0.5},
     {"training__augmentation": {"mixup": 1.0, "flip": True}, **BINARY, "schema__image": PAIR},
+    {**frozen(0), "training__weight_decay": 0.3},
+    frozen(1, 2),
 ]
 
 
