@@ -64,7 +64,11 @@ def lines(folder: Path) -> list[str]:
 
 
 def _explained(statement: dict[str, Any]) -> list[str]:
+    from server.folder.start import in_words
+
     out = [f"Run {statement['run']} of federation {statement['federation']}", ""]
+    if start := statement.get("start"):
+        out += [*textwrap.wrap(in_words(start), WIDTH), ""]
     row, client = statement["row"], statement["client"]
     if row is None and client is None:
         return [*out, "No differential privacy: the updates that left are exact, and can reveal rows."]

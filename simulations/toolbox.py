@@ -7,6 +7,7 @@ hand. Each table stands between two lines, `<!-- figures: NAME -->` and `<!-- en
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 import os
 import re
@@ -19,13 +20,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from simulations import digits
+from simulations import HEART, digits
 from simulations.results import DIGITS, HOSPITALS, ROOT, SEEDS
 from simulations.sweeps.report import RUNS, markdown
 
 PAGE = ROOT / "docs" / "toolbox.md"
 EPSILON = "privacy.row.epsilon"
+PUBLIC_DIGITS = 300  # rows
 
+DIGEST = "f" * 64  # in place of the digest that a first model turns out to have
 Seeds = dict[int, float]  # a seed's accuracy, in %
 
 
@@ -38,22 +41,23 @@ class Table:
     epsilons: str
     grid: Sequence[str]
     data: Sequence[str]
+    public: Sequence[str] = ()  # rows that a first model is trained on, for transfer
 
 
+DIGITS_ROWS = (
+    "privacy.row.delta=1e-4",
+    "privacy.row.clip=0.4",
+    "privacy.row.sampling_rate=1.0",
+    "privacy.row.count_epsilon=null",
+    "privacy.evaluation.every=0",
+    "training.rounds=30",
+)
 TABLES = (
     Table(
         name="digits",
         document="simulations/digits.yaml",
         epsilons="inf,4",
-        grid=(
-            "privacy.row.delta=1e-4",
-            "privacy.row.clip=0.4",
-            "privacy.row.sampling_rate=1.0",
-            "privacy.row.count_epsilon=null",
-            "privacy.evaluation.every=0",
-            "training.rounds=30",
-            "model.hidden=[]",
-        ),
+        grid=(*DIGITS_ROWS, "model.hidden=[]"),
         data=DIGITS,
     ),
     Table(
@@ -63,7 +67,25 @@ TABLES = (
         grid=("privacy.evaluation.every=0",),
         data=HOSPITALS,
     ),
+    # For transfer: a first model is trained without privacy on what is public, and others go on from it.
+    Table(
+        name="other digits",
+        document="simulations/digits.yaml",
+        epsilons="inf,4",
+        grid=(*DIGITS_ROWS, "model.hidden=[32]"),
+        data=("--data", "private.csv", "--clients", "80", "--partition", "dirichlet:0.5"),
+        public=("--data", "public.csv", "--clients", "1", "--set", "model.hidden=[32]"),
+    ),
+    Table(
+        name="three hospitals",
+        document="simulations/heart/federation.yaml",
+        epsilons="inf,1,0.25",
+        grid=("privacy.evaluation.every=0", "strategy.min_clients=3"),
+        data=("--data-dir", "others"),
+        public=("--data", "simulations/heart/cleveland.data", "--clients", "1"),
+    ),
 )
+WITHOUT_PRIVACY = ("privacy.row=null", "privacy.evaluation.noise=0", "strategy.min_clients=1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +139,11 @@ TRIALS = (
         fixed=("schema.image={first: p00, height: 8, width: 8}", "model.hidden=[32]"),
         tables=("digits",),
     ),
+    Trial(
+        name="transfer",
+        vary=f"start=null,{{sha256: {DIGEST}}},{{sha256: {DIGEST}, frozen: [0]}},{{sha256: {DIGEST}, new_head: true}}",
+        tables=("other digits", "three hospitals"),
+    ),
     Trial(name="average", vary="strategy.average=null,0.8,0.9,0.95"),
 )
 
@@ -127,11 +154,23 @@ def main(names: Sequence[str]) -> None:
         sys.exit(f"error: no trial {', '.join(unknown)}; there are {', '.join(known)}")
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where)
-        digits.write(folder / "digits.csv")
-        (folder / "simulations").symlink_to(ROOT / "simulations")
+        prepare(folder)
         for name in names or known:
             text = "\n".join(figures(known[name], folder))
             PAGE.write_text(placed(PAGE.read_text(), name, text))
+
+
+def prepare(folder: Path) -> None:
+    """The tables, and those parts of them that are public for transfer."""
+    digits.write(folder / "digits.csv")
+    (folder / "simulations").symlink_to(ROOT / "simulations")
+    head, *rows = (folder / "digits.csv").read_text().splitlines(keepends=True)
+    (folder / "public.csv").write_text(head + "".join(rows[:PUBLIC_DIGITS]))
+    (folder / "private.csv").write_text(head + "".join(rows[PUBLIC_DIGITS:]))
+    (folder / "others").mkdir()
+    for table in HEART.glob("*.data"):
+        if "cleveland" not in table.name:
+            (folder / "others" / table.name).symlink_to(table)
 
 
 def placed(page: str, name: str, text: str) -> str:
@@ -160,25 +199,47 @@ def figures(trial: Trial, folder: Path) -> Iterator[str]:
 
 def swept(trial: Trial, table: Table, folder: Path) -> dict[str, dict[str, Seeds]]:
     """{table and epsilon: {setting: each seed's accuracy}}."""
-    out = f"{trial.name}-{table.name}"
-    command = ["cloister", "sweep", table.document, "--grid", *trial.grid(table), "--seeds", str(SEEDS), *table.data]
-    print(shlex.join(command), flush=True)
-    subprocess.run(
-        [sys.executable, "-m", *command, "--device", "cpu", "--out", out],
-        cwd=folder,
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    out = f"{trial.name}-{table.name}".replace(" ", "-")
+    digest, more = DIGEST, list[str]()
+    if table.public:
+        changes = [word for setting in WITHOUT_PRIVACY for word in ("--set", setting)]
+        first = f"{out}-first"
+        run(
+            folder,
+            "simulate",
+            table.document,
+            *table.public,
+            *changes,
+            "--no-report",
+            "--device",
+            "cpu",
+            "--out",
+            first,
+        )
+        digest = hashlib.sha256((folder / first / "model.safetensors").read_bytes()).hexdigest()
+        more = ["--start-from", first]
+    grid = [setting.replace(DIGEST, digest) for setting in trial.grid(table)]
+    how = ["--seeds", str(SEEDS), *table.data, *more, "--device", "cpu", "--out", out]
+    run(folder, "sweep", table.document, "--grid", *grid, *how)
     found: dict[str, dict[str, Seeds]] = {}
     with (folder / out / RUNS).open(newline="") as file:
-        for run in csv.DictReader(file):
-            if run["error"]:
-                sys.exit(f"error: {out}: {run['error']}")
-            epsilon = "no privacy" if run[EPSILON] == "inf" else f"epsilon {run[EPSILON]}"
+        for row in csv.DictReader(file):
+            if row["error"]:
+                sys.exit(f"error: {out}: {row['error']}")
+            epsilon = "no privacy" if row[EPSILON] == "inf" else f"epsilon {row[EPSILON]}"
             column = found.setdefault(f"{table.name}, {epsilon}", {})
-            setting = column.setdefault(run[trial.vary.partition("=")[0]], {})
-            setting[int(run["seed"])] = 100 * float(run["accuracy"])
+            setting = column.setdefault(row[trial.vary.partition("=")[0]].replace(digest, "..."), {})
+            setting[int(row["seed"])] = 100 * float(row["accuracy"])
     return found
+
+
+def run(folder: Path, *arguments: str) -> None:
+    """A command, as a user would give it there."""
+    command = ["cloister", *arguments]
+    print(shlex.join(command), flush=True)
+    subprocess.run(
+        [sys.executable, "-m", *command], cwd=folder, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
 
 
 def cell(own: Seeds, base: Seeds) -> str:

@@ -107,6 +107,18 @@ def test_the_simulations_run_as_printed(clone):
     assert told.count("completed after") == 2
 
 
+def test_the_toolboxs_transfer_runs_as_printed(clone):
+    (block,) = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs/toolbox.md").read_text(), re.M | re.S)
+    told = sh(block, clone)
+    assert told.count("completed after 30 rounds") == 2
+    assert "It was trained without differential privacy, and can reveal the rows that made it." in " ".join(
+        told.split()
+    )
+    statement = json.loads((clone / "runs/others/privacy.json").read_text())
+    assert set(statement["row"]["per_client"]) == {"hungarian", "switzerland", "va"}
+    assert all(client["epsilon"] <= 1.0 for client in statement["row"]["per_client"].values())
+
+
 def test_the_server_and_its_clients_run_as_printed(clone):
     certificates, server, clients = blocks()[1:4]
     sh(certificates, clone)

@@ -173,6 +173,7 @@ class RunRecord:
     result: Mapping[str, Any]  # result.json; empty while the run goes on
     privacy: Mapping[str, Any]  # privacy.json; empty until something is charged
     explanation: Mapping[str, Any]  # explanation.json (`cloister explain`); empty without
+    start: Mapping[str, Any]  # start.json; empty where the seed drew the first model
 
 
 def read_run(path: Path) -> RunRecord:
@@ -199,6 +200,7 @@ def read_run(path: Path) -> RunRecord:
         result=folder.result(),
         privacy=_json(path / "privacy.json"),
         explanation=_json(path / "explanation.json"),
+        start=folder.start(),
     )
 
 

@@ -134,6 +134,7 @@ def _first_weights(arrays: Weights, federation: Federation, file: Path) -> Weigh
 
 
 def _origin(known: SavedModel | None) -> dict[str, Any]:
+    """`epsilon`, by unit, is empty for a model that was trained without privacy, and None where nothing is known."""
     if known is None:
         return {"federation": None, "epsilon": None}
     cost = {
@@ -146,5 +147,21 @@ def _origin(known: SavedModel | None) -> dict[str, Any]:
         "fingerprint": known.federation.fingerprint,
         "run": known.run,
         "rounds": known.round,
-        "epsilon": cost or "no differential privacy",
+        "epsilon": cost,
     }
+
+
+def in_words(about: Mapping[str, Any]) -> str:
+    """What start.json holds, as two sentences."""
+    what = f"the model with SHA-256 {about['sha256']}"
+    if about["federation"] is None:
+        return f"The run began from {what}, a file of which nothing else is known. What it had cost is not known."
+    said = f"The run began from {what}: {about['federation']}, run {about['run']}, after {about['rounds']} rounds."
+    costs = [
+        f"epsilon {told['epsilon']:.2f} at delta {told['delta']:g} for each {unit}"
+        for unit, told in about["epsilon"].items()
+        if told["epsilon"] is not None
+    ]
+    if not costs:
+        return f"{said} It was trained without differential privacy, and can reveal the rows that made it."
+    return f"{said} It had cost {' and '.join(costs)}, for those that made it; that is in addition to this run's."

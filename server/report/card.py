@@ -9,6 +9,7 @@ from common.document.schema import Categorical, Classes
 from common.model.scores import Scores
 from common.text import duration
 from server.folder.folder import RunRecord
+from server.folder.start import in_words
 from server.report import facts
 
 MOST_CLIENTS = 50  # with a line each
@@ -155,6 +156,8 @@ def _by_client(record: RunRecord) -> Iterator[str]:
 
 def _privacy(record: RunRecord) -> Iterator[str]:
     yield "## Privacy"
+    if record.start:
+        yield from _paragraph(in_words(record.start))
     units = facts.epsilons(record)
     if not units:
         yield from _paragraph("None: the updates that left clients were exact, and can reveal rows.")

@@ -19,6 +19,7 @@ from common.errors import OutputError
 from common.files import write_out
 from common.text import duration
 from server.folder.folder import RunRecord
+from server.folder.start import in_words
 from server.report import facts, look
 from server.report.drawing import Figure, last_scores
 from server.report.figures import figures
@@ -52,6 +53,7 @@ def _report(record: RunRecord) -> str:
         epsilons=facts.epsilons(record),
         row=record.privacy.get("row"),
         client=record.privacy.get("client"),
+        start=in_words(record.start) if record.start else "",
         software=record.privacy.get("software", {}),
         stated=list(facts.per_client(record).items())[:MOST_LINES],
         refusals=facts.refusals(record)[:MOST_LINES],

@@ -14,13 +14,15 @@ import torch
 from safetensors import numpy as safetensors
 
 from client.app import client_app
+from cloister.privacy import lines
+from cloister.report import after_run
 from common.document.federation import Federation, load
 from common.errors import ConfigError, ModelError, RunFolderError
 from common.inference.saved import SavedModel, to_bytes
 from common.model.weights import Weights, initial_weights
 from server.app import execute
 from server.folder.folder import RunFolder, load_model, saved_model
-from server.folder.start import read_start
+from server.folder.start import in_words, read_start
 from server.serve import resumed_run
 from simulations.engine import simulate
 from simulations.inline import InlineGrid
@@ -120,6 +122,32 @@ def test_a_resumed_run_needs_no_start_and_still_says_what_it_had_cost(before, tm
     again.prepare(folder)
     execute(again.federation, grid, folder, name="test", wait_s=0.0, settle=lambda: None, checkpoint=again.checkpoint)
     assert json.loads((tmp_path / "run/privacy.json").read_text())["start"]["sha256"] == fed.start.sha256
+
+
+def test_the_statement_the_report_and_the_model_card_say_what_the_start_had_cost(before, tmp_path):
+    fed = begun(before / "model.safetensors")
+    folder = run(fed, tmp_path / "run", start=read_start(before, fed))
+    epsilon = json.loads((before / "privacy.json").read_text())["row"]["epsilon"]
+    said = f"It had cost epsilon {epsilon:.2f} at delta 0.001 for each row, for those that made it; that is in addition"
+    assert said in " ".join(" ".join(lines(folder)).split())
+    after_run(folder)
+    assert said in (folder / "report.html").read_text()
+    assert said in (folder / "model_card.md").read_text()
+
+
+def test_what_a_start_had_cost_is_put_into_words():
+    known = {"sha256": "ab", "federation": "f", "run": "r", "rounds": 3}
+    assert in_words({**known, "epsilon": {}}).endswith(
+        "without differential privacy, and can reveal the rows that made it."
+    )
+    both = {"row": {"epsilon": 4.0, "delta": 1e-3}, "client": {"epsilon": 2.5, "delta": 0.01}}
+    assert "epsilon 4.00 at delta 0.001 for each row and epsilon 2.50 at delta 0.01 for each client" in in_words(
+        {**known, "epsilon": both}
+    )
+    assert in_words({"sha256": "ab", "federation": None, "epsilon": None}).endswith("What it had cost is not known.")
+
+
+THEIR_ROWS = "the rows that made it."
 
 
 # What is refused
