@@ -126,7 +126,8 @@ def test_the_server_and_its_clients_run_as_printed(clone):
     lines = [line for line in (server + clients).splitlines() if line]
     assert len(lines) == 5
     # Not `wait -n`: it forgets processes that end at the same moment, as these do.
-    script = "\n".join([f"{line} > log-{i}.txt 2>&1 & p{i}=$!" for i, line in enumerate(lines)])
+    script = "trap 'kill $(jobs -p) 2> /dev/null || true' EXIT\n"  # one that fails leaves none of the others behind
+    script += "\n".join([f"{line} > log-{i}.txt 2>&1 & p{i}=$!" for i, line in enumerate(lines)])
     script += "".join(f"\nwait $p{i}" for i in range(len(lines)))
     try:
         sh(script, home)

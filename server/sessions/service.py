@@ -281,6 +281,8 @@ class Sessions(service.SessionServicer):
                 elif frame.id in self._tasks.get(name, {}):  # else it is not waited for any more
                     for part in frame.frames:
                         yield part
+            if self._last_words:  # whoever writes to a stream that has ended may lose what it has not read of it
+                await asyncio.wait([reader], timeout=FAREWELL_S)
         finally:
             if self._sessions.get(name) is session:
                 del self._sessions[name]

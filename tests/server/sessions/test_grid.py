@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 import time
@@ -439,6 +440,26 @@ def test_who_takes_part_gets_the_model_of_a_run_that_is_over_before_the_goodbye(
                 given = client._side.heard(next(client.call))
             assert given == ModelGiven(model)
             assert client.hear("goodbye").finished
+
+
+def test_a_client_that_still_answers_hears_the_last_words_all_the_same(grid, certs):
+    # As a real client does, in asyncio: there a write to a stream that has ended takes away what was not read yet.
+    async def take_part(port: int) -> bool:
+        m = material(certs, "ada")
+        credentials = grpc.ssl_channel_credentials(m.ca, m.key, m.certificate)
+        async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials) as channel:
+            call = service.SessionStub(channel).Connect()
+            await call.write(protocol.hello(name="", version="test"))
+            assert (await call.read()).WhichOneof("frame") == "welcome"
+            await call.write(pb.ClientFrame(ready=pb.Ready(fingerprint=FEDERATION.fingerprint)))
+            assert (await call.read()).WhichOneof("frame") == "model"
+            await asyncio.sleep(0.3)  # the model is put on disk; the server has said all by now
+            for frame in protocol.reply_frames("run/train/1", b"x" * 3 * protocol.CHUNK):
+                await call.write(frame)
+            return bool((await call.read()).goodbye.finished)
+
+    with finishing(grid, b"model"):
+        assert asyncio.run(asyncio.wait_for(take_part(grid.port), 20))
 
 
 def test_who_has_not_agreed_to_the_federation_gets_no_model_of_it(grid, peer):
