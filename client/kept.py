@@ -72,12 +72,12 @@ class KeptModels:
         self._waiting = None
 
 
-def keep(folder: Path, model: SavedModel, *, durable: bool = True) -> Path:
+def keep(folder: Path, model: SavedModel, *, durable: bool = True, mode: int = files.MODE) -> Path:
     """Writes a model, whole, in place of an earlier one of its run. Raises `ModelError` if that is not possible."""
     path = place(folder, model.run)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        files.replace(path, saved.to_bytes(model), durable=durable)
+        files.replace(path, saved.to_bytes(model), durable=durable, mode=mode)
     except OSError as error:
         raise ModelError(f"{path}: the model cannot be kept: {error.strerror}") from error
     return path

@@ -83,6 +83,11 @@ class ClientFile(Document):
         return Path(self.state) / f"{self.data.name}.models"
 
     @property
+    def personal(self) -> Path:
+        """The models that `cloister personalise` made, one for each run."""
+        return Path(self.state) / f"{self.data.name}.personal"
+
+    @property
     def outbox(self) -> Path:
         """Where replies wait until the server has them."""
         return Path(self.state) / f"{self.data.name}.outbox"

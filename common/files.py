@@ -12,18 +12,19 @@ from typing import BinaryIO
 from common.errors import OutputError
 
 MODE = 0o666  # less what the process' umask takes away
+OWN = 0o600  # of what nobody else is to read
 
 
-def replace(path: Path, data: bytes, *, durable: bool = True) -> None:
+def replace(path: Path, data: bytes, *, durable: bool = True, mode: int = MODE) -> None:
     """Replaces a file by one that holds `data`. As `replacing`."""
-    with replacing(path, durable=durable) as file:
+    with replacing(path, durable=durable, mode=mode) as file:
         file.write(data)
 
 
-def write_out(path: Path, data: bytes) -> None:
+def write_out(path: Path, data: bytes, *, mode: int = MODE) -> None:
     """Replaces a file that somebody asked for. As `replacing`. Raises `OutputError`."""
     try:
-        replace(path, data)
+        replace(path, data, mode=mode)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
 

@@ -27,14 +27,16 @@ def fit(
     proximal_mu: float,
     learning_rate: Callable[[int], float] | None = None,
     augmenter: Augmenter | None = None,
+    start: list[Tensor] | None = None,
 ) -> float:
     """Trains `model` in place without privacy, on shuffled batches, and returns the mean loss of a row.
 
     Args:
         learning_rate: of each step, from 0; by default always the document's.
         augmenter: changes the rows of each step, if they are to be changed.
+        start: what the proximal term pulls to; by default the model as it is.
     """
-    start = copies(model)
+    start = copies(model) if start is None else start
     model.train()
     optimizer = make_optimizer(trained_of(model), training)
     total, rows = 0.0, 0
