@@ -58,6 +58,7 @@ PAGES: dict[str, tuple[str, str, list[tuple[str, type[Document]]]]] = {
                     strategy.MultiKrum,
                     strategy.Bulyan,
                     strategy.QFedAvg,
+                    strategy.Agnostic,
                 )
             ),
             ("privacy", document.Privacy),

@@ -24,6 +24,7 @@ from common.document.numbers import Count, Fraction, NonNegative, Positive, Whol
 from common.document.schedule import Plateau, Schedule
 from common.document.schema import Classes, Numeric, Schema
 from common.document.strategy import (
+    BY_LOSSES,
     OF_A_MEAN,
     Bulyan,
     Krum,
@@ -403,10 +404,10 @@ class Federation(Document):
                 ("privacy", "client", "weight_cap"),
                 "needs row counts, and with privacy.row.sampling_rate none are told; set it to null",
             )
-        if isinstance(strategy, QFedAvg) and self.privacy.row is not None:
+        if strategy.name in BY_LOSSES and self.privacy.row is not None:
             yield (
                 ("strategy", "name"),
-                "qfedavg needs each client's exact loss, which privacy.row does not let out",
+                f"{strategy.name} needs each client's exact loss, which privacy.row does not let out",
             )
 
     @property

@@ -26,7 +26,7 @@ class _Rounds(Document):
 
 class FedAvg(_Rounds):
     """Which clients a round asks, and how replies move the model. Strategies are Flower's, by name: fedavg, fedavgm,
-    fedadam, fedadagrad, fedyogi, fedprox, fedmedian, fedtrimmedavg, krum, multikrum, bulyan, qfedavg."""
+    fedadam, fedadagrad, fedyogi, fedprox, fedmedian, fedtrimmedavg, krum, multikrum, bulyan, qfedavg; and agnostic."""
 
     name: Literal["fedavg"]  # or another one
 
@@ -94,6 +94,13 @@ class QFedAvg(_Rounds):
     q: NonNegative = 0.1  # how much more clients with a large loss weigh
 
 
+class Agnostic(_Rounds):
+    """The model that is best for the worst mixture of clients (Mohri et al. 2019, arXiv:1902.00146)."""
+
+    name: Literal["agnostic"]
+    mixture_rate: NonNegative = 0.1  # how fast clients with larger losses gain weight
+
+
 StrategyChoice = Annotated[
     FedAvg
     | FedAvgM
@@ -106,9 +113,11 @@ StrategyChoice = Annotated[
     | Krum
     | MultiKrum
     | Bulyan
-    | QFedAvg,
+    | QFedAvg
+    | Agnostic,
     Field(discriminator="name"),
 ]
 
 
+BY_LOSSES = ("qfedavg", "agnostic")  # weigh clients by the losses that they tell
 OF_A_MEAN = ("fedavg", "fedavgm", "fedadam", "fedadagrad", "fedyogi", "fedprox")  # move by a mean of updates

@@ -1,4 +1,4 @@
-"""A strategy's name and parameters to Flower's Strategy.
+"""A strategy's name and parameters to Flower's Strategy, or to one of ours (agnostic.py).
 
 Which clients a round asks is the round loop's decision (server/rounds/loop.py), so that sampling is reproducible
 and no strategy waits or draws on its own: here every strategy asks all nodes of the grid it is given.
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from common.document.federation import Federation
 from common.wire.records import LOSS
+from server.rounds.agnostic import Agnostic
 
 CLASSES: dict[str, type[flower.FedAvg]] = {
     "fedavg": flower.FedAvg,
@@ -29,6 +30,7 @@ CLASSES: dict[str, type[flower.FedAvg]] = {
     "multikrum": flower.MultiKrum,
     "bulyan": flower.Bulyan,
     "qfedavg": flower.QFedAvg,
+    "agnostic": Agnostic,
 }
 _OURS = {
     "name",
@@ -40,7 +42,8 @@ _OURS = {
     "schedule",
     "average",
 }
-_MOMENTS = ("m_t", "v_t", "momentum_vector")  # what some strategies keep from round to round, besides the model
+# What some strategies keep from round to round, besides the model.
+_MOMENTS = ("m_t", "v_t", "momentum_vector", "mixture")
 
 
 def build(federation: Federation) -> Strategy:

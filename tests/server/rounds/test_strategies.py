@@ -38,6 +38,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "multikrum": {"num_malicious_nodes": 1, "num_nodes_to_select": 3},
     "bulyan": {"num_malicious_nodes": 1},
     "qfedavg": {"q": 0.3},
+    "agnostic": {"mixture_rate": 0.4},
 }
 NAMES = sorted(PARAMETERS)
 CLIENTS = 7  # bulyan needs 4 x 1 + 3
@@ -108,7 +109,7 @@ def test_permuting_the_replies_changes_nothing_but_rounding(name):
 
 
 # Krum, multi-Krum and Bulyan need several replies to compare.
-@pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedmedian", "fedtrimmedavg", "qfedavg"])
+@pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedmedian", "fedtrimmedavg", "qfedavg", "agnostic"])
 def test_the_update_of_one_client_alone_is_the_new_model(name):
     (state,) = updates(1)
     # q-FedAvg divides by L + q |L (w - w_k)|^2 / loss, with L = 1 / learning rate: only with q = 0 is it the mean.
