@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from click import Choice
 
 from cloister.verbs import (
     ClientsOption,
@@ -28,9 +30,12 @@ from cloister.verbs import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from simulations.sites import Sites
     from simulations.sweeps.outcomes import Outcome, Result
     from simulations.sweeps.points import Point
     from simulations.sweeps.report import Report
+
+MOST_LOOKED_AT = 100  # clients, for how many rows one has
 
 
 @app.command()
@@ -41,6 +46,13 @@ def sweep(
     grid: Annotated[
         list[str] | None,
         typer.Option(help="A key of the document and its values: training.learning_rate=0.1,0.3; may be repeated."),
+    ] = None,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option(
+            click_type=Choice(["rate", "batch", "regularisation", "clip"]),
+            help="Values around the document's own; may be repeated.",
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each point, from the federation's seed on.")] = 1,
     search: Annotated[
@@ -80,6 +92,7 @@ def sweep(
     from common.document import federation as federations
     from common.document.federation import LOWER_IS_BETTER
     from common.errors import ConfigError
+    from common.privacy.selection import choosing
     from server.folder.start import read_start
     from server.observers.scoring import HeldOut
     from simulations.engine import devices_for
@@ -102,7 +115,8 @@ def sweep(
         form=file_format(encoding, decimal),
     )
     where = resolve_device(device)
-    axes = sweeps.parse([*(grid or []), *(more or [])])
+    around = [setting for name in dict.fromkeys(preset or []) for setting in sweeps.preset(name, federation)]
+    axes = sweeps.parse([*around, *(grid or []), *(more or [])])
     folder = out or Path("sweeps") / federation.name
     first = federation.training.seed
     processes = len(devices_for(where, workers))
@@ -126,7 +140,7 @@ def sweep(
     for point in every if searching is None else ():
         if point.federation.start is not None:
             read_start(start_from, point.federation)
-    source.sites(example, device=where)  # what does not fit is said before anything is written
+    sites = source.sites(example, device=where)  # what does not fit is said before anything is written
     if held_out is not None:
         HeldOut(example, held_out, source.form)
     console = progress_console(quiet)
@@ -146,11 +160,20 @@ def sweep(
     if searching is None:
         order = {point.name: place for place, point in enumerate(every)}
         results.sort(key=lambda result: order[result.point.name])
+    tried = [result.point for result in results]
     report = Report(results, metric=metric)
     written = report.write(folder)
     show(report, written)
+    if (price := choosing([point.federation for point in tried], rows=_rows(sites))) is not None:
+        console.print(price.words, highlight=False, soft_wrap=True)
     if not any(result.complete for result in results):
         raise typer.Exit(1)
+
+
+def _rows(sites: Sites) -> int:
+    """That a client trains on, on average."""
+    rows = [site.dataset.rows for site in itertools.islice(sites, MOST_LOOKED_AT)]
+    return max(1, round(sum(rows) / max(len(rows), 1)))
 
 
 class Display:

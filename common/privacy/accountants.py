@@ -40,9 +40,21 @@ REACH = 9.5  # standard deviations of a step that get cells; beyond lies less th
 
 def rdp_epsilon(history: History, delta: float, orders: Sequence[int] = ORDERS) -> float:
     """The least epsilon over some of `ORDERS` (Canonne, Kamath, Steinke 2020, arXiv:2004.00010, proposition 12)."""
-    alpha = np.array(orders, dtype=float)
     places = [ORDERS.index(order) for order in orders]
-    divergence = sum(steps * _rdp_of_step(sigma, rate)[places] for sigma, rate, steps in history)
+    return converted(divergences(history)[places], delta, orders)
+
+
+def divergences(history: History) -> Floats:
+    """The Rényi divergence at each of `ORDERS`."""
+    found: Floats = np.zeros(len(ORDERS))
+    for sigma, rate, steps in history:
+        found = found + steps * _rdp_of_step(sigma, rate)
+    return found
+
+
+def converted(divergence: Floats, delta: float, orders: Sequence[int] = ORDERS) -> float:
+    """The least epsilon of divergences at these orders (Canonne, Kamath, Steinke 2020, proposition 12)."""
+    alpha = np.array(orders, dtype=float)
     found = divergence + np.log1p(-1 / alpha) - (math.log(delta) + np.log(alpha)) / (alpha - 1)
     return max(0.0, float(np.min(found)))
 

@@ -83,6 +83,29 @@ def parse(settings: Sequence[str]) -> list[Axis]:
     return [*axes.values()]
 
 
+PRESETS = ("rate", "batch", "regularisation", "clip")
+AROUND = (0.25, 0.5, 1.0, 2.0, 4.0)  # times what the document has
+
+
+def preset(name: str, federation: Federation) -> list[str]:
+    """What `--grid` is given to look around a document's own value. Raises `ConfigError` if it has none."""
+    training, row, whole = federation.training, federation.privacy.row, federation.privacy.client
+    if name == "rate":
+        return [f"training.learning_rate={_listed(training.learning_rate * by for by in AROUND)}"]
+    if name == "batch":
+        return [f"training.batch_size={_listed(sorted({max(1, round(training.batch_size * by)) for by in AROUND}))}"]
+    if name == "regularisation":
+        return ["training.weight_decay=0,1e-4,1e-3,1e-2", "model.dropout=0,0.2"]
+    units = [(part, unit) for part, unit in (("row", row), ("client", whole)) if unit is not None]
+    if not units:
+        raise ConfigError(["--preset clip: the document has no privacy.row or privacy.client, and so no clip"])
+    return [f"privacy.{part}.clip={_listed(unit.clip * by for by in AROUND)}" for part, unit in units]
+
+
+def _listed(values: Iterable[float]) -> str:
+    return ",".join(f"{value:.6g}" for value in values)
+
+
 def _values(text: str, values: str) -> tuple[Any, ...] | Range:
     low, dots, high = values.partition("..")
     try:

@@ -128,3 +128,14 @@ def test_a_sweep_that_is_ended_keeps_what_is_complete_and_leaves_no_process(file
     while running_in(process.pid):
         assert time.monotonic() < deadline, "a process is left"
         time.sleep(0.1)
+
+
+def test_a_private_sweep_says_what_choosing_would_cost(files):
+    done = sweep("--preset", "rate", "--grid", "training.rounds=1", *DATA)
+    assert done.exit_code == 0, done.output
+    assert "sweep of small: 5 points, 1 seeds" in done.output
+    said = " ".join(done.output.split())
+    assert "choosing among the 5 points would have its own price. All 5 runs together cost a row epsilon" in said
+    assert "a private tournament of 5 runs on average costs" in said
+    free = sweep("--preset", "rate", "--grid", "training.rounds=1", "privacy.row=null", *DATA, "--out", "free")
+    assert free.exit_code == 0 and "its own price" not in free.output

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from common.document import federation as federations
 from common.errors import ConfigError
-from simulations.sweeps.points import Axis, Range, grid, labels_of, parse, point, told
-from tests.support import PRIVATE, WHOLE, document
+from simulations.sweeps.points import Axis, Range, grid, labels_of, parse, point, preset, told
+from tests.support import PRIVATE, WHOLE, document, federation
 
 
 def written(folder: Path, **changes: Any) -> Path:
@@ -131,3 +132,29 @@ def test_keys_are_called_by_as_little_as_tells_them_apart():
     row, client, rate = ("privacy", "row", "epsilon"), ("privacy", "client", "epsilon"), ("training", "learning_rate")
     assert labels_of([row, rate]) == {row: "epsilon", rate: "learning_rate"}
     assert labels_of([row, client]) == {row: "row.epsilon", client: "client.epsilon"}
+
+
+@pytest.mark.parametrize(
+    "name, changes, settings",
+    [
+        ("rate", {}, ["training.learning_rate=0.025,0.05,0.1,0.2,0.4"]),
+        ("batch", {}, ["training.batch_size=2,4,8,16,32"]),
+        ("batch", {"training__batch_size": 2}, ["training.batch_size=1,2,4,8"]),
+        ("regularisation", {}, ["training.weight_decay=0,1e-4,1e-3,1e-2", "model.dropout=0,0.2"]),
+        ("clip", PRIVATE, ["privacy.row.clip=0.25,0.5,1,2,4"]),
+        ("clip", WHOLE, ["privacy.client.clip=0.25,0.5,1,2,4"]),
+    ],
+)
+def test_a_preset_looks_around_the_documents_own_value(tmp_path, name, changes, settings):
+    path = written(tmp_path, **changes)
+    found = preset(name, federations.load(path))
+    assert found == settings
+    points = grid(path, parse(found))  # all of which are documents
+    assert len(points) == math.prod(len(setting.split(",")) for setting in settings)
+    own = federations.load(path).fingerprint
+    assert own in {p.federation.fingerprint for p in points}
+
+
+def test_a_document_without_a_clip_has_no_preset_of_clips():
+    with pytest.raises(ConfigError, match=r"--preset clip: the document has no privacy\.row or privacy\.client"):
+        preset("clip", federation())
