@@ -35,7 +35,7 @@ products, one a copy; its norm follows from the dot products of the copies' inpu
 
 and left and right are as above, with |a| that of the longest copy and right divided by the number of copies. In S the
 second half is then multiplied by that number: each copy's error is rounded. Copies may cancel, and their parts be
-longer than their sum; a row whose parts are together more than 2^36 times 2^-30 clips counts as zeros.
+longer than their sum; a row whose parts are together longer than 2^36.5 units counts as zeros.
 
 **Edge cases.** A row counts as zeros if one of its inputs is not finite, if the step of a lattice would pass 2^400, or
 if its norm is above S; all of these are decided by the row and the weights. No rows give zeros, and so does a row whose
@@ -67,7 +67,7 @@ FAR = 400  # a lattice's power of two is from 2^-400 to 2^400
 SMALLEST, LARGEST = 2.0**-126, 2.0**128  # of float32's normal numbers
 FEW = 4  # numbers in a row
 ROWS = 2**21  # summed at a time: 2^21 rows of at most 2^31 stay within 2^53
-ROWS_OF_COPIES = 2**16  # ... and so do 2^16 whose copies' parts are together at most 2^36.5
+ROWS_OF_COPIES = 2**15  # ... and so do, with noise, 2^15 whose copies' parts are together at most 2^36.5
 MOST_COPIES = 16
 
 _TERMS = 9  # of exp's series
