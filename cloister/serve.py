@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cloister.verbs import (
+    ExplainEveryOption,
     HeldOutOption,
     LogFormatOption,
     NoReportOption,
@@ -31,6 +32,7 @@ def serve(
     start_from: StartFromOption = None,
     out: OutOption = None,
     held_out: HeldOutOption = None,
+    explain_every: ExplainEveryOption = None,
     wait: Annotated[float | None, typer.Option(help="Seconds to wait for enough clients [default: for ever].")] = None,
     stay: Annotated[
         bool, typer.Option("--stay", help="After the run, let clients fetch its model until Ctrl-C.")
@@ -81,6 +83,7 @@ def serve(
             certificates=certificates,
             insecure=insecure,
             held_out=held_out,
+            explain_every=explain_every,
             wait_s=wait,
             limits=Limits(sessions=max_clients),
             metrics_port=metrics,

@@ -14,6 +14,7 @@ from cloister.verbs import (
     DecimalOption,
     DeviceOption,
     EncodingOption,
+    ExplainEveryOption,
     FederationFile,
     GenerateOption,
     HeldOutOption,
@@ -29,6 +30,7 @@ from cloister.verbs import (
 )
 
 if TYPE_CHECKING:
+    from server.rounds.events import Event
     from simulations.sites import Sites
 
 MOST_TABLES = 10  # of which all is told; of more only what is hardly meant
@@ -63,6 +65,7 @@ def simulate(
     ] = None,
     out: OutOption = None,
     held_out: HeldOutOption = None,
+    explain_every: ExplainEveryOption = None,
     encoding: EncodingOption = None,
     decimal: DecimalOption = None,
     no_report: NoReportOption = False,
@@ -79,10 +82,12 @@ def simulate(
     from cloister.report import reported
     from cloister.terminal import progress_console, tell, warn
     from common.document import federation as federations
+    from common.errors import ConfigError
     from common.logs import quiet_flower
     from server.folder.folder import RunFolder
     from server.folder.start import read_start
     from server.observers.scoring import HeldOut
+    from server.observers.summary import Summary
     from simulations.engine import opened, run_on
     from simulations.sources import Source
 
@@ -100,7 +105,9 @@ def simulate(
         federation = federation.with_seed(seed)
     start = read_start(start_from, federation)
     where = resolve_device(device, exact=federation.privacy.row is not None)
-    scorer = HeldOut(federation, held_out, source.form) if held_out else None
+    if explain_every is not None and held_out is None:
+        raise ConfigError(["--explain-every needs rows that may be looked at: give --held-out TABLE"])
+    scorer = HeldOut(federation, held_out, source.form, explain_every=explain_every) if held_out else None
     sites = source.sites(federation, device=where)
     quiet_flower()
     run = f"{federation.name}-{secrets.token_hex(8)}"
@@ -120,8 +127,14 @@ def simulate(
         console.print(
             f"simulating {federation.name}: {len(sites)} clients on {describe_device(where)}", highlight=False
         )
+        summary = Summary(federation, folder.path)
+
+        def observe(event: Event) -> None:
+            display(event)
+            summary(event)
+
         with reported(no_report=no_report), display:
-            result = run_on(grid, federation, sites, folder, run=run, observe=display, held_out=scorer, start=start)
+            result = run_on(grid, federation, sites, folder, run=run, observe=observe, held_out=scorer, start=start)
     if len(sites.refused) > MOST_LINES:
         tell(console, f"and {len(sites.refused) - MOST_LINES} more clients are left out")
     finish(result, folder.path, no_report=no_report)

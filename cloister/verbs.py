@@ -26,6 +26,10 @@ app = typer.Typer(
 FederationFile = Annotated[Path, typer.Argument(metavar="FEDERATION.YAML", help="The federation document.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Run folder to make [default: a new one under runs/].")]
 HeldOutOption = Annotated[Path | None, typer.Option(help="Table to score every round's model on, exactly.")]
+ExplainEveryOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="ROUNDS", help="With --held-out: so often, write what the model relies on."),
+]
 EncodingOption = Annotated[str | None, typer.Option(help="Encoding of CSV that is not UTF-8, as windows-1252.")]
 DecimalOption = Annotated[
     str | None, typer.Option(click_type=Choice([".", ","]), help="Decimal mark of CSV [default: , beside ; else .]")

@@ -25,6 +25,7 @@ from server.folder.checkpoint import Checkpoint
 from server.folder.folder import RunFolder, model_for_clients
 from server.folder.start import StartModel, read_start
 from server.observers.status import Watch
+from server.observers.summary import Summary
 from server.rounds.events import Event, Serving
 from server.sessions.gate import Limits
 from server.sessions.grid import GrpcGrid
@@ -113,6 +114,7 @@ def serve(
     certificates: Path | None,
     insecure: bool,
     held_out: Path | None,
+    explain_every: int | None,
     wait_s: float | None,
     limits: Limits,
     metrics_port: int | None,
@@ -125,6 +127,7 @@ def serve(
     Args:
         stay: afterwards wait for clients that fetch the model, until Ctrl-C.
         held_out: a table to score every round's model on.
+        explain_every: after so many rounds it is also written down what the model relies on there (summary.md).
         wait_s: seconds to wait for the quorum; None waits for ever.
         metrics_port: where Prometheus may ask; None is nowhere.
         observers: are given each event.
@@ -137,7 +140,7 @@ def serve(
     evaluation_release(federation)
     host = parse_option("--address", address, lowest=0).host
     identity = _identity(certificates, insecure)
-    scorer = _scorer(federation, held_out)
+    scorer = _scorer(federation, held_out, explain_every)
     _terminate_on_sigterm()
     for line in scorer.report.lines(of="held-out table") if scorer else ():
         log.log(logging.WARNING if line.startswith("warning: ") else logging.INFO, "%s", line)
@@ -168,7 +171,7 @@ def serve(
                 grid,
                 folder,
                 name=begun.name,
-                observe=_all_of(*observers, watch, *([metrics] if metrics else [])),
+                observe=_all_of(*observers, watch, *filter(None, [metrics]), Summary(federation, folder.path)),
                 name_of=grid.name_of,
                 held_out=scorer,
                 wait_s=wait_s,
@@ -245,12 +248,14 @@ def _identity(certificates: Path | None, insecure: bool) -> ServerIdentity | Non
     return None
 
 
-def _scorer(federation: Federation, held_out: Path | None) -> HeldOut | None:
+def _scorer(federation: Federation, held_out: Path | None, explain_every: int | None) -> HeldOut | None:
     if held_out is None:
+        if explain_every is not None:
+            raise ConfigError(["--explain-every needs rows that the server may look at: give --held-out TABLE"])
         return None
     from server.observers.scoring import HeldOut  # torch, which only such a server needs
 
-    return HeldOut(federation, held_out)
+    return HeldOut(federation, held_out, explain_every=explain_every)
 
 
 def _terminate_on_sigterm() -> None:

@@ -145,7 +145,7 @@ def explain(
     attributed = np.abs(attributor.attribute(sample.x, average)).mean(axis=0)
     baseline, worse = None, None
     if sample.y is not None:
-        baseline, worse = _permuted(predictor, sample.x, sample.y, np.random.default_rng([seed, 1]))
+        baseline, worse = permutation_importance(predictor, sample.x, sample.y, np.random.default_rng([seed, 1]))
     columns = []
     for i, name in enumerate(schema.feature_names):
         mean, spread = (None, None) if worse is None else worse[i]
@@ -213,7 +213,7 @@ class Attributor:
         return self._outputs(x).argmax(dim=1) if self._of is None else torch.full((len(x),), self._of)
 
 
-def _permuted(
+def permutation_importance(
     predictor: TorchPredictor, x: Inputs, y: Targets, rng: np.random.Generator
 ) -> tuple[float, list[tuple[float, float]]]:
     """The metric as it is, and how much worse it is with each feature permuted: mean and standard deviation."""

@@ -6,6 +6,7 @@
     result.json        how the run ended
     privacy.json       what was released about whom, and what that costs
     start.json         where the first model is from, if from another run or file (server/folder/start.py)
+    summary.md         what the model relies on as the run goes, if asked for (server/observers/summary.py)
     explanation.json   what the model goes by, if somebody asked (`cloister explain`)
     report.html        the run to look at, and model_card.md to read (`cloister report`)
     checkpoint/        what a restarted server goes on from (server/folder/checkpoint.py)
