@@ -42,6 +42,7 @@ from common.model.scores import Scores, scores_of
 from common.model.weights import Weights, initial_weights
 from common.privacy import noise
 
+Missed = tuple[float, float]  # the share of rows that are wrong (or the mean absolute error), and the mean loss
 Kind = Literal["federation", "head", "personal", "alone"]
 KINDS: tuple[Kind, ...] = ("federation", "head", "personal", "alone")
 LEAST_ROWS = 10  # to train on
@@ -66,12 +67,12 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """One of the four models. `loss` is a row's on average in cross-validation; `right` is on which validation rows it
-    is right (of a number: its error on each, in the target's unit)."""
+    """One of the four models. `missed` is what it came to in cross-validation, the less the better; `right` is on which
+    validation rows it is right (of a number: its error on each, in the target's unit)."""
 
     kind: Kind
     way: Way
-    loss: float
+    missed: Missed
     weights: Weights = field(repr=False)
     scores: Scores
     right: np.ndarray[tuple[int], np.dtype[np.float64]] = field(repr=False)
@@ -96,7 +97,7 @@ class Compared:
     @property
     def best(self) -> Made:
         """The one of one's own that did best in cross-validation: validation rows have not chosen it."""
-        return min((self.models[kind] for kind in ("head", "personal", "alone")), key=lambda made: made.loss)
+        return min((self.models[kind] for kind in ("head", "personal", "alone")), key=lambda made: made.missed)
 
 
 def own_rows(settings: ClientFile, federation: Federation) -> Dataset:
@@ -133,10 +134,10 @@ def personalise(model: SavedModel, dataset: Dataset) -> Compared:
     trainer = _Trainer(model, dataset)
     made: dict[Kind, Made] = {}
     for kind in KINDS:
-        way, loss = trainer.choose(kind)
+        way, missed = trainer.choose(kind)
         weights = trainer.train(kind, way)
         scores, right = _scored(model.federation, weights, dataset.validation_x, dataset.validation_y)
-        made[kind] = Made(kind=kind, way=way, loss=loss, weights=weights, scores=scores, right=right)
+        made[kind] = Made(kind=kind, way=way, missed=missed, weights=weights, scores=scores, right=right)
     return Compared(models=made, rows=dataset.rows, validation_rows=dataset.validation_rows)
 
 
@@ -161,24 +162,25 @@ class _Trainer:
         parts = np.array_split(order, FOLDS)
         self._folds = [(np.concatenate([*parts[:i], *parts[i + 1 :]]), parts[i]) for i in range(folds)]
 
-    def choose(self, kind: Kind) -> tuple[Way, float]:
-        """The way of the least loss on rows that it was not trained on, and that loss."""
-        losses = {way: self._untrained_loss(kind) for way in _ways(kind) if not way.rate}
+    def choose(self, kind: Kind) -> tuple[Way, Missed]:
+        """The way that misses least on rows that it was not trained on, and by how much."""
+        found = {way: self._missed_untrained(kind) for way in _ways(kind) if not way.rate}
         for rate, pull in {(way.rate, way.pull) for way in _ways(kind) if way.rate}:
-            losses |= self._losses(kind, rate, pull)
-        way = min(losses, key=lambda way: (losses[way], way.steps))
-        return way, losses[way]
+            found |= self._missed_on_the_way(kind, rate, pull)
+        way = min(found, key=lambda way: (found[way], way.steps))
+        return way, found[way]
 
-    def _untrained_loss(self, kind: Kind) -> float:
+    def _missed_untrained(self, kind: Kind) -> Missed:
         everywhere = np.concatenate([rows for _, rows in self._folds])
-        return self._loss(self._starts[kind], everywhere)
+        return self._missed(self._starts[kind], everywhere)
 
-    def _losses(self, kind: Kind, rate: float, pull: float) -> dict[Way, float]:
-        found: dict[Way, list[float]] = {}
+    def _missed_on_the_way(self, kind: Kind, rate: float, pull: float) -> dict[Way, Missed]:
+        found: dict[Way, list[Missed]] = {}
         for train, rows in self._folds:
             for steps, weights in self._path(kind, rate, pull, train):
-                found.setdefault(Way(rate=rate, pull=pull, steps=steps), []).append(self._loss(weights, rows))
-        return {way: float(np.mean(of_folds)) for way, of_folds in found.items()}
+                found.setdefault(Way(rate=rate, pull=pull, steps=steps), []).append(self._missed(weights, rows))
+        shares = [len(rows) for _, rows in self._folds]
+        return {way: _averaged(of_folds, shares) for way, of_folds in found.items()}
 
     def train(self, kind: Kind, way: Way) -> Weights:
         """On all training rows."""
@@ -215,11 +217,19 @@ class _Trainer:
             yield steps, mlp.weights_of(model)
 
     @torch.no_grad()
-    def _loss(self, weights: Weights, rows: Any) -> float:
+    def _missed(self, weights: Weights, rows: Any) -> Missed:
         model = mlp.with_weights(self._federation, weights).to(self._x.device).eval()
         index = torch.from_numpy(np.asarray(rows)).to(self._x.device)
-        losses = objective.row_losses(model(self._x[index]), self._y[index], self._federation.training.loss)
-        return float(losses.double().mean())
+        out, y, loss = model(self._x[index]), self._y[index], self._federation.training.loss
+        predicted = objective.predictions(out, loss)
+        wrong = predicted != y if loss != "mse" else (predicted - y).abs()
+        return float(wrong.double().mean()), float(objective.row_losses(out, y, loss).double().mean())
+
+
+def _averaged(missed: Sequence[Missed], rows: Sequence[int]) -> Missed:
+    """Over folds of so many rows; shares of equal rows are equal, to the last bit that matters."""
+    wrong, loss = np.average(np.array(missed), axis=0, weights=rows).tolist()
+    return round(wrong, 9), loss
 
 
 def _ways(kind: Kind) -> list[Way]:

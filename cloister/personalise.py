@@ -83,7 +83,7 @@ def told(compared: Compared) -> dict[str, Any]:
                 "steps": made.way.steps,
                 "rate": made.way.rate,
                 "pull": made.way.pull,
-                "cross_validated_loss": made.loss,
+                "cross_validation": {"missed": made.missed[0], "loss": made.missed[1]},
                 "interval": made.interval,
                 **made.scores,
             }
