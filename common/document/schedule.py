@@ -26,7 +26,8 @@ class _Schedule(Document):
         """It in a few words."""
         kind = str(self.name)  # type: ignore[attr-defined]  # each kind has one
         over = " at each step" if self.over == "steps" else ""
-        return f"{kind}{over}" + (f", after {self.warmup} rounds of warm-up" if self.warmup else "")
+        rounds = f"{self.warmup} {'round' if self.warmup == 1 else 'rounds'}"
+        return f"{kind}{over}" + (f", after {rounds} of warm-up" if self.warmup else "")
 
     def at(self, server_round: int, *, rounds: int, step: int = 0, steps: int = 1) -> float:
         """What the rate is multiplied by at local step `step` (from 0) of `steps` in round `server_round` (from 1) of

@@ -128,3 +128,12 @@ def test_a_document_without_them_is_what_it_was():
     assert "schedule" not in federation().canonical and "average" not in federation().canonical
     with_both = federation(training__schedule={"name": "cosine"}, strategy__average=0.9)
     assert '"name":"cosine"' in with_both.canonical and '"average":0.9' in with_both.canonical
+
+
+def test_a_schedule_can_be_put_into_a_few_words():
+    both = {"name": "cosine", "over": "steps", "warmup": 1}
+    assert (
+        federation(training__schedule=both).training.schedule.words == "cosine at each step, after 1 round of warm-up"
+    )
+    step = {"name": "step", "every": 2, "warmup": 2}
+    assert federation(training__schedule=step).training.schedule.words == "step, after 2 rounds of warm-up"
