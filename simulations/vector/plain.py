@@ -42,7 +42,7 @@ def train_plainly(
     changes = [] if augmenter is None else [PlainAugmenter(augmenter, seed) for _, seed in seeds]
     losses, taken = torch.zeros(len(jobs), dtype=torch.float64), torch.zeros(len(jobs), dtype=torch.int64)
     for step, taken_places in enumerate(shuffled_batches(jobs, training.batch_size, width=width)):
-        places = np.repeat(taken_places, copies, axis=1)
+        places = np.repeat(taken_places, copies, axis=1) if copies > 1 else taken_places
         present = torch.from_numpy(places >= 0)
         counts = present.sum(1)
         x, y = rows.take(places, room("x", (*places.shape, rows.inputs), start, rows.dtype))
@@ -184,7 +184,7 @@ class _Net:
         out, loss = self._out, self._loss
         if loss == "cross_entropy":
             error = self._log_share.exp_()
-            own = error.new_ones(y.shape) if mix is None else mix.share.to(error)
+            own = error.new_full((1,), 1.0).expand_as(y) if mix is None else mix.share.to(error)
             error.scatter_add_(-1, y[..., None], -own[..., None])
             if mix is not None:
                 error.scatter_add_(-1, mix.y[..., None], (own - 1.0)[..., None])

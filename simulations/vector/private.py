@@ -42,7 +42,7 @@ def train_privately(federation: Federation, start: Tensor, jobs: Sequence[Job], 
     numbers = [shape[1] * shape[2] for shape in shapes]
     noise = room("noise", (len(jobs), sum(numbers)), torch.empty(0), torch.float32).zero_()
     for step, (places, keys) in enumerate(poisson_batches(jobs, keys=bool(rate) or augmenter is not None)):
-        repeated = np.repeat(places, copies, axis=1)
+        repeated = np.repeat(places, copies, axis=1) if copies > 1 else places
         x, y = rows.take(repeated, room("x", (*repeated.shape, rows.inputs), start, torch.float32))
         if augmenter is not None:
             x = augmenter.apply(x, _lanes(augmenter, jobs, places, keys))

@@ -115,6 +115,8 @@ def test_every_shipped_document_loads(path):
         ),
         ({**WHOLE, "strategy__min_clients": 10}, "strategy.min_clients must be at most privacy.client.clients, 9"),
         ({**PRIVATE, "strategy": {"name": "qfedavg"}}, "strategy.name qfedavg needs each client's exact loss"),
+        ({**PRIVATE, "strategy": {"name": "agnostic"}}, "strategy.name agnostic needs each client's exact loss"),
+        ({**WHOLE, "strategy": {"name": "agnostic"}}, "strategy.name privacy.client needs a strategy of a mean"),
         ({"strategy": {"name": "fedtrimmedavg", "beta": 0.5}}, "strategy.beta must be less than 0.5 (got 0.5)"),
         (
             {"strategy": {"name": "multikrum", "min_clients": 3, "num_nodes_to_select": 4}},
