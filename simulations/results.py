@@ -39,6 +39,15 @@ its own cost, which is not in these epsilons.
 """
 DIGITS = ("--data", "digits.csv", "--clients", "100", "--partition", "dirichlet:0.5")
 HOSPITALS = ("--data-dir", "simulations/heart")
+# How the digits' clients train with each row protected: all their rows in a step, and no count of them is told.
+PRIVATE_DIGITS = (
+    "privacy.row.delta=1e-4",
+    "privacy.row.clip=0.4",
+    "privacy.row.sampling_rate=1.0",
+    "privacy.row.count_epsilon=null",
+    "privacy.evaluation.every=0",
+    "training.rounds=30",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,16 +81,7 @@ STUDIES = (
         "own noise, so that the server need not be trusted. With privacy a step takes all rows of a client, without it "
         "batches of 8.",
         document="simulations/digits.yaml",
-        grid=(
-            f"privacy.row.epsilon={EPSILONS}",
-            "privacy.row.delta=1e-4",
-            "privacy.row.clip=0.4",
-            "privacy.row.sampling_rate=1.0",
-            "privacy.row.count_epsilon=null",
-            "privacy.evaluation.every=0",
-            "training.rounds=30",
-            "model.hidden=[],[32]",
-        ),
+        grid=(f"privacy.row.epsilon={EPSILONS}", *PRIVATE_DIGITS, "model.hidden=[],[32]"),
         data=DIGITS,
     ),
     Study(

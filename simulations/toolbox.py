@@ -16,12 +16,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from simulations import HEART, digits
-from simulations.results import DIGITS, HOSPITALS, ROOT, SEEDS
+from common.logs import quiet_flower
+from simulations import HEART, digits, fairness, personal
+from simulations.results import DIGITS, HOSPITALS, PRIVATE_DIGITS, ROOT, SEEDS
 from simulations.sweeps.report import RUNS, markdown
 
 PAGE = ROOT / "docs" / "toolbox.md"
@@ -44,20 +46,12 @@ class Table:
     public: Sequence[str] = ()  # rows that a first model is trained on, for transfer
 
 
-DIGITS_ROWS = (
-    "privacy.row.delta=1e-4",
-    "privacy.row.clip=0.4",
-    "privacy.row.sampling_rate=1.0",
-    "privacy.row.count_epsilon=null",
-    "privacy.evaluation.every=0",
-    "training.rounds=30",
-)
 TABLES = (
     Table(
         name="digits",
         document="simulations/digits.yaml",
         epsilons="inf,4",
-        grid=(*DIGITS_ROWS, "model.hidden=[]"),
+        grid=(*PRIVATE_DIGITS, "model.hidden=[]"),
         data=DIGITS,
     ),
     Table(
@@ -72,7 +66,7 @@ TABLES = (
         name="other digits",
         document="simulations/digits.yaml",
         epsilons="inf,4",
-        grid=(*DIGITS_ROWS, "model.hidden=[32]"),
+        grid=(*PRIVATE_DIGITS, "model.hidden=[32]"),
         data=("--data", "private.csv", "--clients", "80", "--partition", "dirichlet:0.5"),
         public=("--data", "public.csv", "--clients", "1", "--set", "model.hidden=[32]"),
     ),
@@ -149,14 +143,16 @@ TRIALS = (
 
 
 def main(names: Sequence[str]) -> None:
-    known = {trial.name: trial for trial in TRIALS}
+    known: dict[str, Callable[[Path], Iterator[str]]] = {trial.name: partial(figures, trial) for trial in TRIALS}
+    known |= {"personal": personal.figures, "fairness": fairness.figures}
     if unknown := [name for name in names if name not in known]:
         sys.exit(f"error: no trial {', '.join(unknown)}; there are {', '.join(known)}")
+    quiet_flower()
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where)
         prepare(folder)
         for name in names or known:
-            text = "\n".join(figures(known[name], folder))
+            text = "\n".join(known[name](folder))
             PAGE.write_text(placed(PAGE.read_text(), name, text))
 
 

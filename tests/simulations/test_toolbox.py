@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from simulations import fairness, personal
 from simulations.results import ROOT
+from simulations.sources import Source
 from simulations.sweeps.points import grid, parse
-from simulations.toolbox import PAGE, TABLES, TRIALS, cell, placed
+from simulations.toolbox import PAGE, TABLES, TRIALS, cell, placed, prepare
 
 
 @pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: trial.name)
@@ -41,3 +45,38 @@ def test_figures_are_put_in_their_place_and_nowhere_else():
     assert placed(page, "two", "new") == page.replace("two -->\nold", "two -->\nnew")
     with pytest.raises(LookupError, match="has no place for the figures of three"):
         placed(page, "three", "new")
+
+
+@pytest.mark.parametrize("name, rows", [("personal", 5), ("fairness", 10)])
+def test_what_no_sweep_measures_is_on_the_page_too(name, rows):
+    section = PAGE.read_text().partition(f"<!-- figures: {name} -->\n")[2].partition("<!-- end -->")[0]
+    assert sum(" ± " in line for line in section.splitlines()) == rows - (2 if name == "fairness" else 0)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toolbox")
+    prepare(folder)
+    return folder
+
+
+def test_the_digits_are_cut_into_what_is_public_and_the_rest(prepared):
+    whole, public, private = ((prepared / f"{n}.csv").read_text().splitlines() for n in ("digits", "public", "private"))
+    assert public[0] == private[0] == whole[0] and len(public) == 301
+    assert public[1:] + private[1:] == whole[1:]
+    assert sorted(path.stem for path in (prepared / "others").iterdir()) == ["hungarian", "switzerland", "va"]
+
+
+def test_owners_of_a_case_make_their_own_models(prepared, monkeypatch):
+    monkeypatch.setattr("client.personal.STEPS", (0, 8))
+    few = replace(personal.cases(prepared)[0], owners=1)
+    few = replace(few, grid=(*few.grid, "training.rounds=2"))
+    found = personal._accuracies((few, prepared, 0))
+    assert list(found) == ["federation", "head", "personal", "alone"] and all(0 <= v <= 100 for v in found.values())
+
+
+def test_how_far_clients_are_apart_is_by_their_own_rows(prepared):
+    source = Source(data_dir=prepared / "simulations" / "heart")
+    (point,) = grid(ROOT / "simulations/heart/federation.yaml", parse([*fairness.FIXED, "training.rounds=2"]))
+    accuracy, worst, deviation = fairness.of_clients(point.federation, source)
+    assert 0 <= worst <= accuracy <= 100 and deviation > 0

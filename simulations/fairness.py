@@ -1,0 +1,99 @@
+"""How far apart clients are under strategies that care, beside FedAvg: accuracy, and that of those who fare worst.
+
+The table that `python -m simulations.toolbox fairness` puts on docs/toolbox.md.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.document.federation import Federation
+from common.model.scores import Counts, rows_of
+from common.model.weights import Weights
+from server.folder.folder import RunFolder, load_model
+from simulations.engine import simulate
+from simulations.results import SEEDS
+from simulations.sites import Sites
+from simulations.sources import Source
+from simulations.sweeps.points import grid, parse
+from simulations.sweeps.report import markdown
+from simulations.vector.score import count_together
+
+HEAD = ("strategy", "accuracy", "worst client or tenth of clients", "deviation between clients, points")
+FIXED = ("privacy.row=null", "privacy.evaluation.every=0", "privacy.evaluation.noise=0")
+STRATEGIES = (
+    ("fedavg", "fedavg", ()),
+    ("qfedavg, q 0.2", "qfedavg", ("strategy.q=0.2",)),
+    ("qfedavg, q 1", "qfedavg", ("strategy.q=1.0",)),
+    ("agnostic, rate 0.1", "agnostic", ("strategy.mixture_rate=0.1",)),
+    ("agnostic, rate 1", "agnostic", ("strategy.mixture_rate=1.0",)),
+)
+
+
+def figures(folder: Path) -> Iterator[str]:
+    """The tables, as lines, in a folder that simulations/toolbox.py has prepared."""
+    for title, document, source, more in (
+        ("The four hospitals", "simulations/heart/federation.yaml", Source(data_dir=folder / "simulations/heart"), ()),
+        (
+            "The digits, at 100 clients",
+            "simulations/digits.yaml",
+            Source(data=folder / "digits.csv", clients=100, partition="dirichlet:0.5"),
+            ("training.rounds=30", "model.hidden=[]"),
+        ),
+    ):
+        rows = []
+        base: list[tuple[float, float, float]] = []
+        for label, name, settings in STRATEGIES:
+            print(f"{title}: {label}", flush=True)
+            changes = parse([f"strategy.name={name}", *settings, *FIXED, *more])
+            (point,) = grid(folder / document, changes)
+            found = [of_clients(point.federation.with_seed(seed), source) for seed in range(SEEDS)]
+            base = base or found
+            rows.append([label, *(_cell(found, base, i) for i in range(3))])
+        yield ""
+        yield f"{title}, without privacy:"
+        yield ""
+        yield from markdown(HEAD, rows)
+    yield ""
+
+
+def of_clients(federation: Federation, source: Source) -> tuple[float, float, float]:
+    """Accuracy over all rows, that of the clients that fare worst, and its deviation between clients, in %."""
+    sites = source.sites(federation, device=torch.device("cpu"))
+    with tempfile.TemporaryDirectory() as where:
+        run = RunFolder.create(federation, path=Path(where) / "run")
+        simulate(federation, sites, run, run="fairness", workers=1)
+        weights = load_model(run.path)
+    right, rows = _counted(federation, weights, sites)
+    each = np.sort(right[rows > 0] / rows[rows > 0])
+    worst = each[: max(1, len(each) // 10)]
+    return 100 * float(right.sum() / rows.sum()), 100 * float(worst.mean()), 100 * float(each.std())
+
+
+def _counted(federation: Federation, weights: Weights, sites: Sites) -> tuple[Counts, Counts]:
+    """Of each client, on how many validation rows the model is right, and how many it has."""
+    schema = federation.data_schema
+    counts = np.concatenate(
+        [
+            count_together(federation, weights, table.x, table.y, rows, exact=False)
+            for table, rows in sites.validation_rows()
+        ]
+    )
+    right = counts[:, :: schema.outputs + 1].sum(1)
+    return right, np.array([rows_of(of, schema) for of in counts])
+
+
+def _cell(found: Sequence[tuple[float, ...]], base: Sequence[tuple[float, ...]], i: int) -> str:
+    """The mean of a figure, and by how much it differs from FedAvg's, seed by seed, with that mean's standard error."""
+    mean = f"{statistics.fmean(of[i] for of in found):.1f}"
+    if found is base:
+        return mean
+    gains = [of[i] - other[i] for of, other in zip(found, base, strict=True)]
+    return f"{mean} ({statistics.fmean(gains):+.1f} ± {statistics.stdev(gains) / math.sqrt(len(gains)):.1f})"
