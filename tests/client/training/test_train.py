@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from client import data
 from client.data import Dataset
 from client.training.plain import make_optimizer
-from client.training.recipe import DPSGD, Recipe, Scoring
+from client.training.recipe import DPSGD, Pace, Recipe, Scoring
 from client.training.train import evaluate, train
 from common.document.federation import Federation
 from common.model import mlp, objective
@@ -43,6 +45,23 @@ def test_training_changes_nothing_that_it_was_given_and_can_be_repeated(private)
     assert same(weights, before) and torch.equal(rows.x, x) and torch.equal(torch.get_rng_state(), generator)
     assert same(update.weights, again.weights) and not same(update.weights, weights)
     assert update.weight == 17.0 and (update.loss is None) == (private is not None)
+
+
+@pytest.mark.parametrize("private", [None, PRIVATELY], ids=["plain", "private"])
+@pytest.mark.parametrize(
+    "pace, schedule, rate",
+    [
+        (Pace(factor=0.5), None, 0.05),
+        (Pace(round=3), {"name": "exponential", "factor": 0.5}, 0.025),
+        (Pace(round=2, factor=0.5), {"name": "plateau", "metric": "f1", "warmup": 2}, 0.1 * 2 / 3 * 0.5),
+    ],
+)
+def test_a_rounds_pace_is_what_a_client_trains_at(private, pace, schedule, rate):
+    start, rows = initial_weights(federation()), dataset(federation())
+    scheduled = replace(recipe(private, training__schedule=schedule), pace=pace)
+    found = train(scheduled, start, rows, noise=noise.seeded(5)).weights
+    expected = train(recipe(private, training__learning_rate=rate), start, rows, noise=noise.seeded(5)).weights
+    assert all(np.allclose(found[name], expected[name], atol=1e-7) for name in start)
 
 
 def test_a_proximal_term_keeps_the_update_near_where_it_began():

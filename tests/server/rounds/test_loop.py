@@ -44,6 +44,15 @@ def test_each_round_moves_the_model_once_and_saves_it():
     assert result.run.progress.clients == {"1", "2", "3"}
 
 
+@pytest.mark.parametrize("name", ["fedavg", "fedmedian"])
+def test_what_is_frozen_stays_whatever_clients_send(name):
+    start = {"sha256": "0" * 64, "frozen": [0]}
+    result = outcome(federation(training__rounds=3, strategy__name=name, start=start), Clients())
+    for key, array in result.run.progress.weights.items():
+        moved = 0 if key.startswith("layers.0") else 3
+        assert np.allclose(array, result.start[key] + moved, atol=1e-5)
+
+
 def test_clients_are_told_the_run_and_the_round():
     told: list[tuple[Any, Any]] = []
 

@@ -164,6 +164,21 @@ def test_a_run_without_privacy_is_the_same_to_a_hundred_thousandth(tmp_path, cha
     assert result == its_result and told == its_events
 
 
+@pytest.mark.parametrize("how", ["vector", "inline"])
+def test_a_rate_that_fell_is_what_clients_train_at(tmp_path, how):
+    # It falls to half after the second evaluation, so the third round moves the model half as far as it would.
+    models = {}
+    for name, changes in {"constant": {}, "falling": {"training__schedule": STALE}}.items():
+        for rounds in (2, 3):
+            fed = federation(training__rounds=rounds, training__local_steps=1, **changes)
+            models[name, rounds] = run(fed, tmp_path / f"{name}{rounds}", how)[0]
+    for key, before in models["constant", 2].items():
+        assert np.array_equal(models["falling", 2][key], before)
+        whole, half = (models[name, 3][key] - before for name in ("constant", "falling"))
+        assert np.allclose(half, whole / 2, atol=1e-6)
+    assert not np.allclose(whole, 0.0, atol=1e-5)
+
+
 def test_the_size_of_chunks_changes_no_bit_of_a_private_run(tmp_path, monkeypatch):
     fed = federation(**PRIVATE)
     models = []
