@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from client import data
@@ -43,6 +44,7 @@ from common.model.weights import Weights, initial_weights
 from common.privacy import noise
 
 Missed = tuple[float, float]  # the share of rows that are wrong (or the mean absolute error), and the mean loss
+Errors = NDArray[np.float64]  # [rows]
 Kind = Literal["federation", "head", "personal", "alone"]
 KINDS: tuple[Kind, ...] = ("federation", "head", "personal", "alone")
 LEAST_ROWS = 10  # to train on
@@ -75,15 +77,15 @@ class Made:
     missed: Missed
     weights: Weights = field(repr=False)
     scores: Scores
-    right: np.ndarray[tuple[int], np.dtype[np.float64]] = field(repr=False)
+    right: Errors = field(repr=False)
 
     @property
     def interval(self) -> list[float]:
         """The 95 % interval of its accuracy, or of its mean absolute error."""
         if "accuracy" in self.scores:
             return proportion_interval(int(self.right.sum()), len(self.right))
-        half = Z * float(self.right.std(ddof=1)) / math.sqrt(len(self.right)) if len(self.right) > 1 else math.inf
-        return [max(float(self.right.mean()) - half, 0.0), float(self.right.mean()) + half]
+        mean, half = _mean(self.right)
+        return [max(mean - half, 0.0), mean + half]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,10 +279,14 @@ def _by_chance(one: int, other: int) -> float:
     return float(binomtest(one, one + other).pvalue) if one + other else 1.0
 
 
+def _mean(values: Errors) -> tuple[float, float]:
+    """The mean, and half of its 95 % interval."""
+    half = Z * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    return float(values.mean()), half
+
+
 def _verdict_of_numbers(joined: Made, alone: Made) -> str:
-    gains = alone.right - joined.right
-    half = Z * float(gains.std(ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
-    mean = float(gains.mean())
+    mean, half = _mean(alone.right - joined.right)
     said = f"On average the federation's model is nearer than your own alone by {mean:.4g}, give or take {half:.4g}: "
     if abs(mean) <= half:
         return f"{said}a difference that chance explains."

@@ -30,7 +30,6 @@ from cloister.verbs import (
 )
 
 if TYPE_CHECKING:
-    from server.rounds.events import Event
     from simulations.sites import Sites
 
 MOST_TABLES = 10  # of which all is told; of more only what is hardly meant
@@ -88,6 +87,7 @@ def simulate(
     from server.folder.start import read_start
     from server.observers.scoring import HeldOut
     from server.observers.summary import Summary
+    from server.rounds.events import all_of
     from simulations.engine import opened, run_on
     from simulations.sources import Source
 
@@ -127,12 +127,7 @@ def simulate(
         console.print(
             f"simulating {federation.name}: {len(sites)} clients on {describe_device(where)}", highlight=False
         )
-        summary = Summary(federation, folder.path)
-
-        def observe(event: Event) -> None:
-            display(event)
-            summary(event)
-
+        observe = all_of(display, Summary(federation, folder.path))
         with reported(no_report=no_report), display:
             result = run_on(grid, federation, sites, folder, run=run, observe=observe, held_out=scorer, start=start)
     if len(sites.refused) > MOST_LINES:

@@ -26,7 +26,7 @@ from server.folder.folder import RunFolder, model_for_clients
 from server.folder.start import StartModel, read_start
 from server.observers.status import Watch
 from server.observers.summary import Summary
-from server.rounds.events import Event, Serving
+from server.rounds.events import Event, Serving, all_of
 from server.sessions.gate import Limits
 from server.sessions.grid import GrpcGrid
 
@@ -171,7 +171,7 @@ def serve(
                 grid,
                 folder,
                 name=begun.name,
-                observe=_all_of(*observers, watch, *filter(None, [metrics]), Summary(federation, folder.path)),
+                observe=all_of(*observers, watch, *filter(None, [metrics]), Summary(federation, folder.path)),
                 name_of=grid.name_of,
                 held_out=scorer,
                 wait_s=wait_s,
@@ -214,14 +214,6 @@ def _give_model(grid: GrpcGrid, folder: RunFolder, reason: str) -> None:
         log.info("clients are given no model: %s", error)
     with suppress(KeyboardInterrupt):
         grid.finish(reason, model)
-
-
-def _all_of(*listeners: Callable[[Event], None]) -> Callable[[Event], None]:
-    def tell(event: Event) -> None:
-        for listener in listeners:
-            listener(event)
-
-    return tell
 
 
 def log_event(event: Event) -> None:

@@ -5,10 +5,8 @@ The table that `python -m simulations.toolbox fairness` puts on docs/toolbox.md.
 
 from __future__ import annotations
 
-import math
-import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +21,7 @@ from simulations.results import SEEDS
 from simulations.sites import Sites
 from simulations.sources import Source
 from simulations.sweeps.points import grid, parse
-from simulations.sweeps.report import markdown
+from simulations.sweeps.report import gained, markdown
 from simulations.vector.score import count_together
 
 HEAD = ("strategy", "accuracy", "worst client or tenth of clients", "deviation between clients, points")
@@ -49,14 +47,15 @@ def figures(folder: Path) -> Iterator[str]:
         ),
     ):
         rows = []
-        base: list[tuple[float, float, float]] = []
+        base: list[tuple[float, ...]] = []  # FedAvg's, which comes first: each figure of one seed after another
         for label, name, settings in STRATEGIES:
             print(f"{title}: {label}", flush=True)
             changes = parse([f"strategy.name={name}", *settings, *FIXED, *more])
             (point,) = grid(folder / document, changes)
-            found = [of_clients(point.federation.with_seed(seed), source) for seed in range(SEEDS)]
+            seeds = [of_clients(point.federation.with_seed(seed), source) for seed in range(SEEDS)]
+            found = list(zip(*seeds, strict=True))
             base = base or found
-            rows.append([label, *(_cell(found, base, i) for i in range(3))])
+            rows.append([label, *map(gained, found, base)])
         yield ""
         yield f"{title}, without privacy:"
         yield ""
@@ -88,12 +87,3 @@ def _counted(federation: Federation, weights: Weights, sites: Sites) -> tuple[Co
     )
     right = counts[:, :: schema.outputs + 1].sum(1)
     return right, np.array([rows_of(of, schema) for of in counts])
-
-
-def _cell(found: Sequence[tuple[float, ...]], base: Sequence[tuple[float, ...]], i: int) -> str:
-    """The mean of a figure, and by how much it differs from FedAvg's, seed by seed, with that mean's standard error."""
-    mean = f"{statistics.fmean(of[i] for of in found):.1f}"
-    if found is base:
-        return mean
-    gains = [of[i] - other[i] for of, other in zip(found, base, strict=True)]
-    return f"{mean} ({statistics.fmean(gains):+.1f} ± {statistics.stdev(gains) / math.sqrt(len(gains)):.1f})"

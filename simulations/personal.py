@@ -5,9 +5,7 @@ The table that `python -m simulations.toolbox personal` puts on docs/toolbox.md.
 
 from __future__ import annotations
 
-import math
 import multiprocessing as mp
-import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +23,7 @@ from simulations.engine import simulate
 from simulations.results import PRIVATE_DIGITS, SEEDS
 from simulations.sources import Source
 from simulations.sweeps.points import grid, parse
-from simulations.sweeps.report import markdown
+from simulations.sweeps.report import gained, markdown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +77,8 @@ def figures(folder: Path) -> Iterator[str]:
         for case in cases(folder):
             print(case.name, flush=True)
             of_seeds = list(pool.map(_accuracies, [(case, folder, seed) for seed in range(SEEDS)]))
-            rows.append([case.name, *(_cell(of_seeds, kind) for kind in KINDS)])
+            by_kind = {kind: [each[kind] for each in of_seeds] for kind in KINDS}
+            rows.append([case.name, *(gained(own, by_kind["federation"], " %") for own in by_kind.values())])
     yield ""
     yield from markdown(["", *KINDS], rows)
     yield ""
@@ -107,12 +106,3 @@ def _accuracies(task: tuple[Case, Path, int]) -> dict[Kind, float]:
         for kind, made in personalise(model, site.dataset).models.items():
             right[kind] += made.right.tolist()
     return {kind: 100 * float(np.mean(rows)) for kind, rows in right.items()}
-
-
-def _cell(of_seeds: Sequence[dict[Kind, float]], kind: Kind) -> str:
-    mean = f"{statistics.fmean(each[kind] for each in of_seeds):.1f}"
-    if kind == "federation":
-        return f"{mean} %"
-    gains = [each[kind] - each["federation"] for each in of_seeds]
-    error = statistics.stdev(gains) / math.sqrt(len(gains))
-    return f"{mean} % ({statistics.fmean(gains):+.1f} ± {error:.1f})"

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import math
 import os
 import re
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,14 +22,14 @@ from pathlib import Path
 from common.logs import quiet_flower
 from simulations import HEART, digits, fairness, personal
 from simulations.results import DIGITS, HOSPITALS, PRIVATE_DIGITS, ROOT, SEEDS
-from simulations.sweeps.report import RUNS, markdown
+from simulations.sweeps.report import RUNS, gained, markdown
 
 PAGE = ROOT / "docs" / "toolbox.md"
 EPSILON = "privacy.row.epsilon"
 PUBLIC_DIGITS = 300  # rows
 
 DIGEST = "f" * 64  # in place of the digest that a first model turns out to have
-Seeds = dict[int, float]  # a seed's accuracy, in %
+Seeds = list[float]  # accuracy, in %, of one seed after another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +184,7 @@ def figures(trial: Trial, folder: Path) -> Iterator[str]:
     key = trial.vary.partition("=")[0]
     rows = []
     for setting in settings:
-        cells = [cell(of[setting], of[settings[0]]) for of in columns.values()]
+        cells = [gained(of[setting], of[settings[0]], " %") for of in columns.values()]
         rows.append([f"`{setting}`", *cells])
     yield ""
     yield from markdown([f"`{key}`", *columns], rows)
@@ -224,8 +222,8 @@ def swept(trial: Trial, table: Table, folder: Path) -> dict[str, dict[str, Seeds
                 sys.exit(f"error: {out}: {row['error']}")
             epsilon = "no privacy" if row[EPSILON] == "inf" else f"epsilon {row[EPSILON]}"
             column = found.setdefault(f"{table.name}, {epsilon}", {})
-            setting = column.setdefault(row[trial.vary.partition("=")[0]].replace(digest, "..."), {})
-            setting[int(row["seed"])] = 100 * float(row["accuracy"])
+            setting = column.setdefault(row[trial.vary.partition("=")[0]].replace(digest, "..."), [])
+            setting.append(100 * float(row["accuracy"]))  # runs of a point come in the order of their seeds
     return found
 
 
@@ -236,16 +234,6 @@ def run(folder: Path, *arguments: str) -> None:
     subprocess.run(
         [sys.executable, "-m", *command], cwd=folder, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
-
-
-def cell(own: Seeds, base: Seeds) -> str:
-    """Mean accuracy, and by how much it differs from the base, seed by seed, with that mean's standard error."""
-    mean = f"{statistics.fmean(own.values()):.1f}"
-    if own is base:
-        return f"{mean} %"
-    gains = [own[seed] - base[seed] for seed in base]
-    error = statistics.stdev(gains) / math.sqrt(len(gains))
-    return f"{mean} % ({statistics.fmean(gains):+.1f} ± {error:.1f})"
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ class _Schedule(Document):
     @property
     def words(self) -> str:
         """It in a few words."""
-        kind = str(self.name)  # type: ignore[attr-defined]  # each kind has one
+        kind = type(self).__name__.lower()  # which is its name
         over = " at each step" if self.over == "steps" else ""
         rounds = f"{self.warmup} {'round' if self.warmup == 1 else 'rounds'}"
         return f"{kind}{over}" + (f", after {rounds} of warm-up" if self.warmup else "")

@@ -6,7 +6,7 @@ events with `after`: progress, `cloister status`, Prometheus, result.json, and w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
@@ -135,6 +135,16 @@ class Ended(Event):
     KIND = "end"
     status: Status
     reason: str = ""
+
+
+def all_of(*listeners: Callable[[Event], None]) -> Callable[[Event], None]:
+    """One listener that tells several, in this order."""
+
+    def tell(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return tell
 
 
 _KINDS = {kind.KIND: kind for kind in (Serving, Started, Resumed, Waiting, Refused, RoundEnded, Ended)}

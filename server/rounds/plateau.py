@@ -18,7 +18,7 @@ PLACES: tuple[Place, ...] = ("training", "strategy")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watch:
+class Patience:
     """What a plateau remembers."""
 
     best: float | None = None
@@ -31,17 +31,17 @@ def note(run: Run, evaluation: Scores) -> None:
     for place in PLACES:
         schedule = getattr(run.federation, place).schedule
         if isinstance(schedule, Plateau) and evaluation:  # without rows it is neither better nor worse
-            watch = Watch(**run.progress.plateaus.get(place, {}))
+            watch = Patience(**run.progress.plateaus.get(place, {}))
             run.progress.plateaus[place] = vars(after(watch, schedule, float(evaluation[schedule.metric])))
 
 
-def after(watch: Watch, schedule: Plateau, value: float) -> Watch:
+def after(watch: Patience, schedule: Plateau, value: float) -> Patience:
     """What is remembered once the watched figure is `value`."""
     if is_better(schedule.metric, value, watch.best, schedule.min_change):
-        return Watch(best=value, factor=watch.factor)
+        return Patience(best=value, factor=watch.factor)
     if watch.stale + 1 < schedule.patience:
-        return Watch(best=watch.best, stale=watch.stale + 1, factor=watch.factor)
-    return Watch(best=watch.best, factor=max(watch.factor * schedule.factor, schedule.least))
+        return Patience(best=watch.best, stale=watch.stale + 1, factor=watch.factor)
+    return Patience(best=watch.best, factor=max(watch.factor * schedule.factor, schedule.least))
 
 
 def factor(run: Run, place: Place) -> float:

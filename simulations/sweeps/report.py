@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
+import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -190,6 +192,16 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
     yield f"|{'---|' * len(head)}"
     for row in rows:
         yield f"| {' | '.join(row)} |"
+
+
+def gained(own: Sequence[float], base: Sequence[float], unit: str = "") -> str:
+    """A figure's mean over seeds, and by how much it differs from the base's, seed by seed, with that mean's standard
+    error; of the base itself the mean alone."""
+    mean = f"{statistics.fmean(own):.1f}{unit}"
+    if own is base:
+        return mean
+    gains = [mine - other for mine, other in zip(own, base, strict=True)]
+    return f"{mean} ({statistics.fmean(gains):+.1f} ± {statistics.stdev(gains) / math.sqrt(len(gains)):.1f})"
 
 
 def _keys(results: Sequence[Result]) -> list[Key]:

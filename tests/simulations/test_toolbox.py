@@ -10,7 +10,8 @@ from simulations import fairness, personal
 from simulations.results import ROOT
 from simulations.sources import Source
 from simulations.sweeps.points import grid, parse
-from simulations.toolbox import PAGE, TABLES, TRIALS, cell, placed, prepare
+from simulations.sweeps.report import gained
+from simulations.toolbox import PAGE, TABLES, TRIALS, placed, prepare
 
 
 @pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: trial.name)
@@ -35,9 +36,9 @@ def test_a_trial_is_of_the_document_as_it_is_and_of_others_and_is_on_the_page(tr
 
 def test_a_gain_is_that_of_each_seed_over_the_same_seed():
     # Gains of 1, 2 and 3: their mean is 2, and its standard error 1 / sqrt(3).
-    assert cell({0: 71.0, 1: 82.0, 2: 93.0}, {0: 70.0, 1: 80.0, 2: 90.0}) == "82.0 % (+2.0 ± 0.6)"
-    base = {0: 70.0, 1: 80.0}
-    assert cell(base, base) == "75.0 %"
+    assert gained([71.0, 82.0, 93.0], [70.0, 80.0, 90.0], " %") == "82.0 % (+2.0 ± 0.6)"
+    base = [70.0, 80.0]
+    assert gained(base, base) == "75.0"
 
 
 def test_figures_are_put_in_their_place_and_nowhere_else():

@@ -14,7 +14,7 @@ from common.document.schedule import Plateau
 from common.errors import Refusal
 from common.wire.identity import node_id
 from common.wire.records import CONFIG, COUNTS, METRICS, RATE, ROUND, WEIGHT
-from server.rounds.plateau import Watch, after
+from server.rounds.plateau import Patience, after
 from tests.server.fakes import Answer, Clients, outcome, train
 from tests.support import federation
 
@@ -26,7 +26,7 @@ def test_the_rate_falls_when_torchs_would(metric, mode, patience, factor, least)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     # Torch's patience is how many it bears, and ours how many it takes.
     theirs = ReduceLROnPlateau(optimizer, mode, factor, patience - 1, threshold=0.0, min_lr=least)  # type: ignore[arg-type]
-    watch, found, expected = Watch(), [], []
+    watch, found, expected = Patience(), [], []
     for value in np.random.default_rng(4).integers(0, 6, 40) / 6:
         watch = after(watch, schedule, float(value))
         theirs.step(float(value))
@@ -38,10 +38,10 @@ def test_the_rate_falls_when_torchs_would(metric, mode, patience, factor, least)
 
 def test_what_is_better_by_less_than_the_least_change_is_not_better():
     schedule = Plateau(name="plateau", metric="accuracy", patience=2, min_change=0.1)
-    watch = after(after(Watch(), schedule, 0.5), schedule, 0.59)
-    assert watch == Watch(best=0.5, stale=1)
-    assert after(watch, schedule, 0.625) == Watch(best=0.625)
-    assert after(watch, schedule, 0.59) == Watch(best=0.5, factor=0.5)
+    watch = after(after(Patience(), schedule, 0.5), schedule, 0.59)
+    assert watch == Patience(best=0.5, stale=1)
+    assert after(watch, schedule, 0.625) == Patience(best=0.625)
+    assert after(watch, schedule, 0.59) == Patience(best=0.5, factor=0.5)
 
 
 PLATEAU = {"name": "plateau", "metric": "accuracy", "patience": 1}
