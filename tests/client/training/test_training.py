@@ -364,6 +364,15 @@ def test_the_proximal_term_is_the_gradient_of_half_mu_times_the_squared_distance
     assert torch.allclose(found, flat(by_hand), rtol=0, atol=1e-4 if arithmetic == "exact" else 1e-5)
 
 
+def test_the_proximal_term_pulls_to_the_start_that_is_given():
+    model, (x, y) = model_of(), rows_of()
+    before = flat(model)
+    gradient = row_gradients(copy.deepcopy(model), x, y, "cross_entropy", "tanh").mean(dim=0)
+    start = [p.detach() - 0.5 for p in model.parameters()]
+    fit(model, x, y, training=settings_of(batch_size=12), steps=1, noise=noise.seeded(0), proximal_mu=0.7, start=start)
+    assert torch.allclose(flat(model), before - 0.5 * (gradient + 0.7 * 0.5), rtol=0, atol=1e-6)
+
+
 @each_arithmetic
 def test_the_proximal_term_is_neither_clipped_nor_divided(arithmetic):
     # No rows: the first step is noise alone, w1 - w0; the second adds -lr mu (w1 - w0), however far beyond the clip.

@@ -18,7 +18,7 @@ from common.document.federation import Federation
 from common.errors import PrivacyError
 from common.model import mlp
 from common.model.update import Update
-from common.model.weights import Weights
+from common.model.weights import Weights, initial_weights
 from common.privacy.noise import NoiseSource, seeded
 from common.privacy.releases import client_releases, epsilon
 from common.wire import records
@@ -427,6 +427,25 @@ def run(tmp_path: Path, document: Federation, clients: int) -> tuple[dict[str, A
     folder = RunFolder.create(document, path=tmp_path / "run")
     result = simulate(document, sites, folder, run="test")
     return result, json.loads((folder.path / "privacy.json").read_text())
+
+
+def test_frozen_arrays_have_no_part_in_the_clip_and_in_the_noise():
+    fed = federation(**WHOLE, start={"sha256": "0" * 64, "frozen": [0]})
+    weights, mechanism = initial_weights(fed), ClientLevelDP(fed, seeded(1))
+    free, far = (mechanism.aggregator(weights) for _ in range(2))
+    moved = {name: array + np.float32(0.1) for name, array in weights.items()}
+    free.add(1, Update(weights=moved, weight=1.0))
+    far.add(
+        1,
+        Update(weights={k: v + np.float32(1e6) if k in fed.frozen_arrays else v for k, v in moved.items()}, weight=1.0),
+    )
+    head = sum(array.size for name, array in weights.items() if name not in fed.frozen_arrays)
+    assert len(free.total) == head < fed.parameters
+    assert np.array_equal(free.total, far.total) and free.total.any()
+    ((_, update),) = free.finish()
+    assert list(update.weights) == list(weights)
+    for name, array in update.weights.items():
+        assert np.array_equal(array, weights[name]) == (name in fed.frozen_arrays)
 
 
 def test_both_units_stand_side_by_side_and_each_can_be_recomputed(tmp_path):
