@@ -39,11 +39,13 @@ class Rows:
     columns: tuple[str, ...]
     report: EncodingReport
     people: Digests | None = None
+    group: NDArray[np.int64] | None = None  # [rows], where the schema declares a group's column
 
     def take(self, index: NDArray[np.int64]) -> Rows:
         """The rows at `index`, in its order. The report stays that of the whole table."""
         people = None if self.people is None else self.people[index]
-        return replace(self, x=self.x[index], y=self.y[index], digests=self.digests[index], people=people)
+        group = None if self.group is None else self.group[index]
+        return replace(self, x=self.x[index], y=self.y[index], digests=self.digests[index], people=people, group=group)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Dataset:
     content: str
     split: str
     report: EncodingReport
+    validation_group: Tensor | None = None  # int64 [rows], where the schema declares a group's column
 
     @property
     def rows(self) -> int:
@@ -140,6 +143,7 @@ def encode_rows(
         columns=_columns(table, person),
         report=encoded.report,
         people=None if person is None else np.concatenate(people),
+        group=encoded.group,
     )
 
 
@@ -191,6 +195,7 @@ def split(
         content=content,
         split=split_name(rows, schema, key=key),
         report=rows.report,
+        validation_group=None if rows.group is None else tensor(rows.group[validation]),
     )
 
 

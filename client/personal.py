@@ -249,7 +249,7 @@ def _scored(federation: Federation, weights: Weights, x: Tensor, y: Tensor) -> t
     schema, loss = federation.data_schema, federation.training.loss
     model = mlp.with_weights(federation, weights).to(x.device).eval()
     predicted = objective.predictions(model(x), loss)
-    scores = scores_of(objective.counts(predicted, y, schema), schema)
+    scores = scores_of(objective.counts(predicted, y, schema.ungrouped), schema.ungrouped)
     if isinstance(schema.target, Classes):
         return scores, (predicted == y).cpu().numpy().astype(np.float64)
     low, high = schema.target.bounds

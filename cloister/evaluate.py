@@ -35,6 +35,8 @@ def evaluate(
     """How good a finished model is on a table with its target: metrics, confusion, calibration, gaps between groups.
 
     Example: `cloister evaluate runs/... table.csv --by sex --by age:40,60`
+
+    Groups are those of --by, and those that the federation's schema declares.
     """
     import json
 
@@ -44,11 +46,14 @@ def evaluate(
     from cloister.terminal import progress_console, tell
     from common.data import tables
     from common.inference import evaluation
-    from common.inference.grouping import Grouping
+    from common.inference.grouping import Declared, Grouping, Groups
 
     predictor = models.predictor(model)
     given = tables.read(table, predictor.federation.data_schema, file_format(encoding, decimal))
-    groupings = [Grouping.parse(text, given) for text in dict.fromkeys(by or [])]
+    groupings: list[Groups] = [Grouping.parse(text, given) for text in dict.fromkeys(by or [])]
+    declared = predictor.federation.data_schema.group
+    if declared is not None and declared.name in given.types and declared.name not in (g.name for g in groupings):
+        groupings.insert(0, Declared(declared))
     found = evaluation.evaluate(given, predictor, by=groupings, skip_bad=skip_bad)
     console = progress_console(quiet)
     for line in found.report.lines():
@@ -64,7 +69,7 @@ def shown(found: Evaluated) -> list[Table | str]:
     """An evaluation for a person, part by part."""
     from rich.markup import escape
 
-    from common.inference.evaluation import FEW_ROWS
+    from common.model.gaps import FEW_ROWS, in_words
 
     told = found.to_json()
     parts: list[Table | str] = [_overall(told)]
@@ -73,7 +78,8 @@ def shown(found: Evaluated) -> list[Table | str]:
     parts.append(_calibration(told["calibration"]))
     for column, compared in told["by"].items():
         parts.append(_groups(column, compared))
-        parts += [_gap(column, figure, gap) for figure, gap in compared["gaps"].items() if gap["gap"] > 0]
+        gaps = ((figure, gap) for figure, gap in compared["gaps"].items() if gap["gap"] > 0)
+        parts += [escape(in_words(figure, gap, between=f"by {column}")) for figure, gap in gaps]
         if not compared["gaps"]:
             parts.append(escape(f"no gaps by {column}: fewer than two groups have {FEW_ROWS} rows"))
     return parts
@@ -156,25 +162,18 @@ def _groups(column: str, compared: dict[str, Any]) -> Table:
     classes = list(first["rows_of_class"])
     classes = classes if len(classes) <= MOST_RECALLS else []  # of more, --json has all
     headings = [f"recall of {label}" for label in classes]
-    table = _table(f"by {column}", column, "rows", "accuracy", "95 % interval", *headings)
+    table = _table(f"by {column}", column, "rows", "accuracy", "95 % interval", "too sure by", *headings)
     for name, told in groups.items():
         recalls = (percent(told["recall"][label]) if label in told["recall"] else "no rows" for label in classes)
-        _row(table, name, _rows(told), percent(told["accuracy"]), interval(told["accuracy_interval"]), *recalls)
+        sure = f"{100 * told['overconfidence']:+.1f} %"
+        _row(table, name, _rows(told), percent(told["accuracy"]), interval(told["accuracy_interval"]), sure, *recalls)
     return table
 
 
 def _rows(told: dict[str, Any]) -> str:
-    from common.inference.evaluation import FEW_ROWS
+    from common.model.gaps import FEW_ROWS
 
     return f"{told['rows']:,}" + (" (few)" if told["rows"] < FEW_ROWS else "")
-
-
-def _gap(column: str, figure: str, gap: dict[str, Any]) -> str:
-    from rich.markup import escape
-
-    size = f"{gap['gap']:.4g}" if figure == "mae" else f"{100 * gap['gap']:.1f} points"
-    shown_figure = "mean absolute error" if figure == "mae" else figure
-    return escape(f"gap in {shown_figure} by {column}: {size}; worst {gap['worst']}, best {gap['best']}")
 
 
 def percent(share: float) -> str:

@@ -201,6 +201,8 @@ def _summary(result: dict[str, Any]) -> Table:
         table.add_row(name + noisy, value)
     if result["evaluation"] == {}:
         table.add_row("evaluation", NO_ROWS)
+    for name, value in _gaps(result["evaluation"] or {}):
+        table.add_row(name + noisy, value)
     for name, value in _held_out(result["held_out"] or {}):
         table.add_row(name, value)
     if (row := result["privacy"]["row"]) is not None:
@@ -219,6 +221,18 @@ def _summary(result: dict[str, Any]) -> Table:
     if result["reason"]:
         table.add_row("reason", escape(result["reason"]))
     return table
+
+
+def _gaps(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """How far groups are apart, where the schema declares any: in accuracy or error."""
+    found = []
+    for column, compared in metrics.get("by", {}).items():
+        for figure in ("accuracy", "mae"):
+            if (gap := compared["gaps"].get(figure)) is not None:
+                points = "accuracy" in figure
+                size = f"{100 * gap['gap']:.1f} points" if points else f"{gap['gap']:.4g}"
+                found.append((f"gap in {'accuracy' if points else 'MAE'} by {escape(column)}", size))
+    return found
 
 
 def _epsilons(per_client: dict[str, float]) -> list[tuple[str, float]]:

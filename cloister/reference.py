@@ -13,7 +13,7 @@ from typing import Any
 
 from client.account.policy import Policy
 from client.settings import ClientFile, DataFile, TLSFiles
-from common.document import augmentation, schedule, schema, strategy
+from common.document import augmentation, group, schedule, schema, strategy
 from common.document import federation as document
 from common.document.documents import Document
 
@@ -32,6 +32,7 @@ PAGES: dict[str, tuple[str, str, list[tuple[str, type[Document]]]]] = {
             ("schema.features, a number", schema.Numeric),
             ("schema.features, a category", schema.Categorical),
             ("schema.image", schema.Image),
+            ("schema.group", group.Group),
             ("schema.target, classes", schema.Classes),
             ("schema.target, a number", schema.NumericTarget),
             ("model", document.Model),

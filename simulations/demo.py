@@ -96,7 +96,9 @@ def score_held_out(federation: Federation, folder: Path, run: Path) -> dict[str,
         rows = data.read(Path(settings.data.path), schema, key=key, form=settings.data.form, person=settings.data.id)
         own = data.split(rows, schema, key=key, device=torch.device("cpu"))
         loss = federation.training.loss
-        counts[name] = objective.score(model, own.validation_x, own.validation_y, schema=schema, loss=loss)
+        counts[name] = objective.score(
+            model, own.validation_x, own.validation_y, schema=schema, loss=loss, group=own.validation_group
+        )
     together = scores_of(sum(counts.values()), schema)  # type: ignore[arg-type]  # a sum begins with 0
     return {**together, "per_client": {name: scores_of(c, schema) for name, c in counts.items()}}
 

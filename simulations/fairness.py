@@ -1,6 +1,6 @@
-"""How far apart clients are under strategies that care, beside FedAvg: accuracy, and that of those who fare worst.
+"""How far apart clients are under strategies that care, beside FedAvg, and how well noisy counts tell groups apart.
 
-The table that `python -m simulations.toolbox fairness` puts on docs/toolbox.md.
+The tables that `python -m simulations.toolbox fairness groups` puts on docs/toolbox.md.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from common.document.federation import Federation
-from common.model.scores import Counts, rows_of
+from common.model.scores import Counts, Scores, rows_of
 from common.model.weights import Weights
 from server.folder.folder import RunFolder, load_model
 from simulations.engine import simulate
@@ -22,7 +22,7 @@ from simulations.sites import Sites
 from simulations.sources import Source
 from simulations.sweeps.points import grid, parse
 from simulations.sweeps.report import gained, markdown
-from simulations.vector.score import count_together
+from simulations.vector.score import count_together, scores_on_validation_rows
 
 HEAD = ("strategy", "accuracy", "worst client or tenth of clients", "deviation between clients, points")
 FIXED = ("privacy.row=null", "privacy.evaluation.every=0", "privacy.evaluation.noise=0")
@@ -32,6 +32,21 @@ STRATEGIES = (
     ("qfedavg, q 1", "qfedavg", ("strategy.q=1.0",)),
     ("agnostic, rate 0.1", "agnostic", ("strategy.mixture_rate=0.1",)),
     ("agnostic, rate 1", "agnostic", ("strategy.mixture_rate=1.0",)),
+)
+
+GROUP = "schema.group={name: sex, groups: {female: [0], male: [1]}}"
+TOLD = (
+    "the last evaluation",
+    "accuracy",
+    "men's less women's, points",
+    "told accuracy is off by, points",
+    "told difference is off by, points",
+)
+GROUPED = (
+    ("no privacy", ("privacy.row=null", "privacy.evaluation.noise=0")),
+    ("epsilon 4, noise 1", ("privacy.evaluation.noise=1",)),
+    ("epsilon 4, noise 3", ("privacy.evaluation.noise=3",)),
+    ("epsilon 4, noise 3, calibration", ("privacy.evaluation.noise=3", "schema.group.calibration=true")),
 )
 
 
@@ -63,27 +78,60 @@ def figures(folder: Path) -> Iterator[str]:
     yield ""
 
 
+def groups(folder: Path) -> Iterator[str]:
+    """Accuracy and its gap by sex as a run's last evaluation tells them, beside what they are, as lines."""
+    source = Source(data_dir=folder / "simulations/heart")
+    rows = []
+    for title, settings in GROUPED:
+        print(f"groups: {title}", flush=True)
+        changes = parse([GROUP, "privacy.evaluation.every=30", *settings])
+        (point,) = grid(folder / "simulations/heart/federation.yaml", changes)
+        told = np.array([_gaps(point.federation.with_seed(seed), source) for seed in range(SEEDS)])
+        exact, noisy = told[:, :2], told[:, 2:]
+        off = np.abs(noisy - exact).mean(axis=0)
+        rows.append([title, *(f"{exact[:, i].mean():.1f}" for i in (0, 1)), *(f"{each:.1f}" for each in off)])
+    yield ""
+    yield from markdown(TOLD, rows)
+    yield ""
+
+
+def _gaps(federation: Federation, source: Source) -> tuple[float, ...]:
+    """Accuracy and its gap by sex in points, exactly, and then as the run told them."""
+    weights, evaluation, sites = _run(federation, source)
+    found = (scores_on_validation_rows(federation, weights, sites), evaluation)
+    return tuple(
+        100 * value
+        for scores in found
+        for value in (
+            scores["accuracy"],
+            scores["by"]["sex"]["groups"]["male"]["accuracy"] - scores["by"]["sex"]["groups"]["female"]["accuracy"],
+        )
+    )
+
+
 def of_clients(federation: Federation, source: Source) -> tuple[float, float, float]:
     """Accuracy over all rows, that of the clients that fare worst, and its deviation between clients, in %."""
-    sites = source.sites(federation, device=torch.device("cpu"))
-    with tempfile.TemporaryDirectory() as where:
-        run = RunFolder.create(federation, path=Path(where) / "run")
-        simulate(federation, sites, run, run="fairness", workers=1)
-        weights = load_model(run.path)
+    weights, _, sites = _run(federation, source)
     right, rows = _counted(federation, weights, sites)
     each = np.sort(right[rows > 0] / rows[rows > 0])
     worst = each[: max(1, len(each) // 10)]
     return 100 * float(right.sum() / rows.sum()), 100 * float(worst.mean()), 100 * float(each.std())
 
 
+def _run(federation: Federation, source: Source) -> tuple[Weights, Scores, Sites]:
+    """The model of a run, its last evaluation, and its clients."""
+    sites = source.sites(federation, device=torch.device("cpu"))
+    with tempfile.TemporaryDirectory() as where:
+        run = RunFolder.create(federation, path=Path(where) / "run")
+        result = simulate(federation, sites, run, run="fairness", workers=1)
+        return load_model(run.path), result["evaluation"] or {}, sites
+
+
 def _counted(federation: Federation, weights: Weights, sites: Sites) -> tuple[Counts, Counts]:
     """Of each client, on how many validation rows the model is right, and how many it has."""
     schema = federation.data_schema
     counts = np.concatenate(
-        [
-            count_together(federation, weights, table.x, table.y, rows, exact=False)
-            for table, rows in sites.validation_rows()
-        ]
+        [count_together(federation, weights, table, rows, exact=False) for table, rows in sites.validation_rows()]
     )
     right = counts[:, :: schema.outputs + 1].sum(1)
     return right, np.array([rows_of(of, schema) for of in counts])

@@ -39,10 +39,12 @@ class SharedTable:
         """`key` is that by which rows are dealt to training and validation."""
         self.digests, self.report, self.schema, self.key = rows.digests, rows.report, schema, key
         self.x, self.y = torch.from_numpy(rows.x).to(device), torch.from_numpy(rows.y).to(device)
+        self.group = None if rows.group is None else torch.from_numpy(rows.group).to(device)
         self.split = data.split_name(rows, schema, key=key)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "x": self.x.cpu().numpy(), "y": self.y.cpu().numpy(), "device": str(self.x.device)}
+        arrays = {name: value.cpu().numpy() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return {**vars(self), **arrays, "device": str(self.x.device)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         device = state.pop("device")
@@ -50,6 +52,8 @@ class SharedTable:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it written to
             self.x, self.y = (torch.from_numpy(array).to(device) for array in (state["x"], state["y"]))
+            if (group := state["group"]) is not None:
+                self.group = torch.from_numpy(group).to(device)
 
 
 class View(Dataset):
@@ -92,6 +96,11 @@ class View(Dataset):
     @property
     def validation_y(self) -> Tensor:
         return self._take(self.table.y, self.validation_index)
+
+    @property
+    def validation_group(self) -> Tensor | None:
+        group = self.table.group
+        return None if group is None else self._take(group, self.validation_index)
 
     @property
     def ids(self) -> RowIds:

@@ -7,6 +7,7 @@ import polars as pl
 import torch
 
 from common.data.encoding import encode
+from common.document.group import Group
 from common.document.schema import Categorical, Classes, Schema
 
 TEACHER_HIDDEN = 16
@@ -16,8 +17,8 @@ TEACHER_TEMPERATURE = 0.25  # how often the label is not the teacher's first cho
 def generate(schema: Schema, *, rows: int, seed: int) -> pl.DataFrame:
     """`rows` rows that fit the schema, with a target that can be learned.
 
-    Features are independent: numbers uniform between their bounds, categories equally likely. The target is
-    drawn from a small random network's opinion of the row, standardised so that no class is rare.
+    Features are independent: numbers uniform between their bounds, categories equally likely, and so are groups. The
+    target is drawn from a small random network's opinion of the row, standardised so that no class is rare.
     """
     rng = np.random.default_rng([seed, 0x7AB1E])
     columns: dict[str, list[object] | np.ndarray] = {}
@@ -26,6 +27,8 @@ def generate(schema: Schema, *, rows: int, seed: int) -> pl.DataFrame:
             columns[feature.name] = [feature.categories[i] for i in rng.integers(len(feature.categories), size=rows)]
         else:
             columns[feature.name] = rng.uniform(*feature.bounds, size=rows).round(6)
+    if schema.group is not None and schema.group.name not in columns:
+        columns[schema.group.name] = _groups(schema.group, rows, rng)
     target = schema.target
     placeholder = next(iter(target.classes.values()))[0] if isinstance(target, Classes) else target.bounds[0]
     frame = pl.DataFrame({**columns, target.name: [placeholder] * rows}, strict=False)
@@ -39,6 +42,16 @@ def generate(schema: Schema, *, rows: int, seed: int) -> pl.DataFrame:
         position = 1 / (1 + np.exp(-opinion[:, 0] + 0.1 * rng.normal(size=rows)))
         labels = (low + position * (high - low)).tolist()
     return frame.with_columns(pl.Series(target.name, labels, strict=False))
+
+
+def _groups(group: Group, rows: int, rng: np.random.Generator) -> list[object]:
+    """Cells of a column that is no feature: each group equally likely, and none in no group."""
+    if group.groups is not None:
+        values = [some[0] for some in group.groups.values()]
+    else:
+        cuts = group.cuts or ()
+        values = [cuts[0] - 1, *cuts]
+    return [values[i] for i in rng.integers(len(values), size=rows)]
 
 
 def _teacher(x: np.ndarray, outputs: int, rng: np.random.Generator) -> np.ndarray:

@@ -142,7 +142,7 @@ TRIALS = (
 
 def main(names: Sequence[str]) -> None:
     known: dict[str, Callable[[Path], Iterator[str]]] = {trial.name: partial(figures, trial) for trial in TRIALS}
-    known |= {"personal": personal.figures, "fairness": fairness.figures}
+    known |= {"personal": personal.figures, "fairness": fairness.figures, "groups": fairness.groups}
     if unknown := [name for name in names if name not in known]:
         sys.exit(f"error: no trial {', '.join(unknown)}; there are {', '.join(known)}")
     quiet_flower()

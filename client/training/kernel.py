@@ -59,7 +59,7 @@ from common.document.federation import WIDEST
 from common.document.schema import Schema
 from common.model.mlp import MLP
 from common.model.objective import SCORING_BATCH, counts
-from common.model.scores import Counts, count_size
+from common.model.scores import Counts, count_size, is_calibrated
 
 BITS = 15  # of each factor of a row's part in the sum
 EXACT = 53  # whole numbers up to 2^53 are exact in float64
@@ -173,6 +173,16 @@ class ExactMLP:
         """Class indices [..., n], or for mse the scaled target in [0, 1], float64 [..., n]. Of a row that is out of
         range: class 0, or NaN."""
         out, alive = self.logits(x)
+        return self._predictions(out, alive)
+
+    @torch.inference_mode()
+    def sure_predictions(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`predictions`, and how probable it finds the class that it predicts, float64 [..., n]; None for mse. Of a row
+        that is out of range: as probable as any."""
+        out, alive = self.logits(x)
+        return self._predictions(out, alive), _confidence(out, self._loss)
+
+    def _predictions(self, out: Tensor, alive: Tensor) -> Tensor:
         if self._loss == "mse":
             return torch.where(alive, out[..., 0].clamp(0.0, 1.0), math.nan)
         if self._loss == "binary_cross_entropy":
@@ -351,13 +361,15 @@ class ExactMLP:
         return self._room(name, (*rows.shape[:-1], columns.shape[-1]), rows)
 
 
-def exact_counts(model: MLP, x: Tensor, y: Tensor, *, schema: Schema, loss: str) -> Counts:
+def exact_counts(model: MLP, x: Tensor, y: Tensor, *, schema: Schema, loss: str, group: Tensor | None = None) -> Counts:
     """Counts of the model on a table, as objective.py has them; a row adds what follows from that row alone."""
     net = ExactMLP(model.weights(), activation=model.activation_name, loss=loss)
     total = np.zeros(count_size(schema))
     for start in range(0, len(y), SCORING_BATCH):
         part = slice(start, start + SCORING_BATCH)
-        total += counts(net.predictions(x[part]), y[part], schema)
+        predicted, sure = net.sure_predictions(x[part]) if is_calibrated(schema) else (net.predictions(x[part]), None)
+        groups = None if group is None else group[part]
+        total += counts(predicted, y[part], schema, group=groups, confidence=sure)
     return total
 
 
@@ -556,7 +568,17 @@ def _error(out: Tensor, y: Tensor, loss: str) -> Tensor:
         return (out - _real(y)[..., None]) * 2.0
     if loss == "binary_cross_entropy":
         return _sigmoid(out) - _real(y)[..., None]
+    return _softmax(out) - (torch.arange(out.shape[-1], device=out.device) == y[..., None]).to(REAL)
+
+
+def _softmax(out: Tensor) -> Tensor:
     fine = 2.0 ** (EXACT - 1 - _log2(out.shape[-1]))
     whole = _exp(out - out.amax(-1, keepdim=True)).mul_(fine).round_()  # so that their sum is exact
-    share = whole / _sum_of_rows(whole)
-    return share - (torch.arange(out.shape[-1], device=out.device) == y[..., None]).to(REAL)
+    return whole / _sum_of_rows(whole)
+
+
+def _confidence(out: Tensor, loss: str) -> Tensor | None:
+    """The probability of the class that has the largest, [..., n]."""
+    if loss == "mse":
+        return None
+    return _sigmoid(out[..., 0].abs()) if loss == "binary_cross_entropy" else _softmax(out).amax(-1)

@@ -67,10 +67,12 @@ def evaluate(scoring: Scoring, weights: Weights, dataset: Dataset, *, noise: Noi
     schema, loss = federation.data_schema, federation.training.loss
     model = mlp.with_weights(federation, weights).to(dataset.x.device)
     x, y = dataset.validation_x, dataset.validation_y
+    exact = scoring.noise_multiplier is not None and scoring.arithmetic == "exact"
+    counts = (exact_counts if exact else objective.score)(
+        model, x, y, schema=schema, loss=loss, group=dataset.validation_group
+    )
     if scoring.noise_multiplier is None:
-        return objective.score(model, x, y, schema=schema, loss=loss)
-    exact = scoring.arithmetic == "exact"
-    counts = (exact_counts if exact else objective.score)(model, x, y, schema=schema, loss=loss)
+        return counts
     return noisy_counts(counts, schema, scoring.noise_multiplier, noise)
 
 

@@ -9,6 +9,7 @@ The encoding, once and for all (one row of the table is one row of the arrays, a
     categorical  one input a category and one for any other value; all 0 where it is missing
     classes      the target's class index, int64
     numeric target  scaled to [0, 1] by its bounds, clamped, float32
+    group        the index of the row's group, int64, for evaluations; the last if it is in none of those listed
 What a cell means is in cells.py. A column may be missing if it declares `missing` markers, is `optional`, or
 says `unfit: missing`; its empty cells are missing too. In any other column an empty cell is a mistake. A column's
 `unfit` says what becomes of a cell that is no number, or none of the categories: it is missing, or other, or a mistake.
@@ -30,6 +31,7 @@ from common.data import tables
 from common.data.cells import Cells, Mask, could_be, holds_cells
 from common.data.encoding_report import EncodingReport
 from common.data.tables import Block, Table
+from common.document.group import Group
 from common.document.schema import Bounds, Categorical, Classes, Numeric, NumericTarget, Schema
 from common.document.values import Scalar, may_be_number, spelled
 from common.errors import DataError
@@ -44,12 +46,13 @@ SHOWN_COLUMNS = 30
 @dataclass(frozen=True)
 class Encoded:
     """`x`: float32 [rows, inputs]. `y`: int64 class indices [rows], or float32 [rows] in [0, 1]. `kept`: which of the
-    table's rows these are."""
+    table's rows these are. `group`: int64 [rows], where the schema declares a group's column."""
 
     x: NDArray[np.float32]
     y: Targets
     report: EncodingReport
     kept: NDArray[np.int64]
+    group: NDArray[np.int64] | None = None
 
 
 def encode(
@@ -92,6 +95,7 @@ def encode_table(
     if isinstance(schema.target, Classes):
         y = np.empty(table.most_rows, np.int64)
     kept: list[NDArray[np.int64]] = []
+    groups: list[NDArray[np.int64]] = []
     rows = 0
     for block in table.blocks():
         if rows + block.frame.height > table.most_rows:
@@ -102,12 +106,46 @@ def encode_table(
             x[rows : rows + len(index)] = x[rows + index]
             y[rows : rows + len(index)] = y[rows + index]
         look(block.frame if len(index) == len(fits) else block.frame[index])
+        if schema.group is not None:
+            groups.append(_groups(block, table, schema, schema.group)[index])
         kept.append(coder.report.rows - block.frame.height + index)
         rows += len(index)
     if coder.report.rows == 0 and not leave_out:
         raise DataError(f"{table.source}: the table has no rows")
     coder.end(leave_out=leave_out)
-    return Encoded(x=x[:rows], y=y[:rows], report=coder.report, kept=np.concatenate(kept))
+    return Encoded(
+        x=x[:rows],
+        y=y[:rows],
+        report=coder.report,
+        kept=np.concatenate(kept),
+        group=np.concatenate(groups) if groups else None,
+    )
+
+
+def _groups(block: Block, table: Table, schema: Schema, group: Group) -> NDArray[np.int64]:
+    """The index of each row's group."""
+    last = len(group.labels) - 1
+    if group.name not in table.types:  # an optional feature
+        return np.full(block.frame.height, last, np.int64)
+    return group_of(Cells(block.frame[group.name], table.decimals), schema, group)
+
+
+def group_of(cells: Cells, schema: Schema, group: Group) -> NDArray[np.int64]:
+    """The index of the group of each cell in the column of groups. What the schema calls missing is in none of them,
+    but for a value that is listed as a group's."""
+    listed = [value for values in (group.groups or {}).values() for value in values]
+    feature = next((feature for feature in schema.features if feature.name == group.name), None)
+    last = len(group.labels) - 1
+    if group.cuts is not None:
+        empty = cells.empty() if feature is None else missing_of(cells, feature)
+        part = np.searchsorted(group.cuts, cells.number, "right")
+        return np.where(np.isfinite(cells.number) & ~empty, part, last).astype(np.int64)
+    found = np.full(len(cells.text), last, np.int64)
+    empty = cells.empty(listed)
+    for i, values in enumerate((group.groups or {}).values()):
+        for value in values:
+            found[cells.means(value) & ~empty] = i
+    return found
 
 
 class RowEncoder:
@@ -115,7 +153,8 @@ class RowEncoder:
 
     def __init__(self, table: Table, schema: Schema, *, with_target: bool) -> None:
         """Raises `DataError` where columns are absent; that of the target need not be there without `with_target`."""
-        _check_columns(table, schema, schema.names if with_target else schema.feature_names)
+        named = (*schema.feature_names, schema.target.name) if with_target else schema.feature_names
+        _check_columns(table, schema, named)
         self._table, self._schema, self._with_target = table, schema, with_target
         self._coder = _Coder(table, schema, with_target=with_target)
 
@@ -190,7 +229,7 @@ def check_values(table: Table, schema: Schema) -> None:
     One value that cannot be there is no mistake, since another table may spell it so; none that can is.
 
     Raises:
-        DataError: a column of which no category can be there, or a class of which no value can.
+        DataError: a column of which no category can be there, or a class or group of which no value can.
     """
     wrong = []
     for feature in schema.features:
@@ -200,6 +239,10 @@ def check_values(table: Table, schema: Schema) -> None:
         for label, values in schema.target.classes.items():
             if not _can_be_in(table, schema.target.name, values):
                 wrong.append(_never(table, schema.target.name, f"value of class {label}", values))
+    if (group := schema.group) is not None:
+        for label, values in (group.groups or {}).items():
+            if not _can_be_in(table, group.name, values):
+                wrong.append(_never(table, group.name, f"value of group {label}", values))
     if wrong:
         raise DataError(f"{table.source}: {'; '.join(wrong)}")
 

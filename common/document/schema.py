@@ -14,8 +14,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from common.document.documents import Document, unless
+from common.document.group import Group
 from common.document.mistakes import Problem
-from common.document.values import Scalar, agree, spelled
+from common.document.values import Labelled, Scalar, agree, by_label, problems_of_labels, spelled
 
 Bounds = tuple[float, float]
 Name = Annotated[str, Field(min_length=1)]
@@ -85,32 +86,16 @@ class Image(Document):
         return self.channels * self.height * self.width
 
 
-def _classes(value: object) -> object:
-    """`[a, b]` is short for `{a: [a], b: [b]}`."""
-    if isinstance(value, list):
-        if len({spelled(v) for v in value}) < len(value):
-            raise ValueError("must all differ")
-        return {spelled(v): (v,) for v in value}
-    if isinstance(value, dict):  # past this point pydantic takes tuples for tuples only
-        return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-    return value
-
-
 class Classes(Document):
     """A target that is one of at least two classes, each a list of the cell values that mean it."""
 
     name: Name  # of the column
     # From a class's name to the values that mean it; `[a, b]` is short for `{a: [a], b: [b]}`.
-    classes: Annotated[dict[str, tuple[Scalar, ...]], Field(min_length=2), BeforeValidator(_classes)]
+    classes: Annotated[Labelled, Field(min_length=2), BeforeValidator(by_label)]
 
     def contradictions(self) -> Iterator[Problem]:
-        for label, values in self.classes.items():
-            if not values:
-                yield ("classes", label), "needs at least one value"
-        for (first, some), (label, values) in combinations(self.classes.items(), 2):
-            for value in values:
-                if any(agree(value, other) for other in some):
-                    yield ("classes", label), f"shares the value {spelled(value)} with class {first}"
+        for key, sentence in problems_of_labels(self.classes, "class"):
+            yield ("classes", *key), sentence
 
 
 class NumericTarget(Document):
@@ -139,6 +124,7 @@ class Schema(Document):
         Discriminator(_target_kind),
     ]
     image: Annotated[Image | None, unless(None)] = None  # which columns are one, if any are
+    group: Annotated[Group | None, unless(None)] = None  # by which evaluations say how fair the model is
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2  # of each client's rows, dealt by a keyed hash
     columns: tuple[Name, ...] | None = None  # the order of the columns in a file without a header
 
@@ -159,8 +145,19 @@ class Schema(Document):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every column that is read: the features, then the target."""
-        return (*self.feature_names, self.target.name)
+        """Every column that is read for training: the features, then the target, then that of the groups."""
+        named = (*self.feature_names, self.target.name)
+        return named if self.group is None or self.group.name in named else (*named, self.group.name)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of rows by which evaluations count, or ("",) if all are one."""
+        return ("",) if self.group is None else self.group.labels
+
+    @property
+    def ungrouped(self) -> Schema:
+        """The same without groups, for whoever counts rows all together."""
+        return self if self.group is None else self.model_copy(update={"group": None})
 
     def contradictions(self) -> Iterator[Problem]:
         seen: set[str] = set()
@@ -176,12 +173,22 @@ class Schema(Document):
             yield ("target", *key), sentence
         if self.target.name in seen:
             yield ("target", "name"), f"is also a feature (got {self.target.name})"
+        if self.group is not None:
+            yield from self._group_problems(self.group)
         if self.columns is not None:
             for name in self.names:
                 if name not in self.columns:
                     yield ("columns",), f"lacks {name}"
             if len(set(self.columns)) < len(self.columns):
                 yield ("columns",), "must all differ"
+
+    def _group_problems(self, group: Group) -> Iterator[Problem]:
+        for key, sentence in group.contradictions():
+            yield ("group", *key), sentence
+        if group.name == self.target.name:
+            yield ("group", "name"), f"is the target (got {group.name}); evaluations tell each class's recall anyway"
+        if self.validation_fraction == 0:
+            yield ("group",), "is for evaluations, and validation_fraction is 0, so that there are none"
 
     def _image_problems(self, image: Image) -> Iterator[Problem]:
         names = self.feature_names

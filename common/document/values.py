@@ -10,9 +10,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
+
+from common.document.mistakes import Problem
 
 Scalar = bool | int | float | str
+Labelled = dict[str, tuple[Scalar, ...]]  # from a label to the values that mean it
 
 TRUTH = {"true": 1.0, "True": 1.0, "TRUE": 1.0, "false": 0.0, "False": 0.0, "FALSE": 0.0}
 NOT_A_NUMBER = ("nan", "NaN", "NAN")  # how tables spell a number that is missing
@@ -58,6 +63,28 @@ def agree(one: Scalar, other: Scalar) -> bool:
     if a.text == b.text:
         return True
     return any(_stands_for(number, text) for number, text in ((a, b), (b, a)))
+
+
+def by_label(value: object) -> object:
+    """What a document gives for `Labelled`: `[a, b]` is short for `{a: [a], b: [b]}`."""
+    if isinstance(value, list):
+        if len({spelled(v) for v in value}) < len(value):
+            raise ValueError("must all differ")
+        return {spelled(v): (v,) for v in value}
+    if isinstance(value, dict):  # past this point pydantic takes tuples for tuples only
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    return value
+
+
+def problems_of_labels(labels: Mapping[str, tuple[Scalar, ...]], what: str) -> Iterator[Problem]:
+    """What is wrong with the values of labels, each of which is a `what`."""
+    for label, values in labels.items():
+        if not values:
+            yield (label,), "needs at least one value"
+    for (first, some), (label, values) in combinations(labels.items(), 2):
+        for value in values:
+            if any(agree(value, other) for other in some):
+                yield (label,), f"shares the value {spelled(value)} with {what} {first}"
 
 
 def _stands_for(meaning: Meaning, other: Meaning) -> bool:

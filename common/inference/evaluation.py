@@ -17,13 +17,12 @@ from common.data.encoding import EncodedBlock, RowEncoder
 from common.data.encoding_report import EncodingReport
 from common.data.tables import Table
 from common.document.federation import Federation
+from common.document.group import MOST_GROUPS
 from common.errors import DataError
-from common.inference.grouping import Grouping
+from common.inference.grouping import Groups
 from common.inference.predictor import Outputs, Predictor
 from common.inference.tallies import Tally, tally_of
-
-MOST_GROUPS = 50
-FEW_ROWS = 30  # of which a figure says little
+from common.model.gaps import FEW_ROWS, Figure, gaps
 
 
 @dataclass
@@ -43,7 +42,7 @@ class Evaluated:
         return told | {"by": {column: _compared(tallies) for column, tallies in self.groups.items()}}
 
 
-def evaluate(table: Table, predictor: Predictor, *, by: Sequence[Grouping] = (), skip_bad: bool = False) -> Evaluated:
+def evaluate(table: Table, predictor: Predictor, *, by: Sequence[Groups] = (), skip_bad: bool = False) -> Evaluated:
     """Scores a model on all rows of a table, and on the rows of each group.
 
     Args:
@@ -90,13 +89,8 @@ def _compared(tallies: Mapping[str, Tally]) -> dict[str, Any]:
     """Each group's figures, and for each figure the groups that do best and worst and the gap between them, of those
     that have `FEW_ROWS` of it or more: a gap between few rows is chance."""
     shown = {name: tally.compared() for name, tally in tallies.items()}
-    gaps: dict[str, Any] = {}
-    for figure in dict.fromkeys(figure for _, figures in shown.values() for figure in figures):
-        found = {name: figures[figure] for name, (_, figures) in shown.items() if figure in figures}
-        values = {name: value for name, (value, rows) in found.items() if rows >= FEW_ROWS}
-        if len(values) < 2:
-            continue
-        low, high = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
-        worst, best = (high, low) if figure == "mae" else (low, high)
-        gaps[figure] = {"gap": values[high] - values[low], "worst": worst, "best": best}
-    return {"groups": {name: told for name, (told, _) in shown.items()}, "gaps": gaps}
+    comparable = {
+        name: {figure: Figure(value) for figure, (value, rows) in figures.items() if rows >= FEW_ROWS}
+        for name, (_, figures) in shown.items()
+    }
+    return {"groups": {name: told for name, (told, _) in shown.items()}, "gaps": gaps(comparable)}

@@ -6,17 +6,58 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.data.cells import Cells
-from common.data.encoding import check_column, missing_of
+from common.data.encoding import check_column, group_of, missing_of
 from common.data.tables import Table
+from common.document.group import Group, between
 from common.document.schema import Schema
 from common.errors import ConfigError
 
 EMPTY = "(empty)"
+
+
+class Groups(Protocol):
+    """How a table's rows fall into groups."""
+
+    @property
+    def column(self) -> str: ...
+
+    @property
+    def name(self) -> str:
+        """What the groups are told by."""
+
+    def groups(self, cells: Cells, schema: Schema) -> NDArray[np.object_]:
+        """The group of each row, as text."""
+
+    def ordered(self, groups: Iterable[str]) -> list[str]:
+        """Groups in the order in which a reader looks for them."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """The groups that a federation's schema declares, in its order."""
+
+    group: Group
+
+    @property
+    def column(self) -> str:
+        return self.group.name
+
+    @property
+    def name(self) -> str:
+        return self.group.name
+
+    def groups(self, cells: Cells, schema: Schema) -> NDArray[np.object_]:
+        return np.array(self.group.labels, object)[group_of(cells, schema, self.group)]
+
+    def ordered(self, groups: Iterable[str]) -> list[str]:
+        names = set(groups)
+        return [label for label in self.group.labels if label in names]
 
 
 @dataclass(frozen=True)
@@ -60,8 +101,7 @@ class Grouping:
         """The groups between the cuts, from the lowest."""
         if not self.cuts:
             return ()
-        between = (f"{a} to below {b}" for a, b in pairwise(self.cuts))
-        return (f"below {self.cuts[0]}", *between, f"from {self.cuts[-1]}")
+        return between(self.cuts)
 
     def groups(self, cells: Cells, schema: Schema) -> NDArray[np.object_]:
         """The group of each row, as text. What the schema calls missing is empty."""

@@ -48,7 +48,7 @@ class ClassTally:
 
     def __init__(self, schema: Schema) -> None:
         assert isinstance(schema.target, Classes)
-        self._schema, self.classes = schema, list(schema.target.classes)
+        self._schema, self.classes = schema.ungrouped, list(schema.target.classes)
         k = len(self.classes)
         self.confusion = np.zeros((k, k), np.int64)  # [true, predicted]
         self._brier = self._log = 0.0
@@ -105,6 +105,7 @@ class ClassTally:
     def compared(self) -> tuple[dict[str, Any], dict[str, tuple[float, int]]]:
         hits, true = np.diag(self.confusion), self.confusion.sum(axis=1)
         accuracy = float(hits.sum() / self.rows)
+        overconfidence = float(self._bins[:, 1].sum() / self.rows) - accuracy
         met = {label: (int(h), int(n)) for label, h, n in zip(self.classes, hits, true, strict=True) if n}
         recalls = {label: h / n for label, (h, n) in met.items()}
         shares = self.confusion.sum(axis=0) / self.rows
@@ -117,9 +118,11 @@ class ClassTally:
             "rows_of_class": {label: int(n) for label, n in zip(self.classes, true, strict=True)},
             "predicted": dict(zip(self.classes, shares.tolist(), strict=True)),
             "brier": self._brier / self.rows,
+            "overconfidence": overconfidence,
         }
         of_class = {f"recall of {label}": (value, met[label][1]) for label, value in recalls.items()}
-        return shown, {"accuracy": (accuracy, self.rows), **of_class}
+        together = {"accuracy": (accuracy, self.rows), "overconfidence": (overconfidence, self.rows)}
+        return shown, together | of_class
 
     def _area(self) -> float | None:
         """The area under the ROC curve of the second of two classes: how often it has the larger probability, of a row
@@ -191,7 +194,7 @@ class NumberTally:
     def compared(self) -> tuple[dict[str, Any], dict[str, tuple[float, int]]]:
         scores = self.scores()
         shown = {"rows": self.rows, **{name: scores[name] for name in ("mae", "mae_interval", "rmse", "bias")}}
-        return shown, {"mae": (scores["mae"], self.rows)}
+        return shown, {name: (scores[name], self.rows) for name in ("mae", "bias")}
 
     def _interval(self) -> list[float]:
         """Of the mean absolute error, by the normal approximation."""

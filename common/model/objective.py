@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from common.document.schema import Classes, Schema
-from common.model.scores import COUNT_UNIT, Counts, count_size
+from common.model.scores import COUNT_UNIT, Counts, cells_of, count_size, is_calibrated
 
 SCORING_BATCH = 65_536  # rows
 
@@ -40,16 +43,67 @@ def predictions(logits: Tensor, loss: str) -> Tensor:
     raise _unknown(loss)
 
 
-def counts(predicted: Tensor, y: Tensor, schema: Schema) -> Counts:
-    """Exact counts of one table, multiples of `COUNT_UNIT`, float64 [count_size]. An empty table gives zeros.
+def confidences(logits: Tensor, loss: str) -> Tensor | None:
+    """How probable the model finds the class that it predicts, float64 [batch]; None for mse."""
+    if loss == "mse":
+        return None
+    if loss == "binary_cross_entropy":
+        return torch.sigmoid(logits[:, 0].double().abs())
+    return torch.softmax(logits.double(), dim=1).amax(dim=1)
 
-    Raises `ValueError` unless there is one prediction [rows] for each label [rows].
+
+@dataclass(frozen=True)
+class Added:
+    """What rows add to counts: each adds `amounts` [parts, rows] to the counts at `cells` [parts, rows]."""
+
+    cells: NDArray[np.int64]
+    amounts: Counts
+
+    def total(self, size: int) -> Counts:
+        """Their sum, [size]. Sums of multiples of one unit are exact, in whatever order they are added."""
+        return np.bincount(self.cells.ravel(), self.amounts.ravel(), minlength=size).astype(np.float64, copy=False)
+
+
+def added(
+    predicted: Tensor, y: Tensor, schema: Schema, *, group: Tensor | None = None, confidence: Tensor | None = None
+) -> Added:
+    """What each row adds to the counts of `common.model.scores`, in multiples of `COUNT_UNIT`.
+
+    Args:
+        predicted: class indices [rows], or numbers [rows].
+        group: each row's group [rows], where the schema declares a group's column.
+        confidence: `confidences` [rows], where it counts classes' calibration too.
+
+    Raises:
+        ValueError: not one prediction for each label, or not what the schema asks for.
     """
     _check_shapes(predicted, y)
-    if isinstance(schema.target, Classes):
-        k = schema.outputs
-        return np.bincount((y * k + predicted).cpu().numpy(), minlength=k * k).astype(np.float64)
-    return np.array([part.sum() for part in errors_of_rows(predicted, y)])
+    if (schema.group is not None) != (group is not None):
+        raise ValueError("rows must have groups where the schema declares a group's column, and only there")
+    classes = isinstance(schema.target, Classes)
+    if classes:
+        cells, amounts = [(y * schema.outputs + predicted).cpu().numpy()], [np.ones(len(y))]
+    else:
+        cells, amounts = [np.full(len(y), i, np.int64) for i in range(3)], errors_of_rows(predicted, y)
+    if is_calibrated(schema):
+        cells.append(np.full(len(y), cells_of(schema), np.int64))
+        share = confidence if classes else (1 + predicted.double() - y.double()) / 2
+        if share is None:
+            raise ValueError("calibration needs the confidences of predictions")
+        _check_shapes(share, y)
+        amounts.append(_in_units(torch.nan_to_num(share.double(), nan=1.0).clamp(0.0, 1.0)))
+    where = np.stack(cells)
+    if group is not None:
+        _check_shapes(group, y)
+        where = where + group.cpu().numpy() * (cells_of(schema) + is_calibrated(schema))
+    return Added(where, np.stack(amounts))
+
+
+def counts(
+    predicted: Tensor, y: Tensor, schema: Schema, *, group: Tensor | None = None, confidence: Tensor | None = None
+) -> Counts:
+    """Exact counts of one table, float64 [count_size]; arguments as for `added`. An empty table gives zeros."""
+    return added(predicted, y, schema, group=group, confidence=confidence).total(count_size(schema))
 
 
 def errors_of_rows(predicted: Tensor, y: Tensor) -> list[Counts]:
@@ -57,9 +111,13 @@ def errors_of_rows(predicted: Tensor, y: Tensor) -> list[Counts]:
     error = (predicted.double() - y.double()).abs()  # a subnormal float, whatever becomes of it, is far below a unit
     # A model can put out NaN; an error of 1, the largest there is, keeps the sensitivity true.
     error = torch.nan_to_num(error, nan=1.0)
-    # Each row's is rounded by itself: sums of multiples of one unit are exact, in whatever order they are added.
-    rounded = [((part / COUNT_UNIT).round() * COUNT_UNIT).cpu().numpy() for part in (error, error * error)]
-    return [np.ones(len(y)), *rounded]
+    return [np.ones(len(y)), *(_in_units(part) for part in (error, error * error))]
+
+
+def _in_units(amounts: Tensor) -> Counts:
+    """Each row's by itself."""
+    rounded: Counts = ((amounts / COUNT_UNIT).round() * COUNT_UNIT).cpu().numpy()
+    return rounded
 
 
 def _unknown(loss: str) -> ValueError:
@@ -72,11 +130,14 @@ def _check_shapes(each: Tensor, y: Tensor) -> None:
 
 
 @torch.no_grad()
-def score(model: nn.Module, x: Tensor, y: Tensor, *, schema: Schema, loss: str) -> Counts:
-    """Exact counts of the model on a table. Leaves the model in evaluation mode."""
+def score(model: nn.Module, x: Tensor, y: Tensor, *, schema: Schema, loss: str, group: Tensor | None = None) -> Counts:
+    """Exact counts of the model on a table; `group` as for `added`. Leaves the model in evaluation mode."""
     model.eval()
     total = np.zeros(count_size(schema))
     for start in range(0, len(y), SCORING_BATCH):
         chunk = slice(start, start + SCORING_BATCH)
-        total += counts(predictions(model(x[chunk]), loss), y[chunk], schema)
+        logits = model(x[chunk])
+        sure = confidences(logits, loss) if is_calibrated(schema) else None
+        groups = None if group is None else group[chunk]
+        total += counts(predictions(logits, loss), y[chunk], schema, group=groups, confidence=sure)
     return total

@@ -5,6 +5,10 @@ known sensitivity. Two kinds, by the schema's target:
     classes  the confusion matrix [true, predicted], flattened; one row adds 1 to one cell: L2 sensitivity 1
     number   (rows, sum of |error|, sum of error^2) with errors in the scaled target's [0, 1]; one row adds at
              most (1, 1, 1): L2 sensitivity sqrt(3)
+Where the schema declares a group's column, each group has such counts, one group's after another's, and a row adds to
+those of its own alone, so that the sensitivity is the same. With `calibration` each group has one count more, of which
+a row adds at most 1: how probable the model finds the class that it predicts, or (1 + prediction - target) / 2. The
+sensitivity is then the root of 2, or of 4.
 A row adds multiples of 2^-20 (an error is rounded before it is added), and noise is on the same grid. So what leaves
 is a function of integers, and has no bits that a float's addition left behind.
 """
@@ -12,15 +16,18 @@ is a function of integers, and has no bits that a float's addition left behind.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.document.schema import Classes, Schema
+from common.model.gaps import FEW_ROWS, Figure, gaps
 
 COUNT_UNIT = 2.0**-20
 MOST_CLASSES = 10  # of which a confusion matrix is told
+SURELY = 3.0  # standard deviations of a group's noise, that its rows must exceed to be compared
 
 Counts = NDArray[np.float64]
 Scores = dict[str, Any]
@@ -28,20 +35,31 @@ Scores = dict[str, Any]
 
 def count_size(schema: Schema) -> int:
     """How many numbers `counts` returns."""
+    return len(schema.groups) * (cells_of(schema) + is_calibrated(schema))
+
+
+def cells_of(schema: Schema) -> int:
+    """How many counts a group has, but for that of its calibration."""
     return schema.outputs**2 if isinstance(schema.target, Classes) else 3
+
+
+def is_calibrated(schema: Schema) -> bool:
+    """Has each group one count more?"""
+    return schema.group is not None and schema.group.calibration
 
 
 def count_sensitivity(schema: Schema) -> float:
     """L2 distance by which one row can move `counts`."""
-    return 1.0 if isinstance(schema.target, Classes) else math.sqrt(3.0)
+    return math.sqrt((1 if isinstance(schema.target, Classes) else 3) + is_calibrated(schema))
 
 
 def rows_of(total: Counts, schema: Schema) -> float:
     """How many rows were counted."""
-    return float(total.sum() if isinstance(schema.target, Classes) else total[0])
+    by_group = _by_group(total, schema)
+    return float(by_group[:, : cells_of(schema)].sum() if isinstance(schema.target, Classes) else by_group[:, 0].sum())
 
 
-def scores_of(total: Counts, schema: Schema) -> Scores:
+def scores_of(total: Counts, schema: Schema, *, noise: float = 0.0, few: int = FEW_ROWS) -> Scores:
     """Metrics from counts that may carry noise: negative counts are read as 0 (post-processing).
 
     `rows` is how many were counted. Classes: accuracy; precision, recall and f1 as the mean over classes (macro), and
@@ -49,45 +67,146 @@ def scores_of(total: Counts, schema: Schema) -> Scores:
     predicted has none of the three, and is not in the mean; otherwise a ratio whose denominator is 0 is 0. Number: mae,
     mse (its square) and rmse in the target's own unit, and `scaled`: mae and mse as the model is trained, by the range
     between the target's bounds. Where no row was counted there are no metrics.
+
+    Where the schema declares a group's column, `by` has for it each group's figures and the gaps between groups.
+
+    Args:
+        noise: standard deviation of each count's. Groups are compared by what is of more rows than chance makes of it.
+        few: ... and of at least so many.
     """
     total = np.nan_to_num(np.asarray(total, np.float64))
     if rows_of(total, schema) <= 0:
         return {}
+    by_group = _by_group(total, schema)
+    scores = _scores(by_group.sum(axis=0), schema)
+    if schema.group is not None:
+        groups = dict(zip(schema.groups, by_group, strict=True))
+        scores["by"] = {schema.group.name: _compared(groups, schema, noise=noise, few=few)}
+    return scores
+
+
+def gaps_between(
+    clients: Mapping[str, Counts], schema: Schema, *, noise: float = 0.0, few: int = FEW_ROWS
+) -> dict[str, dict[str, Any]]:
+    """The gaps between several clients' counts, as `scores_of` has them between groups."""
+    together = {name: _by_group(total, schema).sum(axis=0) for name, total in clients.items()}
+    # Each of these sums has the noise of as many counts as there are groups.
+    noise_of_sum = noise * math.sqrt(len(schema.groups))
+    found: dict[str, dict[str, Any]] = _compared(together, schema, noise=noise_of_sum, few=few)["gaps"]
+    return found
+
+
+def _by_group(total: Counts, schema: Schema) -> Counts:
+    """[groups, counts of a group]."""
+    return np.asarray(total).reshape(len(schema.groups), -1)
+
+
+def _scores(total: Counts, schema: Schema) -> Scores:
+    """The metrics of one group, or of all rows together: [counts of a group]."""
     total = np.clip(total, 0.0, None)
+    calibration = float(total[-1]) if is_calibrated(schema) else None
     if not isinstance(schema.target, Classes):
-        low, high = schema.target.bounds
-        mae, mse = (float(part / max(total[0], 1.0)) for part in total[1:])
-        return {
-            "mae": mae * (high - low),
-            "mse": mse * (high - low) ** 2,
-            "rmse": math.sqrt(mse) * (high - low),
-            "scaled": {"mae": mae, "mse": mse},
-            "rows": float(total[0]),
-        }
-    confusion = total.reshape(schema.outputs, schema.outputs)
+        return _scores_of_number(total, schema.target.bounds, calibration)
+    confusion = total[: cells_of(schema)].reshape(schema.outputs, schema.outputs)
     hits, predicted, true = np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)
     met = predicted + true > 0
     precision, recall = _ratio(hits, predicted), _ratio(hits, true)
     of_class = {"precision": precision, "recall": recall, "f1": _ratio(2 * precision * recall, precision + recall)}
-    return {
-        "accuracy": float(_ratio(hits.sum(), confusion.sum())),
-        **{name: float(values[met].mean()) for name, values in of_class.items()},
+    rows = float(confusion.sum())
+    accuracy = float(_ratio(hits.sum(), confusion.sum()))
+    scores: Scores = {
+        "accuracy": accuracy,
+        **{name: float(values[met].mean()) if met.any() else 0.0 for name, values in of_class.items()},
         "per_class": {
             label: {name: float(values[i]) if met[i] else None for name, values in of_class.items()}
             for i, label in enumerate(schema.target.classes)
         },
-        "rows": float(confusion.sum()),
+        "rows": rows,
         **({"confusion": confusion.round(3).tolist()} if schema.outputs <= MOST_CLASSES else {}),
     }
+    if calibration is not None:
+        scores["overconfidence"] = calibration / rows - accuracy if rows else 0.0
+    return scores
+
+
+def _scores_of_number(total: Counts, bounds: tuple[float, float], calibration: float | None) -> Scores:
+    span, rows = bounds[1] - bounds[0], max(float(total[0]), 1.0)
+    mae, mse = (float(part / rows) for part in total[1:3])
+    scores: Scores = {
+        "mae": mae * span,
+        "mse": mse * span**2,
+        "rmse": math.sqrt(mse) * span,
+        "scaled": {"mae": mae, "mse": mse},
+        "rows": float(total[0]),
+    }
+    if calibration is not None:
+        scores["bias"] = (2 * calibration / rows - 1) * span
+    return scores
+
+
+def _compared(groups: Mapping[str, Counts], schema: Schema, *, noise: float, few: int) -> dict[str, Any]:
+    """Each group's figures, and the gaps between those that are of enough rows."""
+    shown: dict[str, Scores] = {}
+    comparable: dict[str, dict[str, Figure]] = {}
+    classes, k = isinstance(schema.target, Classes), schema.outputs
+    for name, counts in groups.items():
+        scores = _scores(counts, schema)
+        rows = float(scores["rows"])
+        names: list[str] = ["accuracy", "mae", "rmse", "overconfidence", "bias"] if rows > 0 else []
+        told = {n: scores[n] for n in names if n in scores}
+        values: Scores = {n: told[n] for n in told if n != "rmse"}
+        sizes = dict.fromkeys(told, rows)
+        if isinstance(schema.target, Classes):
+            true = np.clip(counts[: cells_of(schema)], 0.0, None).reshape(k, k).sum(axis=1)
+            met = {label: float(n) for label, n in zip(schema.target.classes, true, strict=True) if n > 0}
+            recalls = {label: scores["per_class"][label]["recall"] for label in met}
+            told |= {"recall": recalls, "rows_of_class": met}
+            values |= {f"recall of {label}": recall for label, recall in recalls.items()}
+            sizes |= {f"recall of {label}": n for label, n in met.items()}
+        shown[name] = {"rows": rows} | told
+        comparable[name] = {
+            figure: Figure(value, noise_of_figure(figure, value, sizes[figure], schema, noise))
+            for figure, value in values.items()
+            # The rows of a figure are the sum of so many noisy counts.
+            if sizes[figure] >= few
+            and sizes[figure] > SURELY * noise * math.sqrt((k if "recall" in figure else k * k) if classes else 1)
+        }
+    return {"groups": shown, "gaps": gaps(comparable)}
+
+
+def noise_of_figure(name: str, value: float, rows: float, schema: Schema, noise: float) -> float:
+    """Standard deviation of a figure of `rows` rows, where each count has independent noise of deviation `noise`.
+
+    To first order, with T the number of rows. Accuracy a is k of k^2 counts over all of them: noise^2 / T^2
+    (k - 2 a k + a^2 k^2). A class's recall r is one of k counts over all of them: (1 - 2 r + r^2 k). Overconfidence v
+    is one count less k of k^2, over these: 1 + k (1 + v)^2 + (k^2 - k) v^2. A scaled mean error m is one count over
+    another: 1 + m^2; and so is the bias b, doubled: 4 + (1 + b)^2.
+    """
+    if noise <= 0 or rows <= 0:
+        return 0.0
+    k, target = schema.outputs, schema.target
+    if isinstance(target, Classes):
+        v = value
+        if name == "accuracy":
+            square = k - 2 * v * k + (v * k) ** 2
+        elif name == "overconfidence":
+            square = 1 + k * (1 + v) ** 2 + (k * k - k) * v**2
+        else:
+            square = 1 - 2 * v + v**2 * k
+        return noise / rows * math.sqrt(max(square, 0.0))
+    span = target.bounds[1] - target.bounds[0]
+    v = value / span
+    return noise / rows * math.sqrt(4 + (1 + v) ** 2 if name == "bias" else 1 + v**2) * span
 
 
 def headlines_of(totals: Counts, schema: Schema) -> Counts:
     """The figure that says most, accuracy or mae in the target's unit, of several counts: [clients, count_size] ->
     [clients]. NaN where no row was counted."""
-    totals = np.clip(np.nan_to_num(np.asarray(totals, np.float64)), 0.0, None)
+    totals = np.nan_to_num(np.asarray(totals, np.float64))
+    totals = np.clip(totals.reshape(len(totals), len(schema.groups), -1).sum(axis=1), 0.0, None)
     if isinstance(schema.target, Classes):
-        k = schema.outputs
-        part, whole = totals[:, :: k + 1].sum(axis=1), totals.sum(axis=1)
+        cells = totals[:, : cells_of(schema)]
+        part, whole = cells[:, :: schema.outputs + 1].sum(axis=1), cells.sum(axis=1)
     else:
         low, high = schema.target.bounds
         part, whole = totals[:, 1] * (high - low), totals[:, 0]

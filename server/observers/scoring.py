@@ -35,6 +35,7 @@ class HeldOut:
         encoded = encode_table(tables.read(path, self._schema, form), self._schema)
         self.report = encoded.report
         self._x, self._y = torch.from_numpy(encoded.x), torch.from_numpy(encoded.y)
+        self._group = None if encoded.group is None else torch.from_numpy(encoded.group)
         with room_for(federation):
             self._model = mlp.build(federation)
 
@@ -42,7 +43,7 @@ class HeldOut:
         """The metrics; `clamped_targets` among them if errors are measured against targets that were clamped, and
         `relies_on` if it was this model's turn to be explained."""
         mlp.load_weights(self._model, weights)
-        counts = objective.score(self._model, self._x, self._y, schema=self._schema, loss=self._loss)
+        counts = objective.score(self._model, self._x, self._y, schema=self._schema, loss=self._loss, group=self._group)
         clamped = self.report.targets_clamped
         self._scored += 1
         found = scores_of(counts, self._schema) | ({"clamped_targets": clamped} if clamped else {})

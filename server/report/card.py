@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from common.document.schema import Categorical, Classes
+from common.model.gaps import FEW_ROWS
 from common.model.scores import Scores
 from common.text import duration
 from server.folder.folder import RunRecord
@@ -17,7 +18,7 @@ MOST_CLIENTS = 50  # with a line each
 
 def card(record: RunRecord) -> str:
     """The card of a run's model, in Markdown."""
-    parts = [_model, _use, _data, _training, _results, _by_client, _privacy, _limits]
+    parts = [_model, _use, _data, _training, _results, _by_client, _by_group, _privacy, _limits]
     # No text of others is HTML to whoever shows Markdown.
     return "\n".join(line for part in parts for line in part(record)).rstrip().replace("<", "&lt;") + "\n"
 
@@ -148,10 +149,28 @@ def _by_client(record: RunRecord) -> Iterator[str]:
         yield from _table(headings, [(facts.label(name), *(facts.shown(name, end) for end in ends))])
         return
     yield from _table(("client", facts.label(name)), [(c, facts.shown(name, v)) for c, v in sorted(figures.items())])
+    yield from _paragraph(*(f"{sentence}." for sentence in facts.gaps_by_client(record.standing.evaluation or {})))
     if not held_out and record.federation.privacy.limits:
         yield from _paragraph(
             "Of noisy counts: a client has few rows, and noise moves its figure far more than that of all."
         )
+
+
+def _by_group(record: RunRecord) -> Iterator[str]:
+    scores = facts.held_out(record) or record.standing.evaluation or {}
+    name = record.federation.metrics[0]
+    for column, compared in scores.get("by", {}).items():
+        yield f"## Results by {column}"
+        rows = [
+            (
+                group + (" (few rows)" if told["rows"] < FEW_ROWS else ""),
+                f"{told['rows']:,.0f}",
+                facts.shown(name, told[name]) if name in told else "none",
+            )
+            for group, told in compared["groups"].items()
+        ]
+        yield from _table(("group", "rows", facts.label(name)), rows)
+        yield from _paragraph(*(f"{sentence}." for sentence in facts.gaps_by_group(scores)))
 
 
 def _privacy(record: RunRecord) -> Iterator[str]:
@@ -195,7 +214,8 @@ def _limits(record: RunRecord) -> Iterator[str]:
         yield _plain(f"- Without the rows of {', '.join(refused[:MOST_CLIENTS])}, who refused.")
     if record.federation.privacy.limits:
         yield "- Noise for privacy costs accuracy, most for classes and groups with few rows."
-    yield "- These figures say nothing of groups of people: `cloister evaluate RUN_DIR table.csv --by COLUMN` does."
+    if record.federation.data_schema.group is None:
+        yield "- These figures say nothing of groups of people: `cloister evaluate RUN_DIR table.csv --by COLUMN` does."
 
 
 def _paragraph(*texts: str) -> Iterator[str]:

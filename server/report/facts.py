@@ -12,7 +12,8 @@ from typing import Any
 from common.document.federation import Federation
 from common.document.schema import Categorical, Classes
 from common.errors import RunFolderError
-from common.model.scores import Scores
+from common.model.gaps import in_words
+from common.model.scores import Scores, noise_of_figure
 from server.folder.folder import RunRecord
 from server.rounds.events import RoundEnded, State
 
@@ -63,26 +64,41 @@ def score_of(scores: Scores | None, federation: Federation) -> Score | None:
     value, deviation = float(scores[name]), noise_of(scores, federation)
     if deviation is None:
         return Score(name, value)
+    return Score(name, value, *interval(name, value, deviation))
+
+
+def interval(name: str, value: float, deviation: float) -> tuple[float, float]:
+    """The 95 % interval of accuracy or mae by its standard deviation."""
     highest = 1.0 if name == "accuracy" else math.inf
-    return Score(name, value, max(value - Z * deviation, 0.0), min(value + Z * deviation, highest))
+    return max(value - Z * deviation, 0.0), min(value + Z * deviation, highest)
+
+
+def gaps_by_group(scores: Scores) -> list[str]:
+    """The gaps between groups, each a sentence; that there are none to speak of, if so."""
+    found = []
+    for column, compared in scores.get("by", {}).items():
+        said = [sentence(in_words(figure, gap, between=f"by {column}")) for figure, gap in compared["gaps"].items()]
+        found += said or [f"No gaps by {column}: fewer than two groups have enough rows for their noise"]
+    return found
+
+
+def gaps_by_client(scores: Scores) -> list[str]:
+    """The gaps between clients, each a sentence."""
+    gaps = scores.get("gaps_between_clients", {})
+    return [sentence(in_words(figure, gap, between="between clients")) for figure, gap in gaps.items()]
+
+
+def sentence(text: str) -> str:
+    """With a capital letter."""
+    return text[:1].upper() + text[1:]
 
 
 def noise_of(scores: Scores, federation: Federation) -> float | None:
-    """Standard deviation that the counts' noise gives to accuracy or mae; None where there is none.
-
-    To first order: each count has independent noise of deviation s (`count_noise`). Accuracy A is k of the k^2 counts
-    over all of them, T together, so its variance is s^2 / T^2 (k - 2 A k + A^2 k^2); the scaled mean error m is one
-    count over another, n rows, so its variance is s^2 / n^2 (1 + m^2).
-    """
-    s, rows = float(scores.get("count_noise", 0.0)), float(scores.get("rows", 0.0))
-    if s <= 0 or rows <= 0:
-        return None
-    target = federation.data_schema.target
-    if isinstance(target, Classes):
-        k, a = federation.data_schema.outputs, float(scores["accuracy"])
-        return s / rows * math.sqrt(max(k - 2 * a * k + (a * k) ** 2, 0.0))
-    m, (low, high) = float(scores["scaled"]["mae"]), target.bounds
-    return s / rows * math.sqrt(1 + m * m) * (high - low)
+    """Standard deviation that the counts' noise gives to accuracy or mae; None where there is none."""
+    name, schema = federation.metrics[0], federation.data_schema
+    # Each count is a sum over the groups that the schema declares.
+    noise = float(scores.get("count_noise", 0.0)) * math.sqrt(len(schema.groups))
+    return noise_of_figure(name, float(scores[name]), float(scores.get("rows", 0.0)), schema, noise) or None
 
 
 def told(record: RunRecord) -> list[RoundEnded]:

@@ -24,7 +24,7 @@ from server.report.drawing import (
     last_scores,
     thinned,
 )
-from server.report.people import clients, participation, spent, times
+from server.report.people import clients, groups, participation, spent, times
 
 EXACT = "held-out rows, exact"
 
@@ -37,6 +37,7 @@ def figures(record: RunRecord) -> list[Figure]:
         epsilon,
         spent,
         clients,
+        groups,
         classes,
         confusion,
         participation,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import altair as alt
 
+from common.model.scores import noise_of_figure
 from server.folder.folder import RunRecord
 from server.report import facts
 from server.report.drawing import (
@@ -103,6 +104,36 @@ def clients(record: RunRecord) -> Figure | None:
     return figure_of(
         "clients", title, f"Worst: {worst}, best: {best}.{noisy}", chart, height=height_of(len(set(order)))
     )
+
+
+def groups(record: RunRecord) -> Figure | None:
+    """Accuracy or error by group, where the schema declares groups, with what the noise makes uncertain."""
+    schema, name = record.federation.data_schema, record.federation.metrics[0]
+    found = [(who, scores) for who, scores in last_scores(record) if scores.get("by")]
+    if schema.group is None or not found:
+        return None
+    form, rows = format_of(name), Rows()
+    for who, scores in found:
+        for group, told in scores["by"][schema.group.name]["groups"].items():
+            if name in told:
+                noise = noise_of_figure(name, told[name], told["rows"], schema, float(scores.get("count_noise", 0.0)))
+                ends = facts.interval(name, told[name], noise) if noise else (None, None)
+                rows.append({"group": group, "value": told[name], "low": ends[0], "high": ends[1], "of": who})
+    kinds = list(dict.fromkeys(row["of"] for row in rows))
+    base = alt.Chart(data(rows)).encode(
+        y=alt.Y("group:N", title=schema.group.name, sort=list(schema.groups), axis=alt.Axis(labelLimit=160, grid=True)),
+        color=colour("of:N", kinds),
+    )
+    point = base.mark_point(filled=True, size=90).encode(
+        x=alt.X("value:Q", title=facts.label(name), axis=alt.Axis(format=form), scale=alt.Scale(zero=False)),
+        tooltip=[alt.Tooltip("group:N"), alt.Tooltip("of:N"), alt.Tooltip("value:Q", format=form)],
+    )
+    whisker = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q")
+    caption = " ".join(f"{sentence}." for sentence in facts.gaps_by_group(found[0][1]))
+    if any(row["low"] is not None for row in rows):
+        caption += " The bars are what the noise in the counts makes uncertain, 95 %."
+    title = f"{facts.label(name).capitalize()} by {schema.group.name}"
+    return figure_of("groups", title, caption.strip(), whisker + point, height=height_of(len(schema.groups)))
 
 
 def participation(record: RunRecord) -> Figure | None:

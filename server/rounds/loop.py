@@ -19,6 +19,7 @@ from flwr.serverapp.strategy import Strategy
 
 from common.document.strategy import OF_A_MEAN
 from common.errors import RunFailed
+from common.model.scores import Counts, gaps_between, headlines_of
 from common.wire.records import LOST
 from server.rounds import cohort, plateau, stopping, strategies
 from server.rounds.advice import on_divergence
@@ -26,7 +27,7 @@ from server.rounds.aggregation import Aggregator, EachReply, Mean
 from server.rounds.cohort import Cohort
 from server.rounds.disclosure import SAYS_NO
 from server.rounds.events import RoundEnded
-from server.rounds.round import Answers, Round, RoundFailed, TrainedRound, evaluate_round, train_round
+from server.rounds.round import Answers, Round, RoundFailed, TrainedRound, count_noise, evaluate_round, train_round
 from server.rounds.run import Ending, Run
 
 MOST_TOLD = 100  # clients of which each round's event tells by name; of more, only what the run leaves behind does
@@ -237,7 +238,7 @@ def _evaluate(run: Run, grid: Grid, strategy: Strategy, event: RoundEnded) -> Ro
     _remember(run, this, evaluated.answers)
     if (evaluation := evaluated.metrics) is not None:
         if evaluation:
-            evaluation |= _of_clients(run, evaluated.headlines)
+            evaluation |= _of_clients(run, evaluated.counts)
         progress.evaluation = evaluation or progress.evaluation or {}
         stopping.note(run, evaluation)
         plateau.note(run, evaluation)
@@ -252,16 +253,24 @@ def _evaluate(run: Run, grid: Grid, strategy: Strategy, event: RoundEnded) -> Ro
     )
 
 
-def _of_clients(run: Run, headlines: Mapping[int, float]) -> dict[str, Any]:
-    """Each client's accuracy or mae, or of many how they spread."""
-    counted = {node: value for node, value in headlines.items() if not math.isnan(value)}
+def _of_clients(run: Run, counts: Mapping[int, Counts]) -> dict[str, Any]:
+    """Each client's accuracy or mae, or of many how they spread, and the gaps between clients."""
+    if not counts:
+        return {}
+    schema = run.federation.data_schema
+    headlines = headlines_of(np.array([*counts.values()]), schema).tolist()
+    counted = {node: value for node, value in zip(counts, headlines, strict=True) if not math.isnan(value)}
     if not counted:
         return {}
+    by_name = dict(sorted((run.name_of(node), node) for node in counted))
+    named = {name: counts[node] for name, node in by_name.items()}
+    told: dict[str, Any] = {}
+    if found := gaps_between(named, schema, noise=count_noise(run.federation, 1)):
+        told["gaps_between_clients"] = found
     if len(counted) > MOST_TOLD:
-        return {"spread": np.quantile(list(counted.values()), QUANTILES).tolist()}
-    name = run.federation.metrics[0]
-    by_name = sorted((run.name_of(node), value) for node, value in counted.items())
-    return {"per_client": {client: {name: value} for client, value in by_name}}
+        return told | {"spread": np.quantile(list(counted.values()), QUANTILES).tolist()}
+    metric = run.federation.metrics[0]
+    return told | {"per_client": {name: {metric: counted[node]} for name, node in by_name.items()}}
 
 
 def _privacy(run: Run) -> dict[str, dict[str, Any]]:

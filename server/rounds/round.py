@@ -19,7 +19,7 @@ from flwr.serverapp.exception import AggregationError, InconsistentMessageReplie
 from flwr.serverapp.strategy import Strategy
 
 from common.document.federation import Federation
-from common.model.scores import Counts, Scores, count_sensitivity, count_size, headlines_of, scores_of
+from common.model.scores import Counts, Scores, count_sensitivity, count_size, scores_of
 from common.model.update import Update
 from common.model.weights import Weights, between, is_finite
 from common.privacy.statement import Statement
@@ -74,10 +74,10 @@ class TrainedRound:
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedRound:
     """`metrics` is None if nobody answered, and empty if those who did have no rows to score the model on.
-    `headlines` is each client's accuracy or mae, by node; nobody's with `privacy.client`."""
+    `counts` is each client's, by node; nobody's with `privacy.client`."""
 
     metrics: Scores | None
-    headlines: Mapping[int, float]
+    counts: Mapping[int, Counts]
     answers: Answers
 
 
@@ -161,16 +161,16 @@ def evaluate_round(
     # Scores of all rows come from counts of all rows, in a fixed order: sums of floats depend on theirs.
     nodes = sorted(told)
     counts = [told[node] for node in nodes]
-    metrics, headlines = None, dict[int, float]()
+    metrics, noise = None, count_noise(this.federation, len(counts))
     if client_privacy is not None:
-        metrics = scores_of(client_privacy.counts(counts), schema)
+        metrics = scores_of(client_privacy.counts(counts), schema, noise=noise, few=0)  # of clients, not rows
     elif counts:
-        metrics = scores_of(np.sum(counts, axis=0), schema)
-        headlines = dict(zip(nodes, headlines_of(np.array(counts), schema).tolist(), strict=True))
-    if metrics and (noise := count_noise(this.federation, len(counts))):
+        metrics = scores_of(np.sum(counts, axis=0), schema, noise=noise)
+    if metrics and noise:
         metrics["count_noise"] = noise
     answers = _answers(this, admission, started, late=False, transfer=_transfer(grid))
-    return EvaluatedRound(metrics=metrics, headlines=headlines, answers=answers)
+    told = told if client_privacy is None else {}
+    return EvaluatedRound(metrics=metrics, counts=told, answers=answers)
 
 
 def count_noise(federation: Federation, clients: int) -> float:

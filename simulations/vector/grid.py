@@ -167,8 +167,7 @@ class VectorGrid(InlineGrid):
             counts = count_together(
                 self._federation,
                 records.to_weights(arrays),
-                table.x,
-                table.y,
+                table,
                 [_view(site).validation_index for _, site, _ in tasks],
                 exact=scoring.noise_multiplier is not None and scoring.arithmetic == "exact",
             )

@@ -3,43 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from client.training.kernel import ExactMLP
 from common.document.federation import Federation
-from common.document.schema import Classes
 from common.model import mlp, objective
 from common.model.objective import SCORING_BATCH
-from common.model.scores import Counts, Scores, count_size, scores_of
+from common.model.scores import Scores, count_size, is_calibrated, scores_of
 from common.model.weights import Weights
 from simulations.partition import Index
-from simulations.sites import Sites
+from simulations.sites import SharedTable, Sites
 
 
 @torch.no_grad()
 def count_together(
-    federation: Federation, weights: Weights, x: Tensor, y: Tensor, rows: Sequence[Index], *, exact: bool
+    federation: Federation, weights: Weights, table: SharedTable, rows: Sequence[Index], *, exact: bool
 ) -> NDArray[np.float64]:
-    """Exact counts of each client, [clients, counts], whose validation rows are `rows` of the table `x`, `y`.
+    """Exact counts of each client, [clients, counts], whose validation rows are `rows` of the table.
 
     Args:
         exact: predict in exact arithmetic, as privacy asks for.
     """
     schema, loss = federation.data_schema, federation.training.loss
-    model = mlp.with_weights(federation, weights).to(x.device).eval()
+    model = mlp.with_weights(federation, weights).to(table.x.device).eval()
     net = ExactMLP(model.weights(), activation=model.activation_name, loss=loss) if exact else None
-    index = torch.from_numpy(np.concatenate(rows)).to(x.device)
+    index = torch.from_numpy(np.concatenate(rows)).to(table.x.device)
     client = np.repeat(np.arange(len(rows)), [len(some) for some in rows])
-    total = np.zeros((len(rows), count_size(schema)))
+    size, calibrated = count_size(schema), is_calibrated(schema)
+    total = np.zeros((len(rows), size))
     for start in range(0, len(index), SCORING_BATCH):
         part = slice(start, start + SCORING_BATCH)
-        here = x[index[part]]
-        predicted = net.predictions(here) if net is not None else objective.predictions(model(here), loss)
-        total += _counts(predicted, y[index[part]], client[part], len(rows), schema.target, count_size(schema))
+        here, sure = index[part], None
+        if net is None:
+            logits = model(table.x[here])
+            predicted = objective.predictions(logits, loss)
+            sure = objective.confidences(logits, loss) if calibrated else None
+        elif calibrated:
+            predicted, sure = net.sure_predictions(table.x[here])
+        else:
+            predicted = net.predictions(table.x[here])
+        group = None if table.group is None else table.group[here]
+        added = objective.added(predicted, table.y[here], schema, group=group, confidence=sure)
+        # Each client has counts of its own, one client's after another's.
+        of_clients = replace(added, cells=added.cells + client[part] * size)
+        total += of_clients.total(len(rows) * size).reshape(len(rows), size)
     return total
 
 
@@ -47,14 +58,5 @@ def scores_on_validation_rows(federation: Federation, weights: Weights, sites: S
     """A model's metrics on the validation rows of all clients, exactly: for whoever simulates, and has them all."""
     schema, total = federation.data_schema, np.zeros(count_size(federation.data_schema))
     for table, rows in sites.validation_rows():
-        total += count_together(federation, weights, table.x, table.y, rows, exact=False).sum(0)
+        total += count_together(federation, weights, table, rows, exact=False).sum(0)
     return scores_of(total, schema)
-
-
-def _counts(predicted: Tensor, y: Tensor, client: Index, clients: int, target: object, size: int) -> Counts:
-    """Whole numbers (of `COUNT_UNIT`), whose sums are exact, so that their order does not matter."""
-    if isinstance(target, Classes):
-        cells = (y * len(target.classes) + predicted).cpu().numpy()
-        return np.bincount(client * size + cells, minlength=clients * size).reshape(clients, size).astype(np.float64)
-    of_rows = objective.errors_of_rows(predicted, y)
-    return np.stack([np.bincount(client, weights=some, minlength=clients) for some in of_rows], axis=1)

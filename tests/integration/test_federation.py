@@ -277,6 +277,7 @@ def test_real_clients_train_by_what_the_toolbox_offers(federation):
         training__rounds=4,
         training__schedule={"name": "cosine", "over": "steps", "warmup": 1},
         training__augmentation={"copies": 3, "jitter": 0.1, "drop": 0.1},
+        schema__group={"name": "c", "groups": ["red", "green"], "calibration": True},
         strategy__schedule={"name": "plateau", "metric": "accuracy", "patience": 1},
         strategy__average=0.8,
     )
@@ -293,6 +294,8 @@ def test_real_clients_train_by_what_the_toolbox_offers(federation):
     for name in NAMES[:2]:  # who have the average, which is what the run left
         kept = load(fed.folder / f"{name}.yaml")
         assert all(np.array_equal(kept.weights[key], array) for key, array in model.weights.items())
+    groups = json.loads((fed.run / "result.json").read_text())["evaluation"]["by"]["c"]["groups"]
+    assert list(groups) == ["red", "green", "(other)"]
     statement = json.loads((fed.run / "privacy.json").read_text())
     assert statement["start"]["sha256"] == hashlib.sha256(data).hexdigest()
     for client in statement["row"]["per_client"].values():

@@ -28,6 +28,7 @@ TOOLS = {
     "training__augmentation": {"copies": 2, "drop": 0.2},
     **frozen(0),
     "strategy__average": 0.9,
+    "schema__group": {"name": "c", "groups": ["red", "green"], "calibration": True},
 }
 RUNS = {
     "row": {**PRIVATE, "strategy__fraction": 0.6, "strategy__over_selection": 0.4, **TOOLS},

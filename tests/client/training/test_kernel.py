@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose
 from opacus import GradSampleModule
 from torch import Tensor
 from torch.nn import functional
@@ -22,6 +23,7 @@ from torch.nn import functional
 from client.training import kernel
 from client.training.kernel import ExactMLP, sensitivity
 from common.document.federation import WIDEST
+from common.model import mlp, objective
 from common.model.mlp import MLP
 
 Layers = list[tuple[Tensor, Tensor]]
@@ -383,6 +385,28 @@ def test_parts_are_the_clipped_gradients_that_opacus_finds(loss, activation, hid
     total = flat(net.clipped_sum(x, y, clip=clip)) * UNIT * clip
     assert float((total - expected.sum(0)).norm()) < lattice * clip * math.sqrt(40)
     assert float((total - gradients.sum(0)).norm()) > 0.1 * clip  # without the clip it is another sum
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_how_sure_it_is_is_the_probability_that_torch_finds_whatever_the_batch(loss):
+    rng = np.random.default_rng(0)
+    layers = draw_layers(rng, [6, 8, outputs_of(loss)], 1.0, "usual")
+    x, _ = draw_rows(rng, 500, 6, loss, 0)
+    net = ExactMLP(layers, activation="tanh", loss=loss)
+    predicted, sure = net.sure_predictions(x)
+    assert torch.equal(predicted, net.predictions(x))
+    if loss == "mse":
+        assert sure is None
+        return
+    model = MLP(6, [8], outputs_of(loss), activation="tanh")
+    mlp.load_weights(model, dict(zip(model.state_dict(), (a.numpy() for pair in layers for a in pair), strict=True)))
+    expected = objective.confidences(model.double()(x.double()), loss)
+    assert sure is not None and expected is not None
+    assert_allclose(sure, expected.detach(), rtol=1e-6)  # of lattices
+    alone = torch.cat([net.sure_predictions(x[i : i + 1])[1] for i in range(len(x))])  # type: ignore[misc]
+    assert torch.equal(sure, alone)
+    bad = torch.full((1, 6), math.nan)
+    assert net.sure_predictions(bad)[1] == pytest.approx(0.5 if outputs_of(loss) == 1 else 1 / 3)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

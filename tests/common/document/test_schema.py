@@ -493,3 +493,83 @@ def test_what_is_kept_of_a_row_does_not_depend_on_the_others():
     for some in ([0], [1], [1, 2], [2, 3], []):
         encoded = encode(frame[some], schema(AGE), leave_out=True)
         assert [some[i] for i in encoded.kept] == [i for i in some if i in (0, 3)]
+
+
+def groups_of(declared: dict[str, Any], cells: list[Any], *features: dict[str, Any]) -> list[int]:
+    """The group of each row by a column of these cells, which is a feature if one is given by its name."""
+    frame = {declared["name"]: cells, "sick": [i % 2 for i in range(len(cells))]}
+    frame |= {"other": [0] * len(cells)}
+    other = {"name": "other", "type": "numeric", "bounds": [0, 1]}
+    encoded = encode(pl.DataFrame(frame, strict=False), schema(other, *features, group=declared))
+    assert encoded.group is not None and encoded.group.dtype == np.int64
+    return encoded.group.tolist()
+
+
+def test_a_row_is_in_the_group_that_its_cell_means_or_in_the_last():
+    sex = {"name": "sex", "groups": {"women": [0, "f"], "men": [1, "m"]}}
+    assert groups_of(sex, ["0", "m", "1.0", "f", "", "x", None, "F"]) == [0, 1, 1, 0, 2, 2, 2, 2]
+    assert groups_of({"name": "sex", "groups": ["f", "m"]}, ["m", "f", "?"]) == [1, 0, 2]
+
+
+def test_numbers_are_in_groups_by_where_they_are_cut():
+    cells = [-1, 39.9, 40, 60.4, 60.5, 1e9, None, "x", "inf"]
+    assert groups_of({"name": "years", "cuts": [40, 60.5]}, cells) == [0, 0, 1, 1, 2, 2, 3, 3, 3]
+
+
+def test_what_a_feature_calls_missing_is_in_no_group_unless_it_is_listed():
+    assert groups_of({"name": "chol", "cuts": [5]}, ["0", "?", "", "4", "6"], CHOL) == [2, 2, 2, 0, 1]
+    listed = {"name": "chol", "groups": {"none": [0], "some": ["?"]}}
+    assert groups_of(listed, ["0", "?", "", "4"], CHOL) == [0, 1, 2, 2]
+
+
+def test_the_column_of_groups_must_be_there_unless_it_is_an_optional_feature():
+    frame = pl.DataFrame({"age": [30], "sick": [0]})
+    with pytest.raises(DataError, match="the table lacks sex"):
+        encode(frame, schema(AGE, group={"name": "sex", "groups": ["f", "m"]}))
+    optional = {"name": "sex", "type": "categorical", "categories": ["f", "m"], "optional": True}
+    encoded = encode(frame, schema(AGE, optional, group={"name": "sex", "groups": ["f", "m"]}))
+    assert encoded.group is not None and encoded.group.tolist() == [2]
+
+
+def test_groups_of_rows_that_are_left_out_are_left_out_too():
+    frame = pl.DataFrame({"age": ["30", "x", "50"], "sick": [0, 1, 1], "sex": ["f", "f", "m"]})
+    encoded = encode(frame, schema(AGE, group={"name": "sex", "groups": ["f", "m"]}), leave_out=True)
+    assert encoded.group is not None and encoded.group.tolist() == [0, 1]
+
+
+def test_a_group_of_which_no_value_can_be_in_a_typed_column_is_found():
+    frame = pl.DataFrame({"age": [30], "sick": [0], "sex": [1]})
+    with pytest.raises(DataError, match=r"column sex holds Int64, so no value of group women can be in it \(.*f\)"):
+        check_values(tables.of_frame(frame), schema(AGE, group={"name": "sex", "groups": {"women": ["f"], "men": [1]}}))
+
+
+@pytest.mark.parametrize(
+    "group, said",
+    [
+        ({"name": "sex"}, r"group.groups or cuts: give exactly one"),
+        ({"name": "sex", "groups": ["f"], "cuts": [1]}, r"group.groups or cuts: give exactly one"),
+        ({"name": "sex", "groups": []}, r"group.groups"),
+        ({"name": "sex", "groups": ["f", "f"]}, r"group.groups must all differ"),
+        ({"name": "sex", "groups": {"f": []}}, r"group.groups.f needs at least one value"),
+        ({"name": "sex", "groups": {"f": [1], "m": ["1"]}}, r"group.groups.m shares the value 1 with group f"),
+        ({"name": "sex", "groups": ["(other)"]}, r"is what rows are called that are in none of the groups"),
+        ({"name": "age", "cuts": [60, 40]}, r"group.cuts must be rising numbers \(got \[60.0, 40.0\]\)"),
+        ({"name": "age", "cuts": list(range(50))}, r"group.cuts make more than 50 groups"),
+        ({"name": "sick", "groups": [0, 1]}, r"group.name is the target \(got sick\)"),
+    ],
+)
+def test_groups_that_make_no_sense_are_refused(group, said):
+    with pytest.raises(documents.Mistakes, match=said):
+        schema(AGE, group=group)
+
+
+def test_groups_need_rows_to_evaluate_on_and_a_place_in_a_table_without_a_header():
+    group = {"name": "sex", "groups": ["f", "m"]}
+    with pytest.raises(documents.Mistakes, match="group is for evaluations, and validation_fraction is 0"):
+        schema(AGE, group=group, validation_fraction=0.0)
+    with pytest.raises(documents.Mistakes, match="columns lacks sex"):
+        schema(AGE, group=group, columns=["age", "sick"])
+    assert schema(AGE, group=group).names == ("age", "sick", "sex")
+    assert schema(AGE, group={"name": "age", "cuts": [50]}).names == ("age", "sick")
+    assert schema(AGE).model_dump_json() == schema(AGE, group=None).model_dump_json()
+    assert "group" not in schema(AGE).model_dump_json()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from common.errors import ConfigError, OutputError, RunFolderError
+from common.model.scores import scores_of
 from server.folder.folder import read_run
 from server.report import figures, page
 from server.report.card import card
@@ -117,6 +121,49 @@ def test_a_run_whose_statement_is_not_written_yet_is_as_private_as_its_document_
     assert "Each row of each client's table is protected" in seen and "e1.50" in seen  # what was spent so far
     assert "What clients stated stands here once the run has ended." in seen
     assert "can reveal rows" not in seen
+
+
+def grouped(noise: float) -> list[Any]:
+    """Rounds whose last one tells groups apart: 90 rows of red, 45 of green, 2 of neither."""
+    place = federation(schema__group={"name": "c", "groups": ["red", "green"]}).data_schema
+    counts = np.array([40.0, 5, 5, 40, 20, 10, 5, 10, 1, 0, 0, 1])
+    scores = scores_of(counts, place, noise=noise) | ({"count_noise": noise} if noise else {})
+    told = rounds(federation(), count=2)
+    scores["gaps_between_clients"] = {"accuracy": {"gap": 0.1, "worst": "ada", "best": "ben"}}
+    scores["per_client"] = {"ada": {"accuracy": 0.7}, "ben": {"accuracy": 0.8}}
+    return [*told[:1], replace(told[1], evaluation=scores), Ended(status="completed")]
+
+
+def test_groups_that_the_schema_declares_are_drawn_and_told(tmp_path):
+    document = federation(schema__group={"name": "c", "groups": ["red", "green"]})
+    record = written(tmp_path / "exact", document, grouped(0.0))
+    (drawn,) = [figure for figure in figures.figures(record) if figure.key == "groups"]
+    assert drawn.title == "Accuracy by c"
+    assert [(row["group"], round(row["value"], 3), row["low"]) for row in values(drawn)[:3]] == [
+        ("red", 0.889, None),
+        ("green", 0.667, None),
+        ("(other)", 1.0, None),
+    ]
+    assert "Gap in accuracy by c: 22.2 points; worst green, best red." in drawn.caption
+    told = card(record)
+    assert "## Results by c" in told and "| green | 45 | 66.7 % |" in told and "| (other) (few rows) | 2 |" in told
+    assert "Gap in accuracy by c: 22.2 points; worst green, best red." in told
+    assert "Gap in accuracy between clients: 10.0 points; worst ada, best ben." in told
+    assert "say nothing of groups" not in told and "say nothing of groups" in card(completed(tmp_path / "plain"))
+
+
+def test_groups_of_noisy_counts_are_drawn_with_what_noise_makes_uncertain(tmp_path):
+    document = federation(**PRIVATE, schema__group={"name": "c", "groups": ["red", "green"]})
+    record = written(tmp_path / "noisy", document, grouped(5.0))
+    (drawn,) = [figure for figure in figures.figures(record) if figure.key == "groups"]
+    red = values(drawn)[0]
+    # sqrt(k - 2 a k + (a k)^2) x noise / rows, with k = 2 and a = 8 / 9
+    half = 1.959964 * math.sqrt(2 - 4 * 8 / 9 + (16 / 9) ** 2) * 5 / 90
+    assert (red["low"], red["high"]) == pytest.approx((8 / 9 - half, min(8 / 9 + half, 1.0)))
+    assert "(noise alone: +- " in drawn.caption and "The bars are what the noise" in drawn.caption
+    lost = written(tmp_path / "lost", document, grouped(20.0))
+    (drawn,) = [figure for figure in figures.figures(lost) if figure.key == "groups"]
+    assert drawn.caption.startswith("No gaps by c: fewer than two groups have enough rows for their noise.")
 
 
 def test_under_client_privacy_who_was_there_is_told_and_not_who_was_asked(tmp_path):

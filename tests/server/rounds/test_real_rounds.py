@@ -14,8 +14,10 @@ import pytest
 import torch
 from flwr.app import Message
 
+from common.data.encoding import encode
 from common.document.federation import Federation
 from common.errors import RunFolderError
+from common.model import mlp
 from common.wire.records import COUNTS, LOSS, METRICS, WEIGHT
 from server.folder.folder import RunFolder, load_model, read_run
 from server.observers.scoring import HeldOut
@@ -26,6 +28,7 @@ from simulations.sources import sites_from_table
 from tests.support import PRIVATE, WHOLE, federation, recomputed, table
 
 CPU = torch.device("cpu")
+SCHEMA = federation().data_schema
 
 
 def run(
@@ -100,6 +103,51 @@ def test_every_event_of_a_round_follows_the_contract(tmp_path):
     told = {"accuracy", "precision", "recall", "f1", "per_class", "rows", "confusion", "per_client"}
     assert set(rounds[-1]["evaluation"]) == told
     assert list(rounds[-1]["evaluation"]["per_client"]) == ["client-0", "client-1", "client-2"]
+
+
+COLOURS = {"name": "c", "groups": ["red", "green"], "calibration": True}
+
+
+def test_evaluations_tell_groups_and_clients_apart_exactly_without_privacy(tmp_path):
+    document = federation(**LEARNS, schema__group=COLOURS, schema__validation_fraction=0.5, training__rounds=1)
+    result, folder = run(document, tmp_path, rows=600)
+    rows = table(600)
+    logits = mlp.with_weights(document, load_model(folder.path))(torch.from_numpy(encode(rows, SCHEMA).x))
+    right = (logits.argmax(1).numpy() == rows["y"].to_numpy()).astype(float)
+    sure = torch.softmax(logits, 1).amax(1).detach().numpy()
+    groups = result["held_out"]["by"]["c"]["groups"]
+    for name in ("red", "green"):
+        its = (rows["c"] == name).to_numpy()
+        assert groups[name]["rows"] == its.sum()
+        assert groups[name]["accuracy"] == pytest.approx(right[its].mean())
+        assert groups[name]["overconfidence"] == pytest.approx(float((sure - right)[its].mean()), abs=1e-4)
+        ones = its & (rows["y"] == 1).to_numpy()
+        assert groups[name]["recall"]["1"] == pytest.approx(right[ones].mean())
+    assert groups["(other)"]["rows"] == 0
+    of_clients = result["evaluation"]
+    assert set(of_clients["by"]["c"]["gaps"]) == {"accuracy", "overconfidence", "recall of 0", "recall of 1"}
+    each = [own["accuracy"] for own in of_clients["per_client"].values()]
+    gap = of_clients["gaps_between_clients"]["accuracy"]
+    assert gap["gap"] == pytest.approx(max(each) - min(each))
+    assert of_clients["per_client"][gap["worst"]]["accuracy"] == min(each)
+
+
+@pytest.mark.parametrize("privacy", [PRIVATE, WHOLE], ids=["row", "client"])
+def test_with_privacy_gaps_come_with_their_noise_and_none_names_a_client_that_may_not_be_told(tmp_path, privacy):
+    quiet = {**privacy["privacy"], "evaluation": {"every": 3, "noise": 1.5 if privacy is WHOLE else 0.9}}
+    document = federation(privacy=quiet, schema__group=COLOURS, schema__validation_fraction=0.5)
+    if privacy is WHOLE:
+        document = federation(
+            privacy={**quiet, "client": {**quiet["client"], "epsilon": 60.0, "clients": 99}},
+            schema__group=COLOURS,
+        )
+    result, _ = run(document, tmp_path, clients=3 if privacy is PRIVATE else 90, rows=1800)
+    evaluation = result["evaluation"]
+    gap = evaluation["by"]["c"]["gaps"]["accuracy"]
+    # Two groups of confusion matrices, each cell with this noise; a figure's is larger than a cell's over all rows.
+    assert gap["noise"] > evaluation["count_noise"] / evaluation["rows"] > 0
+    assert evaluation["count_noise"] == pytest.approx(math.sqrt(2) * (1.5 if privacy is WHOLE else 0.9 * math.sqrt(3)))
+    assert ("gaps_between_clients" in evaluation) == (privacy is PRIVATE)
 
 
 def test_a_run_begins_and_ends_with_an_event(private):

@@ -10,9 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from client.data import Rows
 from client.training.kernel import exact_counts
+from common.data.encoding_report import EncodingReport
 from common.model import mlp, objective
 from common.model.weights import initial_weights
+from simulations.sites import SharedTable
 from simulations.vector import score
 from simulations.vector.score import count_together
 from tests.support import federation
@@ -21,6 +24,7 @@ TARGETS: dict[str, dict[str, Any]] = {
     "classes": {"schema__target": {"name": "y", "classes": [0, 1, 2]}},
     "two": {"schema__target": {"name": "y", "classes": [0, 1]}, "training__loss": "binary_cross_entropy"},
     "number": {"schema__target": {"name": "y", "bounds": [0, 1]}, "training__loss": "mse"},
+    "groups": {"schema__group": {"name": "c", "groups": ["red", "green"], "calibration": True}},
 }
 
 
@@ -38,12 +42,17 @@ def test_each_clients_counts_are_those_of_its_rows(sizes, target, exact, batch):
     y = rng.uniform(size=40).astype(np.float32) if target == "number" else rng.integers(0, schema.outputs, 40)
     if target == "two":
         y = rng.integers(0, 2, 40)
+    group = rng.integers(0, 3, 40) if schema.group is not None else None
+    nobody = np.zeros(40, np.uint64)
+    whole = Rows(x=x.numpy(), y=y, digests=nobody, columns=(), report=EncodingReport(), group=group)
+    shared = SharedTable(whole, schema, key=b"", device=torch.device("cpu"))
     rows = [np.sort(rng.permutation(40)[:size]) for size in sizes]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(score, "SCORING_BATCH", batch)
-        found = count_together(fed, weights, x, torch.from_numpy(y), rows, exact=exact)
+        found = count_together(fed, weights, shared, rows, exact=exact)
     model = mlp.with_weights(fed, weights)
     alone = exact_counts if exact else objective.score
     for counts, index in zip(found, rows, strict=True):
-        expected = alone(model, x[index], torch.from_numpy(y)[index], schema=schema, loss=loss)
-        assert np.allclose(counts, expected, atol=0 if exact or target != "number" else 1e-4, rtol=0)
+        its = None if group is None else torch.from_numpy(group)[index]
+        expected = alone(model, x[index], torch.from_numpy(y)[index], schema=schema, loss=loss, group=its)
+        assert np.allclose(counts, expected, atol=0 if exact or target in ("classes", "two") else 1e-4, rtol=0)
