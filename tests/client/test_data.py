@@ -141,6 +141,17 @@ def test_features_stay_with_their_targets_and_on_the_device_as_declared():
 # Fingerprints
 
 
+def test_groups_stay_with_their_rows():
+    place = federation(schema__group={"name": "a", "cuts": [0]}, schema__validation_fraction=0.25).data_schema
+    rows = data.encode_rows(table(400), place, key=KEY)
+    for use_up in (False, True):  # which may change the arrays of `rows`
+        dataset = data.split(rows.take(np.arange(400)), place, key=KEY, device=CPU, use_up=use_up)
+        assert dataset.validation_group is not None
+        assert torch.equal(dataset.validation_group, (dataset.validation_x[:, 0] >= 0).long())
+    some = rows.take(np.array([5, 3]))
+    assert some.group is not None and rows.group is not None and list(some.group) == list(rows.group[[5, 3]])
+
+
 def change(cell: Any) -> pl.DataFrame:
     return NAMED.with_columns(c=pl.when(pl.col("row") == 60).then(pl.lit(cell)).otherwise(pl.col("c")))
 

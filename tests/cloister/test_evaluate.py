@@ -44,6 +44,20 @@ def test_json_is_all_that_is_on_stdout(files):
     )
 
 
+def test_groups_that_the_schema_declares_are_compared_without_being_asked_for(files):
+    group = {"name": "c", "groups": {"warm": ["red"], "cold": ["green"]}}
+    Path("model.safetensors").write_bytes(saved.to_bytes(saved_model(seed=3, schema__group=group)))
+    told = json.loads(run("model.safetensors", "table.csv", "--by", "a:0", "--json").stdout)
+    assert list(told["by"]) == ["c", "a:0"] and list(told["by"]["c"]["groups"]) == ["warm", "cold"]
+    again = json.loads(run("model.safetensors", "table.csv", "--by", "c", "--json").stdout)
+    assert list(again["by"]["c"]["groups"]) == ["green", "red"]  # as they were asked for
+    table(300).drop("c").with_columns(c=pl.lit("blue")).write_csv("blue.csv")
+    assert "(other)" in run("model.safetensors", "blue.csv").output
+    elsewhere = saved_model(seed=3, schema__group={"name": "sex", "groups": ["f", "m"]})
+    Path("model.safetensors").write_bytes(saved.to_bytes(elsewhere))
+    assert json.loads(run("model.safetensors", "table.csv", "--json").stdout)["by"] == {}  # a table without it will do
+
+
 def test_what_a_table_holds_is_shown_as_text(files):
     table(60).with_columns(group=pl.lit("[bold]x[/bold]")).write_csv("odd.csv")
     done = run("model.safetensors", "odd.csv", "--by", "group")

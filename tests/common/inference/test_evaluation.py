@@ -142,6 +142,27 @@ def test_each_group_is_scored_as_if_it_were_the_table():
     assert accuracies[gap["worst"]] == min(accuracies.values()) and accuracies[gap["best"]] == max(accuracies.values())
 
 
+def test_groups_differ_in_how_sure_the_model_is_beside_how_often_it_is_right():
+    model, frame = saved_model(seed=3), table(300)
+    p, y = probabilities(model, frame), frame["y"].to_numpy()
+    by = told(model, frame, "c")["by"]["c"]
+    sure = {}
+    for name in ("red", "green"):
+        its = (frame["c"] == name).to_numpy()
+        sure[name] = float((p.max(axis=1) - (p.argmax(axis=1) == y))[its].mean())
+        assert by["groups"][name]["overconfidence"] == pytest.approx(sure[name], abs=1e-6)
+    assert by["gaps"]["overconfidence"]["gap"] == pytest.approx(abs(sure["red"] - sure["green"]), abs=1e-6)
+    assert by["gaps"]["overconfidence"]["worst"] == max(sure, key=lambda name: abs(sure[name]))
+
+
+def test_groups_of_numbers_differ_in_their_bias():
+    model = saved_model(**NUMBER)
+    frame = table(300).with_columns(y=200 + 20 * pl.col("a"))
+    by = told(model, frame, "c")["by"]["c"]
+    bias = {name: group["bias"] for name, group in by["groups"].items()}
+    assert by["gaps"]["bias"]["gap"] == pytest.approx(abs(bias["red"] - bias["green"]))
+
+
 def test_of_numbers_the_worst_group_has_the_largest_error():
     frame = table(200).with_columns(y=pl.when(pl.col("c") == "red").then(300.0).otherwise(200.0))
     found = told(saved_model(**NUMBER), frame, "c")["by"]["c"]

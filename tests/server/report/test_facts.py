@@ -22,6 +22,7 @@ THREE = {"schema__target": {"name": "y", "classes": ["a", "b", "c"]}}
         (THREE, [300.0, 20, 30, 40, 250, 10, 60, 20, 270], "accuracy"),
         (NUMBER, [1000.0, 150.0, 40.0], "mae"),
         (NUMBER, [1000.0, 900.0, 850.0], "mae"),
+        ({"schema__group": {"name": "c", "groups": ["red"]}}, [450.0, 50, 100, 400, 20, 30, 40, 10], "accuracy"),
     ],
 )
 def test_the_band_is_as_wide_as_noise_in_the_counts_makes_it(changes, counts, figure):

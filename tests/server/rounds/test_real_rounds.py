@@ -134,19 +134,19 @@ def test_evaluations_tell_groups_and_clients_apart_exactly_without_privacy(tmp_p
 
 @pytest.mark.parametrize("privacy", [PRIVATE, WHOLE], ids=["row", "client"])
 def test_with_privacy_gaps_come_with_their_noise_and_none_names_a_client_that_may_not_be_told(tmp_path, privacy):
-    quiet = {**privacy["privacy"], "evaluation": {"every": 3, "noise": 1.5 if privacy is WHOLE else 0.9}}
+    quiet = {**privacy["privacy"], "evaluation": {"every": 3, "noise": 0.6 if privacy is WHOLE else 0.9}}
     document = federation(privacy=quiet, schema__group=COLOURS, schema__validation_fraction=0.5)
     if privacy is WHOLE:
         document = federation(
-            privacy={**quiet, "client": {**quiet["client"], "epsilon": 60.0, "clients": 99}},
+            privacy={**quiet, "client": {**quiet["client"], "epsilon": 60.0, "clients": 40}},
             schema__group=COLOURS,
         )
-    result, _ = run(document, tmp_path, clients=3 if privacy is PRIVATE else 90, rows=1800)
+    result, _ = run(document, tmp_path, clients=3 if privacy is PRIVATE else 25, rows=1800)
     evaluation = result["evaluation"]
     gap = evaluation["by"]["c"]["gaps"]["accuracy"]
     # Two groups of confusion matrices, each cell with this noise; a figure's is larger than a cell's over all rows.
     assert gap["noise"] > evaluation["count_noise"] / evaluation["rows"] > 0
-    assert evaluation["count_noise"] == pytest.approx(math.sqrt(2) * (1.5 if privacy is WHOLE else 0.9 * math.sqrt(3)))
+    assert evaluation["count_noise"] == pytest.approx(math.sqrt(2) * (0.6 if privacy is WHOLE else 0.9 * math.sqrt(3)))
     assert ("gaps_between_clients" in evaluation) == (privacy is PRIVATE)
 
 
