@@ -6,7 +6,7 @@ What a verb needs is imported when it runs, so that help is quick.
 # Each of these is imported for what it does: it adds its verbs, in the order in which help shows them.
 
 from cloister import demo, serve, status, join, fetch, simulate, sweep
-from cloister import report, predict, evaluate, explain, personalise, export
+from cloister import report, predict, evaluate, explain, personalise, export, compress
 from cloister import check, audit, budget, plan, privacy, schema, certs
 from cloister.verbs import app
 

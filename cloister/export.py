@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from common.data.tables import FileFormat
     from common.inference.predictor import Predictor
 
-TOLERANCE = 1e-5
-
 
 @app.command()
 @verb
@@ -40,7 +38,7 @@ def export(
     An ONNX file takes rows as they stand in a table and gives classes with their probabilities, or numbers in the
     target's units. It carries the schema and the privacy statement, and is checked against `cloister predict`.
     """
-    from cloister import models
+    from cloister import exported, models
     from common.errors import ConfigError, ModelError
 
     if quantize and format == "torch":
@@ -58,8 +56,8 @@ def export(
     if format == "torch":
         from common.inference.torch_file import to_torch
 
-        _write(path, to_torch(saved), example, "example_torch.py")
-        print(f"{path}: {_size(path)}; `python {example} {path}` uses it")
+        exported.write(path, to_torch(saved), example, "example_torch.py")
+        print(f"{path}: {exported.size(path)}; `python {example} {path}` uses it")
         return
     models.needs("export", "onnx", "onnxruntime")
     from common.inference.onnx_model import quantized, to_onnx
@@ -69,7 +67,7 @@ def export(
 
     exact, data = TorchPredictor(saved), to_onnx(saved)
     agreement = compare(exact, OnnxPredictor(data, str(path)))
-    if not agreement.largest <= TOLERANCE:
+    if not agreement.largest <= exported.TOLERANCE:
         raise ModelError(f"{path}: not written: it differs from `cloister predict` by {agreement.largest:.2g}")
     lines = [f"checked against predict on {agreement.rows:,} made-up rows: at most {agreement.largest:.1g} apart"]
     if quantize:
@@ -82,8 +80,8 @@ def export(
         ]
         if table is not None:
             lines.append(_costs(exact, packed, table, file_format(encoding, decimal)))
-    _write(path, data, example, "example_onnx.py")
-    print("\n".join([f"{path}: {_size(path)}; `python {example} {path} TABLE.csv` uses it", *lines]))
+    exported.write(path, data, example, "example_onnx.py")
+    print("\n".join([f"{path}: {exported.size(path)}; `python {example} {path} TABLE.csv` uses it", *lines]))
 
 
 def _costs(exact: Predictor, packed: Predictor, table: Path, form: FileFormat) -> str:
@@ -101,18 +99,3 @@ def _costs(exact: Predictor, packed: Predictor, table: Path, form: FileFormat) -
     return (
         f"{table}: mean absolute error {after['mae']:.5g}, in float32 {before['mae']:.5g}, of {before['rows']:,} rows"
     )
-
-
-def _write(path: Path, data: bytes, example: Path, template: str) -> None:
-    """Writes a model, and the program beside it. Raises `OutputError`."""
-    from importlib.resources import files as resources
-
-    from common import files
-
-    files.write_out(path, data)
-    files.write_out(example, resources("common.inference").joinpath(template).read_bytes())
-
-
-def _size(path: Path) -> str:
-    size = path.stat().st_size
-    return f"{size / 1000:,.1f} kB" if size < 1e6 else f"{size / 1e6:,.1f} MB"

@@ -5,7 +5,9 @@
     outputs  `prediction` [rows], a class or a number in the target's units, and of classes `probabilities`
              [rows, classes]
 
-The file's metadata hold the federation's document, its fingerprint, the schema and the privacy statement, as JSON.
+The file's metadata hold the federation's document, its fingerprint, the schema and the privacy statement, as JSON. A
+compressed model's hold `compression`, too: how it was made, and the sizes of its layers, which may be other than the
+document's.
 """
 
 from __future__ import annotations
@@ -13,31 +15,46 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from common.document.schema import Categorical, Classes, Numeric, Schema
 from common.document.values import spelled
 from common.inference.canonical import MISSING
+from common.inference.onnx_graph import Graph
+from common.inference.onnx_weights import AS_IT_IS, Storage, add_weight
 from common.inference.saved import SavedModel
+from common.model.weights import Weights
 
 OPSET, ML_OPSET, IR = 17, 3, 8  # of 2022, which runtimes of any age read
 PREDICTION, PROBABILITIES = "prediction", "probabilities"
 ACTIVATIONS = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh"}
 
 
-def to_onnx(model: SavedModel) -> bytes:
-    """The model as an ONNX file."""
+def to_onnx(
+    model: SavedModel,
+    *,
+    weights: Weights | None = None,
+    storage: Storage = AS_IT_IS,
+    compression: Mapping[str, Any] | None = None,
+) -> bytes:
+    """The model as an ONNX file.
+
+    Args:
+        weights: what stands in place of the model's own; hidden layers may be of other sizes than its document's.
+        storage: how they lie in the file.
+        compression: what the metadata say of how these weights came of the model's own.
+    """
     schema = model.federation.data_schema
-    graph = _Graph(schema.feature_names)
+    graph = Graph(schema.feature_names)
     encoded = _encode(graph, schema)
-    logits = _layers(graph, model, encoded)
+    logits = _layers(graph, model, model.weights if weights is None else weights, storage, encoded)
     outputs = _outputs(graph, model, logits)
     inputs = [
         helper.make_tensor_value_info(
@@ -51,7 +68,8 @@ def to_onnx(model: SavedModel) -> bytes:
         producer_name="cloister",
         ir_version=IR,
     )
-    helper.set_model_props(made, metadata(model))
+    told = {} if compression is None else {"compression": json.dumps(dict(compression))}
+    helper.set_model_props(made, metadata(model) | told)
     onnx.checker.check_model(made, full_check=True)
     data: bytes = made.SerializeToString()
     return data
@@ -101,27 +119,7 @@ def input_names(schema: Schema) -> list[str]:
     return names
 
 
-class _Graph:
-    """Nodes and constants as they are added. Their names begin with more line feeds than any column's does."""
-
-    def __init__(self, columns: Sequence[str]) -> None:
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-        self._mark = "\n" * (1 + max(len(name) - len(name.lstrip("\n")) for name in columns))
-
-    def add(self, kind: str, inputs: Sequence[str], *, output: str = "", domain: str = "", **attributes: Any) -> str:
-        """A node; returns the name of its output."""
-        name = output or f"{self._mark}{kind} {len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], domain=domain, **attributes))
-        return name
-
-    def constant(self, value: Any) -> str:
-        name = f"{self._mark}constant {len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-
-def _encode(graph: _Graph, schema: Schema) -> str:
+def _encode(graph: Graph, schema: Schema) -> str:
     """The model's inputs, float [rows, inputs], as common/data/encoding.py makes them: all numbers together, then the
     categories, put in the schema's order at the end."""
     named = list(zip(schema.features, input_names(schema), strict=True))
@@ -149,7 +147,7 @@ def _encode(graph: _Graph, schema: Schema) -> str:
     return graph.add("Gather", [together, graph.constant(np.array(order, np.int64))], axis=1)
 
 
-def _numbers(graph: _Graph, numbers: Sequence[tuple[Numeric, str]]) -> tuple[str, str]:
+def _numbers(graph: Graph, numbers: Sequence[tuple[Numeric, str]]) -> tuple[str, str]:
     """All numbers, scaled, float [rows, numbers], and which are missing, bool. In double until they are scaled: a float
     has too few digits for a number that is far from 0, beside the distance of its bounds."""
     low, high = (np.array([feature.bounds[i] for feature, _ in numbers]) for i in (0, 1))
@@ -168,7 +166,7 @@ def _numbers(graph: _Graph, numbers: Sequence[tuple[Numeric, str]]) -> tuple[str
     return graph.add("Cast", [filled], to=TensorProto.FLOAT), absent
 
 
-def _category(graph: _Graph, feature: Categorical, name: str) -> str:
+def _category(graph: Graph, feature: Categorical, name: str) -> str:
     """One input a category and one for any other value, float [rows, categories + 1]."""
     k = len(feature.categories)
     numbers = {spelled(category): i for i, category in enumerate(feature.categories)} | {MISSING: k + 1}
@@ -186,20 +184,20 @@ def _category(graph: _Graph, feature: Categorical, name: str) -> str:
     return graph.add("Gather", [hot, graph.constant(np.arange(k + 1))], axis=1)
 
 
-def _layers(graph: _Graph, model: SavedModel, x: str) -> str:
+def _layers(graph: Graph, model: SavedModel, weights: Weights, storage: Storage, x: str) -> str:
     """The perceptron: logits, float [rows, outputs]."""
     activation = ACTIVATIONS[model.federation.model.activation]
-    arrays: list[NDArray[np.float32]] = list(model.weights.values())
+    arrays: list[NDArray[np.float32]] = list(weights.values())
     pairs = list(zip(arrays[::2], arrays[1::2], strict=True))
     for i, (weight, bias) in enumerate(pairs):
-        product = graph.add("MatMul", [x, graph.constant(np.ascontiguousarray(weight.T))])
+        product = graph.add("MatMul", [x, add_weight(graph, weight, storage)])
         x = graph.add("Add", [product, graph.constant(bias)])
         if i < len(pairs) - 1:
             x = graph.add(activation, [x])
     return x
 
 
-def _outputs(graph: _Graph, model: SavedModel, logits: str) -> list[Any]:
+def _outputs(graph: Graph, model: SavedModel, logits: str) -> list[Any]:
     schema, loss = model.federation.data_schema, model.federation.training.loss
     target = schema.target
     wide = graph.add("Cast", [logits], to=TensorProto.DOUBLE)
