@@ -14,6 +14,7 @@ from cloister.verbs import DecimalOption, EncodingOption, JSONOption, app, file_
 
 if TYPE_CHECKING:
     from common.inference.candidates import Measured
+    from common.inference.public_rows import PublicRows
 
 SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(|b|kb|mb)")
 UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1_000_000}
@@ -83,7 +84,8 @@ def compress(
         if not agreement.largest <= exported.TOLERANCE:
             raise ModelError(f"{path}: not written: it differs from what was made by {agreement.largest:.2g}")
         exported.write(path, chosen.candidate.data, example, "example_onnx.py")
-    lines = basis(public.source, rows, table)
+    number = isinstance(schema.target, NumericTarget)
+    lines = basis(public, rows, table, number=number)
     if as_json:
         told = [m.to_json() for m in measured]
         name = None if chosen is None else chosen.candidate.name
@@ -94,7 +96,7 @@ def compress(
             lines.append(
                 f"{path}: {exported.size(path)}, {chosen.candidate.name}; `python {example} {path} TABLE.csv` uses it"
             )
-        _show(measured, chosen, lines, number=isinstance(schema.target, NumericTarget))
+        _show(measured, chosen, lines, number=number)
     if chosen is None:
         least = min(measured, key=lambda m: m.size)
         rest = shell(saved, tried[0])
@@ -114,22 +116,24 @@ def bytes_of(text: str) -> int:
     found = SIZE.fullmatch(text.strip().lower())
     size = int(float(found[1]) * UNITS[found[2]]) if found else 0
     if size < 1:
-        raise ConfigError(
-            [f"--target-size: must be a number of bytes, kB or MB, as in 50kB, 2MB or 50000 (got {text})"]
-        )
+        raise ConfigError([f"--target-size: must be bytes, kB or MB, as in 50000, 50kB or 2MB (got {text})"])
     return size
 
 
-def basis(source: str, rows: Path | None, table: Path | None) -> list[str]:
+def basis(public: PublicRows, rows: Path | None, table: Path | None, *, number: bool) -> list[str]:
     """What the figures are of, and what holds for privacy."""
-    public = "" if rows is None else f", as long as {rows} is public"
-    trained = f"trained on what the original puts out for {source}: that costs no privacy{public}"
+    held = f"{public.apart.most_rows:,} more of them"
+    lines = [
+        f"trained on what the original puts out for {public.source}: that costs no privacy"
+        + ("" if rows is None else f", as long as {rows} is public"),
+        f"off by: the mean distance to the original on {held}, as a share of the target's range"
+        if number
+        else f"same: the share of {held} for which a model says what the original does",
+    ]
     if table is None:
-        return [
-            trained,
-            "to agree with the original on such rows is not to be right; --table says how often it is",
-        ]
-    return [trained, f"chosen by figures on {table}: they, and the choice, tell a little of its rows"]
+        return [*lines, "to agree with the original on such rows is not to be right; --table says how often it is"]
+    figure = "error: the mean absolute error" if number else "right: accuracy"
+    return [*lines, f"{figure} on {table}, by which is chosen: figures and choice tell a little of its rows"]
 
 
 def _show(measured: Sequence[Measured], chosen: Measured | None, lines: Sequence[str], *, number: bool) -> None:
@@ -139,7 +143,7 @@ def _show(measured: Sequence[Measured], chosen: Measured | None, lines: Sequence
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # else wider than a terminal of 80
     table.add_column("model", no_wrap=True)
-    figures = {"accuracy": "accuracy", "mae": "error"}
+    figures = {"accuracy": "right", "mae": "error"}
     headings = ["size", "kept", "1 row", "1000 rows", *(figures[name] for name in measured[0].scores)]
     for heading in (*headings, "off by" if number else "same"):
         table.add_column(heading, justify="right", no_wrap=True)

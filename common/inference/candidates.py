@@ -48,7 +48,7 @@ class Candidate:
             "pruned": f"pruned {100 * self.sparsity:g} %",
             "distilled": f"distilled {'-'.join(map(str, self.hidden))}",
         }[self.method]
-        return f"{how}, {'int8' if self.int8 else 'float32'}"
+        return f"{how}, int8" if self.int8 else how
 
     @property
     def hidden(self) -> list[int]:
