@@ -138,6 +138,14 @@ def test_a_seed_gives_one_model_and_torchs_own_generator_is_left_alone():
     assert not np.array_equal(made[0]["layers.0.weight"], made[2]["layers.0.weight"])
 
 
+def test_first_weights_are_the_seeds_too(monkeypatch):
+    monkeypatch.setattr(smaller, "DISTILLING_STEPS", 0)
+    model = teacher()
+    x = generated(model.federation.data_schema, seed=1, rows=500).x
+    one, other = (smaller.distilled(model.federation, model.weights, x, hidden=[4], seed=s) for s in (0, 1))
+    assert not np.array_equal(one["layers.0.weight"], other["layers.0.weight"])
+
+
 def test_generated_rows_keep_to_the_schema_and_miss_cells_only_where_they_may():
     features = [
         {"name": "a", "type": "numeric", "bounds": [10, 20]},
@@ -163,6 +171,17 @@ def test_a_public_tables_rows_are_dealt_once_and_it_needs_no_target():
     whole = next(RowEncoder(tables.of_frame(frame), schema, with_target=False).blocks()).x
     assert (len(rows.x), len(apart)) == (80, 20)
     assert sorted(map(tuple, np.concatenate([rows.x, apart]))) == sorted(map(tuple, whole))
+
+
+def test_rows_held_apart_keep_their_tables_decimal_commas(tmp_path):
+    schema = saved_model().federation.data_schema
+    lines = "".join(f"0,{i};-0,{i};red\n" for i in range(10, 40))
+    (tmp_path / "rows.csv").write_text(f"a;b;c\n{lines}")
+    rows = of_table(tables.read(tmp_path / "rows.csv", schema, with_target=False), schema, seed=0)
+    apart = RowEncoder(rows.apart, schema, with_target=False)
+    x = next(apart.blocks()).x
+    apart.end(leave_out=False)
+    assert len(x) == 6 and x[:, 0] == pytest.approx(-x[:, 1]) and (x[:, 0] > 0.09).all()
 
 
 def test_too_few_rows_are_refused():
