@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloister.models import ForceOption, ModelArgument
-from cloister.verbs import DecimalOption, EncodingOption, JSONOption, app, file_format, verb
+from cloister.verbs import DecimalOption, EncodingOption, JSONOption, QuietOption, app, file_format, verb
 
 if TYPE_CHECKING:
     from common.inference.candidates import Measured
@@ -38,6 +38,7 @@ def compress(
     as_json: JSONOption = False,
     encoding: EncodingOption = None,
     decimal: DecimalOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Try smaller models that do as a finished one does, and write the one that suits as an ONNX file.
 
@@ -51,6 +52,7 @@ def compress(
     import json
 
     from cloister import exported, models
+    from cloister.terminal import progress_console
     from common.errors import ConfigError, ModelError
 
     limit = None if target_size is None else bytes_of(target_size)
@@ -76,8 +78,13 @@ def compress(
         public = public_rows.generated(schema, seed=seed)
     else:
         public = public_rows.of_table(tables.read(rows, schema, form, with_target=False), schema, seed=seed)
-    tried = list(candidates(saved, public, seed=seed))
-    measured = measure(tried, public, scored)
+    with progress_console(quiet).status("") as live:
+        tried = []
+        for candidate in candidates(saved, public, seed=seed):
+            tried.append(candidate)
+            live.update(f"tried {len(tried)}: {candidate.name}")
+        live.update("measuring them")
+        measured = measure(tried, public, scored)
     chosen = choose(measured, target_size=limit)
     if chosen is not None:
         agreement = compare(predictor_of(saved, chosen.candidate), OnnxPredictor(chosen.candidate.data, str(path)))

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from common.logs import quiet_flower
-from simulations import HEART, digits, fairness, personal
+from simulations import HEART, digits, fairness, personal, smaller
 from simulations.results import DIGITS, HOSPITALS, PRIVATE_DIGITS, ROOT, SEEDS
 from simulations.sweeps.report import RUNS, gained, markdown
 
@@ -143,6 +143,7 @@ TRIALS = (
 def main(names: Sequence[str]) -> None:
     known: dict[str, Callable[[Path], Iterator[str]]] = {trial.name: partial(figures, trial) for trial in TRIALS}
     known |= {"personal": personal.figures, "fairness": fairness.figures, "groups": fairness.groups}
+    known["compression"] = smaller.figures
     if unknown := [name for name in names if name not in known]:
         sys.exit(f"error: no trial {', '.join(unknown)}; there are {', '.join(known)}")
     quiet_flower()
