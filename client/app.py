@@ -69,7 +69,11 @@ def _answer(
             if site.run not in (None, run):
                 raise Refusal("this task is of another run than the one that this client was welcomed to")
             with room_for(site.federation):
-                return Message(work(site, message, run), reply_to=message)
+                trains = message.metadata.message_type == "train"
+                content, energy = site.metered(lambda: work(site, message, run), run=run, trains=trains)
+                if energy is not None:
+                    records.add_energy(content, energy)
+                return Message(content, reply_to=message)
     except Exception as error:
         return Message(told_of(error), reply_to=message)
 

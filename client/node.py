@@ -361,10 +361,13 @@ class Node:
         self._say(f"the model after round {model.round} is kept: {path}")
 
     def _account_for_the_end(self) -> None:
-        """Tells the owner what the run has cost, by our accountant and by Opacus'."""
-        budget = self._site.account.opened_budget(self._run) if self._site is not None else None
-        if budget is not None:
+        """Tells the owner what the run has cost, by our accountant and by Opacus', and what energy it took."""
+        if self._site is None:
+            return
+        if (budget := self._site.account.opened_budget(self._run)) is not None:
             self._say(f"run {self._run} is over: {budget.in_the_end()}")
+        if self._site.energy is not None and (took := self._site.energy.describe(self._run)):
+            self._say(f"run {self._run} took {took}, about; {self._settings.energy_book} has it")
 
     def _message(self, task: pb.Task, content: RecordDict) -> tuple[Message, Context]:
         node = node_id(self._name)

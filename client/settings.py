@@ -44,6 +44,13 @@ class TLSFiles(Document):
     key: Name  # NAME.key
 
 
+class EnergySource(Document):
+    """Where this client's electricity is from, for a federation that asks for `energy`."""
+
+    # ISO 3166, three letters, such as DEU; by default codecarbon's average of the world, 475 g of CO2e a kWh.
+    country: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] | None = None
+
+
 class ClientFile(Document):
     """client.yaml: what is local to one participant. Paths are relative to the file's folder."""
 
@@ -58,6 +65,7 @@ class ClientFile(Document):
     state: Name  # folder of the ledger, the key by which rows are dealt, replies that wait, and models
     head: Name | None = None  # where the ledger's head is kept; by default in `state`, safer on another disk
     policy: Policy  # what a federation may ask
+    energy: EnergySource = EnergySource()  # of federations that measure it
 
     def contradictions(self) -> Iterator[Problem]:
         if self.arithmetic != "exact" and self.policy.arithmetic == "exact":
@@ -86,6 +94,11 @@ class ClientFile(Document):
     def personal(self) -> Path:
         """The models that `cloister personalise` made, one for each run."""
         return Path(self.state) / f"{self.data.name}.personal"
+
+    @property
+    def energy_book(self) -> Path:
+        """What each run took of this client, for its owner."""
+        return Path(self.state) / f"{self.data.name}.energy.json"
 
     @property
     def outbox(self) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,15 +20,19 @@ from client.account.ledger import Ledger
 from client.account.policy import for_one_run
 from client.data import Dataset, Rows
 from client.device import describe_device, resolve_device
+from client.energy import CodeCarbon, EnergyBook, Meter
 from client.kept import KeptModels
 from client.settings import ClientFile
 from common.certificates import identity
 from common.document.federation import Federation
 from common.errors import DataError
+from common.model.energy import Energy
 from common.model.weights import Weights
 from common.privacy import noise as noises
 from common.privacy.claims import row_claims
 from common.privacy.noise import NoiseSource
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -40,6 +44,8 @@ class Site:
     device: torch.device
     noise_of: Callable[[str], NoiseSource]  # what a task ("train/7") draws from
     kept: KeptModels | None = None  # where models are kept; None in a simulation
+    meter: Meter | None = None  # of what its tasks take; None where the federation does not ask
+    energy: EnergyBook | None = None  # the owner's account of that; None in a simulation
     run: str | None = None  # the run that a server welcomed us to; None where there is no welcome
 
     @property
@@ -54,6 +60,16 @@ class Site:
         """Keeps the model that `complete` rounds of a run have made, for the owner."""
         if self.kept is not None:
             self.kept.note(weights, run=run, complete=complete, privacy=lambda: self.privacy(run))
+
+    def metered(self, work: Callable[[], Result], *, run: str, trains: bool) -> tuple[Result, Energy | None]:
+        """Does the work of a task, and notes for the owner what it took. Returns of that what the server may be told:
+        nothing under privacy."""
+        if self.meter is None:
+            return work(), None
+        result, energy = self.meter.measure(work)
+        if self.energy is not None:
+            self.energy.note(energy, run=run, trained=trains)
+        return result, energy if self.federation.tells_energy else None
 
     def privacy(self, run: str) -> dict[str, Any]:
         """What a run has cost this site's rows, as a run folder's privacy.json says it."""
@@ -127,6 +143,7 @@ def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Sit
     check_approval(settings.policy, federation, settings.approvals)  # before the document meets the data
     private = federation.privacy.row is not None
     device = resolve_device(settings.device, exact=private and settings.arithmetic == "exact")
+    meter = CodeCarbon.on(device, country=settings.energy.country) if federation.energy else None
     key = split_key(state)
     head = Path(settings.head) if settings.head else None
     ledger = Ledger(settings.ledger, head=head, authority=_authority(settings))
@@ -136,8 +153,15 @@ def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Sit
         books = Books(policy=settings.policy, ledger=ledger, federation=federation, dataset=dataset)
         noise = noises.secure()
         account = Account(books, noise=noise, arithmetic=settings.arithmetic)
-        kept = KeptModels(settings.models, federation)
-        return Site(name=name, account=account, device=device, noise_of=lambda task: noise, kept=kept)
+        return Site(
+            name=name,
+            account=account,
+            device=device,
+            noise_of=lambda task: noise,
+            kept=KeptModels(settings.models, federation),
+            meter=meter,
+            energy=EnergyBook.open(settings.energy_book) if federation.energy else None,
+        )
     except BaseException:
         ledger.close()
         raise
@@ -151,10 +175,12 @@ def simulated_site(
     ledger: Charges,
     noise_of: Callable[[str], NoiseSource],
     device: torch.device,
+    meter: Meter | None = None,
 ) -> Site:
     """A participant whose owner allows this federation once, as it is planned, and nothing after it."""
     books = Books(policy=for_one_run(federation), ledger=ledger, federation=federation, dataset=dataset)
-    return Site(name=name, account=Account(books, noise=noise_of("plan")), device=device, noise_of=noise_of)
+    account = Account(books, noise=noise_of("plan"))
+    return Site(name=name, account=account, device=device, noise_of=noise_of, meter=meter)
 
 
 def _read(settings: ClientFile, federation: Federation, key: bytes, ledger: Ledger) -> Rows:

@@ -166,7 +166,16 @@ def _result(run: Run, ending: Ending, standing: Standing, *, seconds: float) -> 
         "evaluation": standing.evaluation,
         "held_out": standing.held_out,
         "privacy": {"row": private, "client": client},
+        **_energy(standing),
     }
+
+
+def _energy(standing: Standing) -> dict[str, Any]:
+    """What clients' tasks took, and for each percentage point of accuracy; nothing where they do not tell."""
+    if (energy := standing.energy) is None:
+        return {}
+    per_point = energy.per_point(standing.held_out or standing.evaluation)
+    return {"energy": {**energy.told, "per_point": per_point and per_point.told}}
 
 
 app = ServerApp()

@@ -20,6 +20,7 @@ from client import data
 from client.account.books import Charges
 from client.account.memory_ledger import MemoryLedger
 from client.data import Dataset, Rows
+from client.energy import CodeCarbon, Meter
 from client.site import Site, simulated_site
 from client.training.row_draws import RowIds, row_ids
 from common.data.cells import Mask
@@ -140,10 +141,17 @@ class Sites(Sequence[Site]):
         *,
         seed: int,
         device: torch.device,
+        meter: Meter | None = None,
     ) -> None:
-        """`parts` is each client's table and which of its rows it has. Raises `ConfigError` if there are too few."""
+        """`parts` is each client's table and which of its rows it has. `meter` says what clients' tasks take, by
+        default codecarbon where clients tell it: under privacy a simulation has nobody to tell, and measures nothing.
+
+        Raises:
+            ConfigError: there are too few clients, or energy cannot be measured.
+        """
         if len(parts) < (least := federation.strategy.min_clients):
             raise ConfigError([f"strategy.min_clients is {least}, but there are only {len(parts)} clients"])
+        self.meter = (meter or CodeCarbon.on(device)) if federation.tells_energy else None
         self.federation, self.device, self.names = federation, device, [*parts]
         self.most_rows = max(len(rows) for _, rows in parts.values())
         self.refused: dict[str, str] = {}  # who does not take part, and why
@@ -239,6 +247,7 @@ class Sites(Sequence[Site]):
             ledger=ledger,
             noise_of=lambda task: SimulationNoise(self._seed, name, task),
             device=self.device,
+            meter=self.meter,
         )
 
 

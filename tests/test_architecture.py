@@ -55,6 +55,7 @@ EDGES = {
     "grpc": ("client/node.py", "client/calls.py", "server/sessions/", "simulations/benchmarks/"),
     "sqlite3": ("client/account/ledger.py",),
     "ray": ("simulations/ray_grid.py", "simulations/benchmarks/"),
+    "codecarbon": ("client/energy.py",),
     "rich": ("cloister/",),
     "typer": ("cloister/",),
     "altair": ("server/report/",),
@@ -143,8 +144,9 @@ def test_what_leaves_a_client_passes_one_door(called, where):
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("server.serve", {"torch", "opacus", "polars"}),
-        ("client.join", {"opacus"}),
+        ("server.serve", {"torch", "opacus", "polars", "codecarbon"}),
+        ("client.join", {"opacus", "codecarbon"}),
+        ("simulations.engine", {"codecarbon"}),
         ("cloister", {"torch", "opacus", "polars", "flwr", "grpc", "pydantic", "numpy", "rich"}),
     ],
 )

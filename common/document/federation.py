@@ -250,6 +250,8 @@ class Federation(Document):
     strategy: StrategyChoice  # whom a round asks, and how replies move the model
     privacy: Privacy  # what is protected, and how well
     wire: Wire = Wire()  # how updates travel
+    # Does each client measure its energy? It tells the server its figures only without privacy.row and privacy.client.
+    energy: Annotated[bool, unless(False)] = False
 
     def contradictions(self) -> Iterator[Problem]:
         for part in ("data_schema", "training", "privacy"):
@@ -471,6 +473,12 @@ class Federation(Document):
         if every == 0 or self.data_schema.validation_fraction == 0:
             return False
         return server_round % every == 0 or server_round == last
+
+    @property
+    def tells_energy(self) -> bool:
+        """Do clients tell the server what energy they took? Under privacy they do not: how long a task ran depends on
+        rows, and no noise is on it."""
+        return self.energy and not self.privacy.limits
 
     @property
     def metrics(self) -> tuple[str, ...]:

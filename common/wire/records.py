@@ -12,6 +12,7 @@ import numpy as np
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from common.model.energy import Energy
 from common.model.update import Update
 
 # Records of a message.
@@ -30,6 +31,7 @@ RATE = "learning-rate-factor"  # that a plateau has brought the learning rate do
 WEIGHT = "num-examples"  # Flower's strategies weigh by it
 LOSS = "train_loss"
 COUNTS = "counts"
+JOULES, GRAMS = "joules", "grams"  # of a task, where the document asks for them
 
 # Codes of a client's refusal, as a Failure frame and as a flwr.app.Error.
 REFUSED = 1001
@@ -111,6 +113,20 @@ def to_update(content: RecordDict) -> Update:
         weight=float(metrics[WEIGHT]),  # type: ignore[arg-type]
         loss=None if loss is None else float(loss),  # type: ignore[arg-type]
     )
+
+
+def add_energy(content: RecordDict, energy: Energy) -> None:
+    """Adds what a task took to its answer."""
+    metrics = content.metric_records[METRICS]
+    metrics[JOULES], metrics[GRAMS] = energy.joules, energy.grams
+
+
+def energy_of(content: RecordDict) -> Energy | None:
+    """What a task took, by an answer that was admitted or is our own; None if it does not say."""
+    metrics = content.metric_records[METRICS]
+    if JOULES not in metrics:
+        return None
+    return Energy(joules=float(metrics[JOULES]), grams=float(metrics[GRAMS]))  # type: ignore[arg-type]
 
 
 def weight_of(content: RecordDict) -> float:

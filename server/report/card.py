@@ -93,9 +93,18 @@ def _training(record: RunRecord) -> Iterator[str]:
             *([("the model", f"the rounds' average, forgetting by {strategy.average:g}")] if strategy.average else []),
             ("participants", f"{len(names)}" + (f": {', '.join(names)}" if 0 < len(names) <= MOST_CLIENTS else "")),
             *([("began from", f"the model with SHA-256 {start.sha256}")] if start is not None else []),
+            *_energy(record),
             ("time", duration(record.result["seconds"]) if "seconds" in record.result else "not ended"),
         ],
     )
+
+
+def _energy(record: RunRecord) -> Iterator[tuple[str, str]]:
+    if (energy := facts.energy(record)) is None:
+        return
+    total, point = energy
+    each = f"; {point} for each point of accuracy" if point is not None else ""
+    yield "energy of clients, measured or estimated", f"{total}{each}"
 
 
 def _results(record: RunRecord) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from common.document.federation import Federation
 from common.document.schema import Categorical, Classes
 from common.errors import RunFolderError
+from common.model.energy import Energy, sum_of
 from common.model.gaps import in_words
 from common.model.scores import Scores, noise_of_figure
 from server.folder.folder import RunRecord
@@ -192,6 +193,12 @@ def epsilons(record: RunRecord) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def energy(record: RunRecord) -> tuple[Energy, Energy | None] | None:
+    """What clients' tasks took, and for each percentage point of accuracy; None where they did not tell."""
+    total = sum_of(*(Energy.of(event.energy) for event in told(record) if event.energy))
+    return None if total is None else (total, total.per_point(held_out(record) or record.standing.evaluation))
 
 
 def per_client(record: RunRecord) -> dict[str, dict[str, Any]]:

@@ -150,6 +150,10 @@ def _cards(record: RunRecord) -> list[dict[str, str]]:
         )
     if not federation.privacy.limits:
         cards.append({"name": "privacy", "value": "none", "more": "updates were exact, and can reveal rows"})
+    if (energy := facts.energy(record)) is not None:
+        total, point = energy
+        more = f"about, at clients; {point} for each point of accuracy" if point is not None else "about, at clients"
+        cards.append({"name": "energy", "value": str(total), "more": more})
     seconds = record.result.get("seconds")
     if seconds is not None:
         cards.append({"name": "time", "value": duration(seconds), "more": facts.began(record)})

@@ -11,7 +11,8 @@ one is left out with a reason:
     an entry beyond 10^9 times the model that was sent  rejected
     a weight below 1, or above 10^12                    rejected
     a weight above 10^5 times the cohort's median       rejected, where three replies or more are to be compared
-    metrics other than those expected                   rejected
+    metrics other than those expected                   rejected; energy only where the document asks for it
+    an energy below 0                                   rejected
     a private client's without a privacy statement      rejected
 
 The two multiples find mistakes of units, a sum in place of a mean and crude sabotage. They do not stop a client that
@@ -43,12 +44,13 @@ from numpy.typing import NDArray
 
 from common.document.federation import Dtype
 from common.errors import ProtocolError
+from common.model.energy import Energy
 from common.model.update import Updates
 from common.model.weights import Weights
 from common.privacy.statement import Statement
 from common.text import shown
 from common.wire import compression, records
-from common.wire.records import ARRAYS, COUNTS, FAILED, LOSS, METRICS, PRIVACY, WEIGHT
+from common.wire.records import ARRAYS, COUNTS, FAILED, GRAMS, JOULES, LOSS, METRICS, PRIVACY, WEIGHT
 from server.rounds.aggregation import Aggregator
 
 MOST_OF_MEDIAN = 1e5  # of the cohort's weights
@@ -75,6 +77,7 @@ class Partial:
     aggregate: Aggregator
     nodes: frozenset[int]  # whose updates are in it
     statements: Mapping[int, Mapping[str, object]]
+    energy: Energy | None = None  # that those clients took, where the document asks for it
     rejected: tuple[Rejection, ...] = ()  # who was asked and is not in it, and why
 
 
@@ -321,6 +324,8 @@ def _check_metric(name: str, value: float) -> None:
         raise (Diverged if name == LOSS else Fault)(f"metric {name} is NaN or infinite")
     if name != WEIGHT and abs(value) > LARGEST_METRIC:
         raise (Diverged if name == LOSS else Fault)(f"metric {name} is larger than {LARGEST_METRIC:g}")
+    if name in (JOULES, GRAMS) and value < 0:
+        raise Fault(f"metric {name} must be at least 0, got {value:g}")
 
 
 def _check_weight(weight: object) -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
+from common.model.energy import Energy, sum_of
 from common.model.scores import Scores
 
 Status = Literal["completed", "budget_exhausted", "stopped", "failed"]
@@ -94,7 +95,8 @@ class RoundEnded(Event):
     there). `members` names them, if they are not too many. `loss` is the mean of a row's, where clients tell theirs.
     `privacy` is the epsilon so far for each protected unit, row or client. `strikes` counts, for each client, rounds in
     a row without a reply that counted. `times` splits `seconds`: clients at work, the longest transfer of a reply,
-    aggregation, evaluation; where replies are hidden, so are they.
+    aggregation, evaluation; where replies are hidden, so are they. `energy` is what clients say that their tasks took,
+    joules and grams of CO2-equivalent, where the document asks and privacy allows.
     """
 
     KIND = "round"
@@ -109,6 +111,7 @@ class RoundEnded(Event):
     strikes: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     times: Mapping[str, float] = field(default_factory=dict)
+    energy: Mapping[str, float] = field(default_factory=dict)
     evaluation: Scores | None = None
     held_out: Scores | None = None
     privacy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -119,7 +122,7 @@ class RoundEnded(Event):
         told = super().to_json()
         told["rejected"] = [asdict(each) for each in self.rejected]
         told["members"] = list(self.members)
-        for name in ("members", "strikes", "times", "privacy", "failed", "advice"):
+        for name in ("members", "strikes", "times", "energy", "privacy", "failed", "advice"):
             if not told[name]:
                 del told[name]
         for name in ("evaluation", "held_out"):
@@ -190,6 +193,7 @@ class Standing:
     evaluation: Scores | None = None  # the last one that counted a row; empty if none ever did
     held_out: Scores | None = None
     privacy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    energy: Energy | None = None  # of all rounds so far, failed ones too; None where clients do not tell
     reason: str = ""  # why it ended
 
 
@@ -224,6 +228,7 @@ def _after_round(standing: Standing, event: RoundEnded) -> Standing:
         reasons={**standing.reasons, **{r.client: r.reason for r in event.rejected}},
         refused={**standing.refused, **refused},
         privacy=event.privacy or standing.privacy,
+        energy=sum_of(standing.energy, Energy.of(event.energy) if event.energy else None),
     )
     if event.failed:
         return replace(standing, failures=standing.failures + 1)

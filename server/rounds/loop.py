@@ -19,6 +19,7 @@ from flwr.serverapp.strategy import Strategy
 
 from common.document.strategy import OF_A_MEAN
 from common.errors import RunFailed
+from common.model.energy import Energy, sum_of
 from common.model.scores import Counts, gaps_between, headlines_of
 from common.wire.records import LOST
 from server.rounds import cohort, plateau, stopping, strategies
@@ -159,6 +160,7 @@ def _told(run: Run, this: Round, answers: Answers, waited: float) -> RoundEnded:
         strikes={run.name_of(node): strikes for node, strikes in progress.strikes.items()},
         seconds=answers.seconds,
         times=disclosure.times(_times(answers)),
+        energy=answers.energy.told if answers.energy is not None else {},
         advice=advice,
     )
 
@@ -243,11 +245,13 @@ def _evaluate(run: Run, grid: Grid, strategy: Strategy, event: RoundEnded) -> Ro
         stopping.note(run, evaluation)
         plateau.note(run, evaluation)
     told = run.disclosure.rejections(evaluated.answers.rejected)
+    took = sum_of(Energy.of(event.energy) if event.energy else None, evaluated.answers.energy)
     times = {**event.times, "evaluation": evaluated.answers.seconds}
     return replace(
         event,
         evaluation=evaluation,
         times=run.disclosure.times(times),
+        energy=took.told if took is not None else {},
         rejected=(*event.rejected, *(run.disclosure.named(r, run.name_of) for r in told)),
         seconds=event.seconds + evaluated.answers.seconds,
     )

@@ -19,12 +19,13 @@ from flwr.serverapp.exception import AggregationError, InconsistentMessageReplie
 from flwr.serverapp.strategy import Strategy
 
 from common.document.federation import Federation
+from common.model.energy import Energy, sum_of
 from common.model.scores import Counts, Scores, count_sensitivity, count_size, scores_of
 from common.model.update import Update
 from common.model.weights import Weights, between, is_finite
 from common.privacy.statement import Statement
 from common.wire import records
-from common.wire.records import COMPLETE, COUNTS, LATE, LOSS, METRICS, RATE, RUN, WEIGHT
+from common.wire.records import COMPLETE, COUNTS, GRAMS, JOULES, LATE, LOSS, METRICS, RATE, RUN, WEIGHT
 from server.rounds import strategies
 from server.rounds.admission import Admission, Partial, Rejection
 from server.rounds.aggregation import Aggregator
@@ -59,6 +60,7 @@ class Answers:
     seconds: float
     aggregation: float  # of those, for putting replies together and moving the model
     transfer: float  # ... and for the reply that took longest to arrive, once it had begun
+    energy: Energy | None  # that those took whose replies count; None where clients do not tell
     enough: bool  # were there as many as the round needed? Then it did not wait for the silent
 
 
@@ -123,18 +125,21 @@ def train_round(
     messages = [message for message in messages if message.metadata.dst_node_id in place]
     messages.sort(key=lambda message: place[message.metadata.dst_node_id])
     together, aggregation = aggregator(), _Stopwatch()
+    took: list[Energy | None] = []
     for answer in _admitted(this, grid, messages, admission, aggregator):
         with aggregation:
             if isinstance(answer, Partial):
+                took.append(answer.energy)
                 together.merge(answer.aggregate)
             else:
+                took.append(records.energy_of(answer.content))
                 together.add(answer.metadata.src_node_id, records.to_update(answer.content))
     loss = together.loss  # before a strategy takes updates apart
     moved, problem = None, _missing(this, admission)
     with aggregation:
         if not problem:
             moved, problem = _move(strategy, this, weights, grid, together.finish())
-    answers = _answers(this, admission, started, aggregation=aggregation.seconds, transfer=_transfer(grid))
+    answers = _answers(this, admission, started, took, aggregation=aggregation.seconds, transfer=_transfer(grid))
     if moved is None:
         raise RoundFailed(problem, answers)
     if this.server_step != 1.0:
@@ -155,8 +160,10 @@ def evaluate_round(
     shown = CohortGrid(grid, this.cohort.asked)
     messages = strategy.configure_evaluate(this.number, records.from_weights(weights), config, shown)
     told: dict[int, Counts] = {}
+    took: list[Energy | None] = []
     for answer in _admitted(this, grid, messages, admission, None):
         assert isinstance(answer, Message)
+        took.append(records.energy_of(answer.content))
         told[answer.metadata.src_node_id] = np.asarray(answer.content.metric_records[METRICS][COUNTS], np.float64)
     # Scores of all rows come from counts of all rows, in a fixed order: sums of floats depend on theirs.
     nodes = sorted(told)
@@ -168,7 +175,7 @@ def evaluate_round(
         metrics = scores_of(np.sum(counts, axis=0), schema, noise=noise)
     if metrics and noise:
         metrics["count_noise"] = noise
-    answers = _answers(this, admission, started, late=False, transfer=_transfer(grid))
+    answers = _answers(this, admission, started, took, late=False, transfer=_transfer(grid))
     told = told if client_privacy is None else {}
     return EvaluatedRound(metrics=metrics, counts=told, answers=answers)
 
@@ -202,14 +209,16 @@ def _transfer(grid: Grid) -> float:
     return grid.transfer_s if isinstance(grid, RunGrid) else 0.0
 
 
-def _admission(this: Round, **expected: Any) -> Admission:
+def _admission(this: Round, *, metrics: set[str], **expected: Any) -> Admission:
     """Of a round's replies; `expected` is what those to training or to evaluation are like."""
     row = this.federation.privacy.row
+    energy = {JOULES, GRAMS} if this.federation.tells_energy else set()
     return Admission(
         asked=this.cohort.asked,
         server_round=this.number,
         private=row is not None,
         limit=math.inf if row is None else row.epsilon,
+        metrics=metrics | energy,
         **expected,
     )
 
@@ -254,6 +263,7 @@ def _answers(
     this: Round,
     admission: Admission,
     started: float,
+    took: Iterable[Energy | None],
     *,
     late: bool = True,
     aggregation: float = 0.0,
@@ -272,6 +282,7 @@ def _answers(
         seconds=time.monotonic() - started,
         aggregation=aggregation,
         transfer=transfer,
+        energy=sum_of(*took),
         enough=enough,
     )
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -17,6 +18,7 @@ from client.site import Site
 from client.training.recipe import Scoring
 from client.training.train import noisy_counts, train
 from common.model.update import Updates
+from common.model.weights import Weights
 from common.text import shown
 from common.wire import records
 from common.wire.identity import task_name
@@ -115,7 +117,7 @@ class VectorGrid(InlineGrid):
         assert all(message.content[ARRAYS] is arrays for message in left), "a round sends everyone the same weights"
         start = records.to_weights(left[0].content.array_records[ARRAYS])
         this = _Round(
-            folding=Folding(start, aggregator(), dtype=self._federation.wire.dtype),
+            folding=Folding(start, aggregator(), dtype=self._federation.wire.dtype, meter=self._sites.meter),
             aggregator=aggregator,
             asked=min(needed, len(left)),
             deadline=math.inf if timeout is None else time.monotonic() + timeout,
@@ -132,6 +134,7 @@ class VectorGrid(InlineGrid):
             aggregate=this.folding.aggregate,
             nodes=frozenset(this.folding.nodes),
             statements={node: said for node, said in this.statements.items() if node in answered},
+            energy=this.folding.energy,
             rejected=rejected,
         )
 
@@ -140,7 +143,9 @@ class VectorGrid(InlineGrid):
         rounds_left = self._federation.training.rounds - self._rounds
         if self._workers is None and len(self._devices) > 1 and seconds * rounds_left > self._worth_s:
             tables = [(table.x, table.y) for table in self._sites.tables]
-            self._workers = Workers(self._federation, tables, devices=self._devices, width=self._width)
+            self._workers = Workers(
+                self._federation, tables, devices=self._devices, width=self._width, meter=self._sites.meter
+            )
 
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Generator[Message]:
         """Answers to evaluations, some clients at a time. What else there is, is done for one after another."""
@@ -164,18 +169,25 @@ class VectorGrid(InlineGrid):
         for table, of_table in groupby(charged, lambda task: _view(task[1]).table):
             tasks = list(of_table)
             scoring, arrays = tasks[0][2], tasks[0][0].content.array_records[ARRAYS]
-            counts = count_together(
+            rows = [_view(site).validation_index for _, site, _ in tasks]
+            score = partial(
+                count_together,
                 self._federation,
                 records.to_weights(arrays),
                 table,
-                [_view(site).validation_index for _, site, _ in tasks],
+                rows,
                 exact=scoring.noise_multiplier is not None and scoring.arithmetic == "exact",
             )
-            for (message, site, its), found in zip(tasks, counts, strict=True):
+            counts, energy = (score(), None) if self._sites.meter is None else self._sites.meter.measure(score)
+            scored = sum(map(len, rows))
+            for (message, site, its), found, own in zip(tasks, counts, rows, strict=True):
                 if its.noise_multiplier is not None:
                     noise = self._noise(site, message)
                     found = noisy_counts(found, self._federation.data_schema, its.noise_multiplier, noise)
-                yield Message(counted(found, site, self._name), reply_to=message)
+                content = counted(found, site, self._name)
+                if energy is not None:  # what scoring all took, divided by rows
+                    records.add_energy(content, energy.part(len(own) / scored if scored else 1 / len(tasks)))
+                yield Message(content, reply_to=message)
 
     def _task(self, message: Message) -> str:
         return task_name(self._name, message.metadata.message_type, message.metadata.group_id)
@@ -220,12 +232,14 @@ class VectorGrid(InlineGrid):
         for task in alone:
             if this.is_late:
                 break
-            update = train(task.job.recipe, this.folding.start, task.site.dataset, noise=task.job.noise)
-            this.folding.take([task.job], Updates.of(update))
+            this.folding.measured([task.job], partial(self._train_alone, this.folding.start, task))
             self._tell(this, 1)
         for task in charged:
             if (statement := task.site.account.statement(self._name)) is not None:
                 this.statements[task.job.node] = {**statement.to_wire()}
+
+    def _train_alone(self, start: Weights, task: _Charged) -> Updates:
+        return Updates.of(train(task.job.recipe, start, task.site.dataset, noise=task.job.noise))
 
     def _charge_all(self, this: _Round, messages: Sequence[Message]) -> list[_Charged]:
         """Has clients pay, one after another. Returns those that are to be trained."""

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from client.energy import Meter
 from client.training.recipe import DPSGD, Pace, Recipe
 from client.training.row_draws import RowIds
 from common.document import federation as federations
@@ -46,6 +47,7 @@ class _Setup:
     tables: list[tuple[SharedArray, SharedArray]]
     device: str
     width: int
+    meter: Meter | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,16 +118,17 @@ class Workers:
         *,
         devices: Sequence[torch.device],
         width: int,
+        meter: Meter | None = None,
     ) -> None:
         """Starts a process for each of `devices`. `tables` are whose rows jobs may have, x and y of each; `width` is a
-        Trainer's."""
+        Trainer's, `meter` a Folding's."""
         self._tables = {id(x): place for place, (x, _) in enumerate(tables)}
         shared = [(SharedArray(x.cpu().numpy()), SharedArray(y.cpu().numpy())) for x, y in tables]
         canonical, context = federation.canonical, mp.get_context("spawn")
         self._processes: list[SpawnProcess] = []
         self._links: list[Connection] = []
         for device in devices:
-            setup = _Setup(federation=canonical, tables=shared, device=str(device), width=width)
+            setup = _Setup(federation=canonical, tables=shared, device=str(device), width=width, meter=meter)
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, setup), daemon=True, name=f"worker on {device}")
             with without_interrupts():
@@ -250,6 +253,7 @@ def _work(link: Connection, setup: _Setup) -> None:
     torch.set_num_threads(1)
     device, federation = torch.device(setup.device), federations.from_canonical(setup.federation)
     tables = [(x.tensor().to(device), y.tensor().to(device)) for x, y in setup.tables]
+    meter = setup.meter and setup.meter.at(device)
     trainer, folding = Trainer(federation, width=setup.width), None
 
     gc.freeze()  # modules stay
@@ -262,7 +266,7 @@ def _work(link: Connection, setup: _Setup) -> None:
         try:
             match message:
                 case _Begin(start=start, aggregate=aggregate):
-                    folding = Folding(start, aggregate, dtype=federation.wire.dtype)
+                    folding = Folding(start, aggregate, dtype=federation.wire.dtype, meter=meter)
                 case _Tasks():
                     assert folding is not None
                     jobs = message.jobs(federation, tables)

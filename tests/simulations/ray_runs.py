@@ -30,6 +30,7 @@ def main(folder: Path) -> None:
     machines.wait_for_nodes()
     for name, changes in RUNS.items():
         run(federation(**changes), folder / name, "ray", ray_address=machines.address)
+    run(federation(energy=True), folder / "energy", "ray", ray_address=machines.address)
     machines.shutdown()
 
 

@@ -90,3 +90,8 @@ def test_what_is_missing_or_does_not_go_together_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'cloister\[ray\]'"):
         simulate(fed, sites_of(fed), folder, run="test", engine="ray")
+
+
+def test_workers_measure_what_their_clients_take(runs):
+    rounds = read_run(runs / "energy" / "ray").rounds
+    assert rounds and all(event.energy["joules"] > 0 and event.energy["grams"] > 0 for event in rounds)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +17,19 @@ from client.account.ledger import Ledger
 from common.model.update import Updates
 from common.wire import records
 from common.wire.identity import identify_process
-from common.wire.records import ARRAYS, BUDGET_EXHAUSTED, COUNTS, FAILED, LOSS, METRICS, PRIVACY, REFUSED, WEIGHT
+from common.wire.records import (
+    ARRAYS,
+    BUDGET_EXHAUSTED,
+    COUNTS,
+    FAILED,
+    GRAMS,
+    JOULES,
+    LOSS,
+    METRICS,
+    PRIVACY,
+    REFUSED,
+    WEIGHT,
+)
 from server.rounds.admission import Admission, faults_of, reach_of
 from simulations.inline import InlineGrid
 from tests.client.account.test_budget import opened
@@ -64,6 +77,38 @@ class Sorted(Admission):
     def __init__(self, replies: Iterable[Message], **rules: Any) -> None:
         super().__init__(**rules)
         self.admitted = [reply for reply in replies if self.take(reply)]
+
+
+def with_energy(joules: Any, grams: Any) -> RecordDict:
+    return content(metrics={WEIGHT: 10.0, LOSS: 0.5, JOULES: joules, GRAMS: grams})
+
+
+@pytest.mark.parametrize(
+    "joules, grams, reason",
+    [
+        (-1.0, 0.5, "metric joules must be at least 0, got -1"),
+        (2.0, -0.5, "metric grams must be at least 0, got -0.5"),
+        (math.nan, 0.5, "metric joules is NaN or infinite"),
+        (2.0, math.inf, "metric grams is NaN or infinite"),
+        (1e31, 0.5, "metric joules is larger than 1e\\+30"),
+        ([2.0], 0.5, "metric joules has the wrong size"),
+    ],
+)
+def test_energy_is_finite_and_not_negative(joules, grams, reason):
+    expected = {WEIGHT, LOSS, JOULES, GRAMS}
+    told = [reply(1, with_energy(joules, grams)), reply(2, with_energy(0.0, 0))]
+    found = Sorted(told, asked={1, 2}, server_round=ROUND, metrics=expected, sent=STATE)
+    assert [message.metadata.src_node_id for message in found.admitted] == [2]
+    assert re.search(reason, found.rejected[0].reason)
+    assert not found.rejected[0].diverged
+
+
+def test_energy_that_is_not_asked_for_is_not_admitted_nor_a_reply_without_what_is():
+    found = admit_training([reply(1, with_energy(2.0, 0.5))])
+    assert "metrics must be num-examples, train_loss; got grams, joules" in found.rejected[0].reason
+    expected = {WEIGHT, LOSS, JOULES, GRAMS}
+    found = Sorted([reply(1)], asked={1}, server_round=ROUND, metrics=expected, sent=STATE)
+    assert "metrics must be grams, joules, num-examples, train_loss" in found.rejected[0].reason
 
 
 def admit_training(replies: Iterable[Message], *, asked: Iterable[int] = (1, 2, 3)) -> Sorted:

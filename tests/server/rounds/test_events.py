@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.model.energy import Energy
 from server.rounds.events import (
     Ended,
     Event,
@@ -131,9 +132,23 @@ def test_who_refused_at_the_door_or_in_a_round_is_known_by_kind():
     assert standing.reasons == {"ada": "policy", "ben": "spent"}
 
 
+def test_energy_is_summed_over_rounds_and_failed_ones_took_some_too():
+    took = {"joules": 2.0, "grams": 0.5}
+    assert stands(ended(1)).energy is None
+    standing = stands(ended(1, energy=took), ended(2, failed="no quorum", energy=took), ended(3))
+    assert standing.energy == Energy(joules=4.0, grams=1.0)
+
+
+def test_an_event_without_energy_is_written_as_before_there_was_any():
+    assert "energy" not in ended(1).to_json()
+    told = ended(1, energy={"joules": 2.0, "grams": 0.5})
+    assert from_json(told.to_json()) == told
+
+
 def test_every_figure_of_a_standing_comes_from_some_event():
     late, spent = Rejected("ben", "late", "slow"), Rejected("cyd", "budget_exhausted", "spent")
-    told = {"evaluation": {"accuracy": 0.5}, "held_out": {"accuracy": 0.5}, "privacy": {"row": {"epsilon": 1.0}}}
+    told: dict[str, Any] = {"evaluation": {"accuracy": 0.5}, "held_out": {"accuracy": 0.5}}
+    told |= {"privacy": {"row": {"epsilon": 1.0}}, "energy": {"joules": 2.0, "grams": 0.5}}
     standing = stands(
         Started(rounds=9),
         ended(1, rejected=(late, spent), strikes={"ben": 1}, **told),
