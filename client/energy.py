@@ -54,16 +54,20 @@ class CodeCarbon:
     @classmethod
     def on(cls, device: torch.device, *, country: str | None = None) -> CodeCarbon:
         """For work on a device. Raises `ConfigError` if nothing can be measured, or the country is not known."""
+        made = cls(country, str(device))
+        made.check()
+        return made
+
+    def check(self) -> None:
+        """Measures nothing, which takes a second the first time. Raises `ConfigError` if that is not possible."""
         if find_spec("codecarbon") is None:
             raise ConfigError(["the federation's `energy` needs codecarbon: pip install 'cloister[energy]'"])
-        made = cls(country, str(device))
         try:
-            made.measure(lambda: None)  # what a first measurement finds out takes a second
+            self.measure(lambda: None)
         except ConfigError:
             raise
         except Exception as error:  # codecarbon's constructor logs what is wrong, and goes on
             raise ConfigError([f"codecarbon cannot measure energy here: {type(error).__name__}: {error}"]) from error
-        return made
 
     def at(self, device: torch.device) -> CodeCarbon:
         return replace(self, device=str(device))

@@ -82,7 +82,19 @@ def _client(path: Path) -> list[str]:
         *_floating(settings),
         f"dataset {settings.data.name}: at most epsilon {policy.epsilon:g} at delta {policy.delta:g} in all",
         *table,
+        *_energy(settings),
     ]
+
+
+def _energy(settings: ClientFile) -> list[str]:
+    """Whether what the owner's copy of the federation asks for can be measured here."""
+    from client.energy import CodeCarbon
+    from common.document import federation as federations
+
+    if settings.federation is None or not federations.load(Path(settings.federation)).energy:
+        return []
+    CodeCarbon(settings.energy.country).check()
+    return [f"energy is measured, with electricity of {settings.energy.country or 'the world, on average'}"]
 
 
 def _floating(settings: ClientFile) -> list[str]:
@@ -127,6 +139,9 @@ def _federation(path: Path) -> list[str]:
         more.append(f"the server's step: {federation.strategy.schedule.words}")
     if (forgetting := federation.strategy.average) is not None:
         more.append(f"the model that is scored and handed out is the rounds' average, forgetting by {forgetting:g}")
+    if federation.energy:
+        kept = "tell the server" if federation.tells_energy else "keep to themselves, for privacy,"
+        more.append(f"clients measure, and {kept} what energy they take")
     if federation.wire.dtype != "float32":
         more.append(f"updates travel in {federation.wire.dtype}")
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -21,11 +22,14 @@ from common.wire import records
 from server.folder.folder import RunFolder, read_run
 from server.report import page
 from server.report.card import card
+from simulations import engine
 from simulations.engine import run_on, simulate
 from simulations.inline import InlineGrid
 from simulations.sites import Sites
 from simulations.sources import sites_from_table
 from simulations.vector.fold import Folding
+from simulations.vector.grid import VectorGrid
+from simulations.vector.workers import Workers
 from tests.support import PRIVATE, WHOLE, federation, table
 
 CPU = torch.device("cpu")
@@ -50,17 +54,17 @@ def sites(folder: Path, document: Federation) -> Sites:
     return made
 
 
-def ran(folder: Path, engine: Any, document: Federation, **how: Any) -> dict[str, Any]:
+def ran(folder: Path, by: Any, document: Federation, **how: Any) -> dict[str, Any]:
     run = RunFolder.create(document, path=folder / "run")
-    return simulate(document, sites(folder, document), run, run="r", engine=engine, **how)
+    return simulate(document, sites(folder, document), run, run="r", engine=by, **how)
 
 
 # Two rounds of four clients, who train and evaluate: one by one that is 16 tasks of 12 J. Together, a round trains in
 # chunks and is scored at once.
-@pytest.mark.parametrize("engine, measured", [("inline", 16), ("vector", None)])
-def test_a_run_says_what_its_clients_took(tmp_path, engine, measured):
+@pytest.mark.parametrize("by, measured", [("inline", 16), ("vector", None)])
+def test_a_run_says_what_its_clients_took(tmp_path, by, measured):
     document = federation(energy=True, training__rounds=2)
-    result = ran(tmp_path, engine, document, **({"workers": 1} if engine == "vector" else {}))
+    result = ran(tmp_path, by, document, **({"workers": 1} if by == "vector" else {}))
     record = read_run(tmp_path / "run")
     joules = [event.energy["joules"] for event in record.rounds]
     assert len(joules) == 2 and joules[0] == joules[1]
@@ -80,11 +84,11 @@ def in_figures(joules: float) -> str:
     return f"{joules:.3g} J"
 
 
-@pytest.mark.parametrize("engine", ["inline", "vector"])
+@pytest.mark.parametrize("by", ["inline", "vector"])
 @pytest.mark.parametrize("privacy", [PRIVATE, WHOLE])
-def test_under_privacy_nothing_of_it_is_in_a_run_folder(tmp_path, engine, privacy):
+def test_under_privacy_nothing_of_it_is_in_a_run_folder(tmp_path, by, privacy):
     document = federation(energy=True, training__rounds=2, **privacy)
-    assert "energy" not in ran(tmp_path, engine, document)
+    assert "energy" not in ran(tmp_path, by, document)
     for name in ("events.jsonl", "result.json", "privacy.json"):
         text = (tmp_path / "run" / name).read_text()
         assert "joules" not in text and "grams" not in text
@@ -136,3 +140,19 @@ def test_a_chunks_energy_is_divided_by_steps_among_those_that_count():
     other.energy = Energy(joules=1.0, grams=0.25)
     folding.merge(other)
     assert folding.energy == Energy(joules=4.0, grams=1.0)
+
+
+def test_worker_processes_measure_what_they_train(monkeypatch, tmp_path):
+    # Chunks of two clients: a measurement in each of two workers, and one of the evaluation of all.
+    monkeypatch.setattr("simulations.vector.train.CHUNK_CLIENTS", 2)
+    real = Workers.__init__
+
+    def start(self: Workers, *arguments: Any, **options: Any) -> None:
+        real(self, *arguments, **options)
+        assert self.are_ready(wait_s=120.0)
+
+    monkeypatch.setattr(Workers, "__init__", start)
+    monkeypatch.setattr(engine, "VectorGrid", partial(VectorGrid, worth_s=-1.0))
+    ran(tmp_path, "vector", federation(energy=True, training__rounds=2), workers=2)
+    alone, in_workers = (event.energy["joules"] for event in read_run(tmp_path / "run").rounds)
+    assert alone == in_workers == 36.0
