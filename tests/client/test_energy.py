@@ -22,13 +22,15 @@ from client.app import client_app
 from client.energy import CodeCarbon, EnergyBook, grams_a_kwh
 from client.settings import ClientFile, DataFile, EnergySource, load_client_file
 from client.site import Site, open_site
+from cloister.check import check_file
 from common.document.federation import Federation
 from common.errors import ConfigError
 from common.model.energy import Energy, in_words, sum_of
 from common.model.weights import initial_weights
-from common.wire import records
+from common.wire import codec, records
 from common.wire.identity import identify_process
 from common.wire.records import ARRAYS, CONFIG, GRAMS, JOULES, METRICS, RUN
+from tests.client.scripted import Link, play
 from tests.support import PRIVATE, ROOT, WHOLE, federation, table
 
 CPU = torch.device("cpu")
@@ -176,6 +178,41 @@ def test_under_privacy_no_reply_has_a_figure_and_the_owner_has_it(tmp_path, priv
     assert set(told.metric_records[METRICS]) == set(expected.metric_records[METRICS])
     assert not {JOULES, GRAMS} & {name for record in told.values() for name in record}
     assert kept(tmp_path)["r"]["joules"] == 2.0
+
+
+@pytest.mark.parametrize("privacy", [{}, PRIVATE], ids=["exact", "private"])
+def test_a_client_tells_its_owner_what_a_run_took_and_the_server_only_without_privacy(tmp_path, monkeypatch, privacy):
+    fed = federation(energy=True, **privacy)
+    monkeypatch.setattr(CodeCarbon, "on", lambda device, *, country: Fixed())
+    told: list[Any] = []
+
+    async def server(link: Link) -> None:
+        await link.welcome(fed)
+        await link.hear("ready")
+        for number in (1, 2):
+            await link.ask(fed, server_round=number)
+            told.append(codec.decode((await link.answer())[1]).metric_records[METRICS])
+        await link.finish()
+
+    result, said = play(tmp_path, server)
+    assert result == "completed"
+    (line,) = (line for line in said if "took" in line)
+    assert "run run took 4 J, 1 g CO2e in 2 rounds, about" in line and "ada.energy.json" in line
+    assert [(JOULES in metrics, GRAMS in metrics) for metrics in told] == [(not privacy, not privacy)] * 2
+
+
+@pytest.mark.parametrize("energy, expected", [(True, True), (False, False)])
+def test_check_tries_what_the_owners_copy_of_the_federation_asks(tmp_path, monkeypatch, energy, expected):
+    table(80).write_csv(tmp_path / "a.csv")
+    (tmp_path / "fed.yaml").write_text(federation(energy=energy).canonical)
+    text = "server: localhost:4433\ntls: null\nname: a\ndata: {path: a.csv, name: a}\nstate: s\nfederation: fed.yaml\n"
+    (tmp_path / "a.yaml").write_text(text + "energy: {country: FRA}\npolicy: {epsilon: 1.0, delta: 1.0e-3}\n")
+    assert ("energy is measured, with electricity of FRA" in check_file(tmp_path / "a.yaml")) is expected
+    assert any("clients measure" in line for line in check_file(tmp_path / "fed.yaml")) is expected
+    monkeypatch.setattr(energies, "find_spec", lambda name: None)
+    if expected:
+        with pytest.raises(ConfigError, match="needs codecarbon"):
+            check_file(tmp_path / "a.yaml")
 
 
 def test_a_book_goes_on_after_a_restart_and_a_damaged_one_begins_anew(tmp_path, caplog):
