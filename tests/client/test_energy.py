@@ -257,7 +257,8 @@ def test_measuring_leaves_no_file_opens_no_connection_and_hears_no_configuration
     # In a process of its own, whose home has a configuration of codecarbon that asks for all of that.
     (tmp_path / "home").mkdir()
     (tmp_path / "here").mkdir()
-    asks = "[codecarbon]\nsave_to_file = true\noutput_dir = .\nemissions_endpoint = http://localhost:9\npue = 100\n"
+    asks = "[codecarbon]\nsave_to_file = true\nsave_to_api = true\noutput_dir = .\npue = 1e6\n"
+    asks += "emissions_endpoint = http://localhost:9\n"
     asks += "co2_signal_api_token = token\nallow_multiple_runs = false\nlog_level = debug\nforce_cpu_power = 1e6\n"
     (tmp_path / "home" / ".codecarbon.config").write_text(asks)
     code = """
