@@ -26,6 +26,7 @@ from common.errors import ConfigError
 from common.model.energy import Energy, sum_of
 
 JOULES_A_KWH = 3.6e6
+NOTHING = Energy(joules=0.0, grams=0.0)
 MOST_TASKS = 1000  # of one tracker, which keeps something of each
 OWN_FIELDS = ("joules", "grams", "rounds")
 
@@ -63,7 +64,9 @@ class CodeCarbon:
         if find_spec("codecarbon") is None:
             raise ConfigError(["the federation's `energy` needs codecarbon: pip install 'cloister[energy]'"])
         try:
-            self.measure(lambda: None)
+            tracker = _Tracker(self)
+            tracker.begin()
+            tracker.end()
         except ConfigError:
             raise
         except Exception as error:  # codecarbon's constructor logs what is wrong, and goes on
@@ -73,13 +76,26 @@ class CodeCarbon:
         return replace(self, device=str(device))
 
     def measure(self, work: Callable[[], Result]) -> tuple[Result, Energy]:
-        idle = _idle(self)
+        """A task that was done and paid for is not lost because it could not be measured: it then took nothing."""
+        idle, began = _idle(self), False
         tracker = idle.pop() if idle else _Tracker(self)
         try:
-            return tracker.measure(work)
+            tracker.begin()
+            began = True
+        except Exception as error:  # of codecarbon's many
+            _could_not(error)
+        energy = NOTHING
+        try:
+            result = work()
         finally:
-            if tracker.tasks < MOST_TASKS:
-                idle.append(tracker)
+            if began:
+                try:
+                    energy = tracker.end()
+                    if tracker.tasks < MOST_TASKS:
+                        idle.append(tracker)
+                except Exception as error:
+                    _could_not(error)
+        return result, energy
 
 
 @lru_cache
@@ -121,15 +137,19 @@ class _Tracker:
             logger_preamble="",
         )
 
-    def measure(self, work: Callable[[], Result]) -> tuple[Result, Energy]:
+    def begin(self) -> None:
         self.tasks += 1
         self._tracker.start_task()
-        try:
-            result = work()
-        finally:
-            took = self._tracker.stop_task()
+
+    def end(self) -> Energy:
+        """What the task took since it began."""
+        took = self._tracker.stop_task()
         joules, grams = took.energy_consumed * JOULES_A_KWH, took.emissions * 1000
-        return result, Energy(joules=max(joules, 0.0), grams=max(grams, 0.0))
+        return Energy(joules=max(joules, 0.0), grams=max(grams, 0.0))
+
+
+def _could_not(error: Exception) -> None:
+    log.warning("what a task took could not be measured, and counts as nothing: %s: %s", type(error).__name__, error)
 
 
 def _gpus(device: torch.device) -> list[str]:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from cloister.report import after_run
 from cloister.terminal import tell
+from common.model.energy import Energy
 from common.text import duration
 from server.rounds.events import Ended, Event, Refused, RoundEnded, Standing, Waiting, after
 
@@ -214,6 +215,8 @@ def _summary(result: dict[str, Any]) -> Table:
     if (unit := result["privacy"]["client"]) is not None:
         table.add_row("epsilon of a whole client", f"{unit['epsilon']:.2f}")
         table.add_row("delta of a client", f"{unit['delta']:g}")
+    if (energy := result.get("energy")) is not None:
+        table.add_row("energy of clients", str(Energy.of(energy)))
     table.add_row("clients", str(len(result["clients"])))
     for name, value in _refused(result["refused"]):
         table.add_row(name, value)

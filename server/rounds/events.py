@@ -217,6 +217,7 @@ def after(standing: Standing, event: Event) -> Standing:
 
 
 def _after_round(standing: Standing, event: RoundEnded) -> Standing:
+    again = not event.failed and event.round == standing.round
     refused = {r.client: r.kind for r in event.rejected if r.kind in ("refused", "budget_exhausted")}
     standing = replace(
         standing,
@@ -228,7 +229,8 @@ def _after_round(standing: Standing, event: RoundEnded) -> Standing:
         reasons={**standing.reasons, **{r.client: r.reason for r in event.rejected}},
         refused={**standing.refused, **refused},
         privacy=event.privacy or standing.privacy,
-        energy=sum_of(standing.energy, Energy.of(event.energy) if event.energy else None),
+        # After a restart the last complete round may be told again.
+        energy=sum_of(standing.energy, Energy.of(event.energy) if event.energy and not again else None),
     )
     if event.failed:
         return replace(standing, failures=standing.failures + 1)

@@ -112,9 +112,11 @@ def test_trackers_are_used_again_but_not_for_ever_since_they_keep_something_of_e
             self.tasks = 0
             made.append(self)
 
-        def measure(self, work: Callable[[], Result]) -> tuple[Result, Energy]:
+        def begin(self) -> None:
             self.tasks += 1
-            return work(), Energy(joules=1.0, grams=1.0)
+
+        def end(self) -> Energy:
+            return Energy(joules=1.0, grams=1.0)
 
     monkeypatch.setattr(energies, "_Tracker", Counting)
     monkeypatch.setattr(energies, "MOST_TASKS", 2)
@@ -134,6 +136,20 @@ def test_work_that_fails_ends_its_measurement_too():
 
 def _fails() -> None:
     raise ValueError("of the work's own")
+
+
+@pytest.mark.parametrize("broken", ["start_task", "stop_task"])
+def test_a_task_that_cannot_be_measured_is_done_all_the_same(monkeypatch, caplog, broken):
+    def fail(*_: Any) -> None:
+        raise OSError("no counters")
+
+    meter = CodeCarbon("FRA", "cpu")
+    meter.check()
+    monkeypatch.setattr(f"codecarbon.emissions_tracker.BaseEmissionsTracker.{broken}", fail)
+    assert meter.measure(lambda: 7) == (7, Energy(joules=0.0, grams=0.0))
+    assert "could not be measured, and counts as nothing: OSError: no counters" in caplog.text
+    with pytest.raises(ConfigError, match="codecarbon cannot measure energy here: OSError: no counters"):
+        meter.check()
 
 
 def test_an_unknown_country_and_a_missing_package_say_what_to_do(monkeypatch, tmp_path):

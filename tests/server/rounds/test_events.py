@@ -158,3 +158,12 @@ def test_every_figure_of_a_standing_comes_from_some_event():
     )
     untouched = Standing()
     assert [f.name for f in fields(Standing) if getattr(standing, f.name) == getattr(untouched, f.name)] == []
+
+
+def test_a_round_that_is_told_again_after_a_restart_took_its_energy_once():
+    ended = RoundEnded(round=1, rounds=3, energy={"joules": 2.0, "grams": 0.5})
+    failed = RoundEnded(round=2, rounds=3, energy={"joules": 1.0, "grams": 0.25}, failed="nobody answered")
+    standing = Standing()
+    for event in (ended, Resumed(round=1, rounds=3), ended, failed, failed):
+        standing = after(standing, event)
+    assert standing.energy == Energy(joules=4.0, grams=1.0)
