@@ -95,7 +95,7 @@ def score_held_out(federation: Federation, folder: Path, run: Path) -> dict[str,
         key = split_key(Path(settings.state))
         rows = data.read(Path(settings.data.path), schema, key=key, form=settings.data.form, person=settings.data.id)
         own = data.split(rows, schema, key=key, device=torch.device("cpu"))
-        loss = federation.training.loss
+        loss = federation.loss
         counts[name] = objective.score(
             model, own.validation_x, own.validation_y, schema=schema, loss=loss, group=own.validation_group
         )

@@ -147,9 +147,10 @@ def _deal(
 
 
 def _labels(rows: Rows, federation: Federation) -> list[int]:
+    y = rows.y if rows.y.ndim == 1 else np.nan_to_num(rows.y[:, 0], nan=-1.0)  # those without one are a class, too
     if isinstance(federation.data_schema.target, Classes):
-        return [int(v) for v in rows.y]
-    return [int(v) for v in np.minimum(rows.y * QUANTILES, QUANTILES - 1)]
+        return [int(v) for v in y]
+    return [int(v) for v in np.minimum(y * QUANTILES, QUANTILES - 1)]
 
 
 def _split_key(seed: int) -> bytes:

@@ -8,7 +8,7 @@ import torch
 
 from common.data.encoding import encode
 from common.document.group import Group
-from common.document.schema import Categorical, Classes, Schema
+from common.document.schema import Categorical, Classes, NumericTarget, Schema
 
 TEACHER_HIDDEN = 16
 TEACHER_TEMPERATURE = 0.25  # how often the label is not the teacher's first choice
@@ -17,7 +17,7 @@ TEACHER_TEMPERATURE = 0.25  # how often the label is not the teacher's first cho
 def generate(schema: Schema, *, rows: int, seed: int) -> pl.DataFrame:
     """`rows` rows that fit the schema, with a target that can be learned.
 
-    Features are independent: numbers uniform between their bounds, categories equally likely, and so are groups. The
+    Features are independent: numbers uniform between their bounds, categories equally likely, and so are groups. Each
     target is drawn from a small random network's opinion of the row, standardised so that no class is rare.
     """
     rng = np.random.default_rng([seed, 0x7AB1E])
@@ -29,19 +29,28 @@ def generate(schema: Schema, *, rows: int, seed: int) -> pl.DataFrame:
             columns[feature.name] = rng.uniform(*feature.bounds, size=rows).round(6)
     if schema.group is not None and schema.group.name not in columns:
         columns[schema.group.name] = _groups(schema.group, rows, rng)
-    target = schema.target
-    placeholder = next(iter(target.classes.values()))[0] if isinstance(target, Classes) else target.bounds[0]
-    frame = pl.DataFrame({**columns, target.name: [placeholder] * rows}, strict=False)
-    opinion = _teacher(encode(frame, schema).x, schema.outputs, rng)
+    placeholders = {
+        target.name: next(iter(target.classes.values()))[0] if isinstance(target, Classes) else target.bounds[0]
+        for target in schema.targets
+    }
+    frame = pl.DataFrame({**columns, **{name: [cell] * rows for name, cell in placeholders.items()}}, strict=False)
+    x = encode(frame, schema).x
+    for target in schema.targets:
+        frame = frame.with_columns(pl.Series(target.name, _cells(target, x, rng), strict=False))
+    return frame
+
+
+def _cells(target: Classes | NumericTarget, x: np.ndarray, rng: np.random.Generator) -> list[object]:
+    """A target's cells, of encoded rows."""
+    opinion = _teacher(x, target.outputs, rng)
     if isinstance(target, Classes):
         gumbel = rng.gumbel(size=opinion.shape) * TEACHER_TEMPERATURE  # argmax of logits + Gumbel samples a softmax
         values = [v[0] for v in target.classes.values()]
-        labels: list[object] = [values[i] for i in (opinion + gumbel).argmax(axis=1)]
-    else:
-        low, high = target.bounds
-        position = 1 / (1 + np.exp(-opinion[:, 0] + 0.1 * rng.normal(size=rows)))
-        labels = (low + position * (high - low)).tolist()
-    return frame.with_columns(pl.Series(target.name, labels, strict=False))
+        return [values[i] for i in (opinion + gumbel).argmax(axis=1)]
+    low, high = target.bounds
+    position = 1 / (1 + np.exp(-opinion[:, 0] + 0.1 * rng.normal(size=len(x))))
+    cells: list[object] = (low + position * (high - low)).tolist()
+    return cells
 
 
 def _groups(group: Group, rows: int, rng: np.random.Generator) -> list[object]:

@@ -18,6 +18,7 @@ from client.training.plain import add_proximal_term, copies, make_optimizer, set
 from client.training.recipe import DPSGD
 from client.training.row_draws import KEY, RowIds, masks
 from common.document.federation import Training
+from common.document.heads import Loss
 from common.model import objective
 from common.model.mlp import MLP, trained_of
 from common.privacy.noise import NoiseSource
@@ -34,6 +35,7 @@ def fit_privately(
     dpsgd: DPSGD,
     noise: NoiseSource,
     proximal_mu: float,
+    loss: Loss | None = None,
     learning_rate: Callable[[int], float] | None = None,
     augmenter: Augmenter | None = None,
     ids: RowIds | None = None,
@@ -45,7 +47,8 @@ def fit_privately(
 
     Args:
         x: [rows, inputs].
-        y: [rows].
+        y: [rows], or of several targets [rows, targets].
+        loss: that of several targets; by default the document's one.
         learning_rate: of each step, from 0; by default always the document's. It is public, and so are noisy gradients.
         augmenter: changes the rows of each step, if they are to be changed; it mixes none.
         ids: of the rows (client/training/row_draws.py); augmentation needs them, and dropout in exact arithmetic.
@@ -57,7 +60,7 @@ def fit_privately(
     model.train()
     steps = _exact_steps if dpsgd.arithmetic == "exact" else _float_steps
     rows = _Rows(x, y, ids, augmenter, noise)
-    with steps(model, rows, training, dpsgd) as (optimizer, take):
+    with steps(model, rows, training, loss or training.loss, dpsgd) as (optimizer, take):
         if proximal_mu:  # after the noise, and before the step
             optimizer.attach_step_hook(lambda _: add_proximal_term(model, start, proximal_mu))
         for step in range(dpsgd.steps):
@@ -94,7 +97,7 @@ class _Rows:
         return self.noise.bytes(KEY) if wanted or self._augmenter is not None else b""
 
     def take(self, index: Tensor, key: bytes) -> tuple[Tensor, Tensor]:
-        """[n] -> [n x copies, inputs] and [n x copies]."""
+        """[n] -> [n x copies, inputs] and the targets of these."""
         at = index.to(self.device)
         if self._augmenter is None:
             return self._x[at], self._y[at]
@@ -102,7 +105,7 @@ class _Rows:
 
 
 @contextmanager
-def _exact_steps(model: nn.Module, rows: _Rows, training: Training, dpsgd: DPSGD) -> Iterator[Steps]:
+def _exact_steps(model: nn.Module, rows: _Rows, training: Training, loss: Loss, dpsgd: DPSGD) -> Iterator[Steps]:
     if not isinstance(model, MLP):
         raise ValueError(f"exact arithmetic is for our MLP, not for {type(model).__name__}: use arithmetic opacus")
     rate, widths = model.dropout.p, model.sizes[1:-1]
@@ -110,7 +113,7 @@ def _exact_steps(model: nn.Module, rows: _Rows, training: Training, dpsgd: DPSGD
     optimizer = ExactOptimizer(
         make_optimizer(trained_of(model), training),
         model=model,
-        loss=training.loss,
+        loss=loss,
         source=rows.noise,
         noise_multiplier=dpsgd.noise_multiplier,
         max_grad_norm=dpsgd.clip,
@@ -128,7 +131,7 @@ def _exact_steps(model: nn.Module, rows: _Rows, training: Training, dpsgd: DPSGD
 
 
 @contextmanager
-def _float_steps(model: nn.Module, rows: _Rows, training: Training, dpsgd: DPSGD) -> Iterator[Steps]:
+def _float_steps(model: nn.Module, rows: _Rows, training: Training, loss: Loss, dpsgd: DPSGD) -> Iterator[Steps]:
     """Opacus' own arithmetic, for any module that it can wrap."""
     module = GradSampleModule(model, loss_reduction="sum")
     optimizer = _FloatOptimizer(
@@ -142,10 +145,10 @@ def _float_steps(model: nn.Module, rows: _Rows, training: Training, dpsgd: DPSGD
 
     def take(index: Tensor) -> None:
         x, y = rows.take(index, rows.key(wanted=False))
-        loss = objective.row_losses(module(x), y, training.loss).sum()
+        total = objective.row_losses(module(x), y, loss).sum()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            loss.backward()  # type: ignore[no-untyped-call]  # torch gives it none
+            total.backward()  # type: ignore[no-untyped-call]  # torch gives it none
 
     try:
         with torch_seed(rows.noise.integer(), rows.device):

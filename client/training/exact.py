@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from client.training.kernel import BITS, ExactMLP, Room, sensitivity
+from common.document.heads import Loss
 from common.errors import PrivacyError
 from common.model.mlp import MLP, trained_layers, trained_of
 from common.privacy.noise import NoiseSource
@@ -31,7 +32,7 @@ class ExactOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
         optimizer: Optimizer,
         *,
         model: MLP,
-        loss: str,
+        loss: Loss,
         source: NoiseSource,
         noise_multiplier: float,
         max_grad_norm: float,

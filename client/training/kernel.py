@@ -56,9 +56,10 @@ import torch
 from torch import Tensor
 
 from common.document.federation import WIDEST
+from common.document.heads import Loss
 from common.document.schema import Schema
 from common.model.mlp import MLP
-from common.model.objective import SCORING_BATCH, counts
+from common.model.objective import SCORING_BATCH, counts, parts_of, sure_of_each
 from common.model.scores import Counts, count_size, is_calibrated
 
 BITS = 15  # of each factor of a row's part in the sum
@@ -137,15 +138,16 @@ class ExactMLP:
         layers: Sequence[tuple[Tensor, Tensor]],
         *,
         activation: str,
-        loss: str,
+        loss: Loss,
         room: Room | None = None,
         trained: Sequence[int] | None = None,
     ) -> None:
         """`trained` are the layers that have gradients, from 0; all if None."""
         if activation not in ("relu", "sigmoid", "tanh"):
             raise ValueError(f"activation must be relu, sigmoid or tanh, got {activation!r}")
-        if loss not in ("cross_entropy", "binary_cross_entropy", "mse"):
-            raise ValueError(f"loss must be cross_entropy, binary_cross_entropy or mse, got {loss!r}")
+        for one in [loss] if isinstance(loss, str) else [head.loss for head in loss]:
+            if one not in ("cross_entropy", "binary_cross_entropy", "mse"):
+                raise ValueError(f"loss must be cross_entropy, binary_cross_entropy or mse, got {one!r}")
         self.sizes = (layers[0][0].shape[-1], *(weight.shape[-2] for weight, _ in layers))
         if max(self.sizes) > WIDEST:
             raise ValueError(f"a layer may have at most 2^22 = {WIDEST} units, got {max(self.sizes)}")
@@ -170,26 +172,20 @@ class ExactMLP:
 
     @torch.inference_mode()
     def predictions(self, x: Tensor) -> Tensor:
-        """Class indices [..., n], or for mse the scaled target in [0, 1], float64 [..., n]. Of a row that is out of
-        range: class 0, or NaN."""
+        """Class indices [..., n], or for mse the scaled target in [0, 1], float64 [..., n]; of several targets both,
+        float64 [..., n, targets]. Of a row that is out of range: class 0, or NaN."""
         out, alive = self.logits(x)
-        return self._predictions(out, alive)
+        return _predictions(out, alive, self._loss)
 
     @torch.inference_mode()
     def sure_predictions(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`predictions`, and how probable it finds the class that it predicts, float64 [..., n]; None for mse. Of a row
-        that is out of range: as probable as any."""
+        """`predictions`, and how probable it finds the class that it predicts, float64 [..., n]; None for mse. Of
+        several targets [..., n, targets], NaN for mse. Of a row that is out of range: as probable as any."""
         out, alive = self.logits(x)
-        return self._predictions(out, alive), _confidence(out, self._loss)
-
-    def _predictions(self, out: Tensor, alive: Tensor) -> Tensor:
-        if self._loss == "mse":
-            return torch.where(alive, out[..., 0].clamp(0.0, 1.0), math.nan)
-        if self._loss == "binary_cross_entropy":
-            return (out[..., 0] > 0).to(WHOLE)
-        # The first of the largest: argmax may pick another of them.
-        index = torch.arange(out.shape[-1], device=out.device)
-        return torch.where(out == out.amax(-1, keepdim=True), index, out.shape[-1]).amin(-1)
+        predicted = _predictions(out, alive, self._loss)
+        if isinstance(self._loss, str):
+            return predicted, _confidence(out, self._loss)
+        return predicted, sure_of_each(out, self._loss, _confidence)
 
     @torch.inference_mode()
     def clipped_sum(
@@ -206,7 +202,7 @@ class ExactMLP:
 
         Args:
             x: [..., n, inputs].
-            y: [..., n], classes or numbers.
+            y: [..., n], classes or numbers; of several targets both, [..., n, targets], NaN where a row has none.
             clip: L2 bound of one row's gradient.
             masks: for dropout, [..., n, width] for each hidden layer, by which its activations are multiplied.
             present: bool [..., n], the rows that count; all if None.
@@ -226,7 +222,7 @@ class ExactMLP:
             part = slice(start, start + step)
             lefts, rights = self._factors(
                 x[..., part, :],
-                y if y.shape != x.shape[:-1] else y[..., part],
+                _of_rows(y, part, self._shape_of_y(x), not isinstance(self._loss, str)),
                 clip,
                 [mask[..., part, :] for mask in masks],
                 None if present is None else present[..., part],
@@ -262,8 +258,8 @@ class ExactMLP:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Each trained layer's left [..., n, in + 1] and right [..., n, out], as the module's docstring defines them:
         whole numbers, and zeros for rows that do not count."""
-        if y.shape != x.shape[:-1]:
-            raise ValueError(f"y must have one number for each row, {list(x.shape[:-1])}, got {list(y.shape)}")
+        if y.shape != (wanted := self._shape_of_y(x)):
+            raise ValueError(f"y must have one number for each row, {list(wanted)}, got {list(y.shape)}")
         if x.shape[-2] % copies:
             raise ValueError(f"{x.shape[-2]} rows are not {copies} copies each")
         inputs, errors, alive = self._there_and_back(x, y, masks)
@@ -297,6 +293,10 @@ class ExactMLP:
             alive &= _each(_copies_are_within(lefts, rights, copies, most), copies)
         _silence(lefts, rights, alive)
         return lefts, rights
+
+    def _shape_of_y(self, x: Tensor) -> tuple[int, ...]:
+        """That of the targets of these rows."""
+        return x.shape[:-1] if isinstance(self._loss, str) else (*x.shape[:-1], len(self._loss))
 
     def _there_and_back(
         self, x: Tensor, y: Tensor, masks: Sequence[Tensor]
@@ -361,7 +361,9 @@ class ExactMLP:
         return self._room(name, (*rows.shape[:-1], columns.shape[-1]), rows)
 
 
-def exact_counts(model: MLP, x: Tensor, y: Tensor, *, schema: Schema, loss: str, group: Tensor | None = None) -> Counts:
+def exact_counts(
+    model: MLP, x: Tensor, y: Tensor, *, schema: Schema, loss: Loss, group: Tensor | None = None
+) -> Counts:
     """Counts of the model on a table, as objective.py has them; a row adds what follows from that row alone."""
     net = ExactMLP(model.weights(), activation=model.activation_name, loss=loss)
     total = np.zeros(count_size(schema))
@@ -371,6 +373,13 @@ def exact_counts(model: MLP, x: Tensor, y: Tensor, *, schema: Schema, loss: str,
         groups = None if group is None else group[part]
         total += counts(predicted, y[part], schema, group=groups, confidence=sure)
     return total
+
+
+def _of_rows(y: Tensor, part: slice, wanted: tuple[int, ...], several: bool) -> Tensor:
+    """The targets of some rows; what has another shape than is wanted stays whole, and is refused later."""
+    if y.shape != wanted:
+        return y
+    return y[..., part, :] if several else y[..., part]
 
 
 def _real(a: Tensor) -> Tensor:
@@ -562,8 +571,27 @@ def _times_slope(error: Tensor, active: Tensor, activation: str) -> None:
         error.mul_(active * (1.0 - active) if activation == "sigmoid" else 1.0 - active * active)
 
 
-def _error(out: Tensor, y: Tensor, loss: str) -> Tensor:
-    """The loss' derivative by the logits, [..., n, outputs]."""
+def _predictions(out: Tensor, alive: Tensor, loss: Loss) -> Tensor:
+    if not isinstance(loss, str):
+        outs = torch.split(out, [head.width for head in loss], -1)
+        found = (_predictions(own, alive, head.loss) for head, own in zip(loss, outs, strict=True))
+        return torch.stack([each.to(REAL) for each in found], -1)
+    if loss == "mse":
+        return torch.where(alive, out[..., 0].clamp(0.0, 1.0), math.nan)
+    if loss == "binary_cross_entropy":
+        return (out[..., 0] > 0).to(WHOLE)
+    # The first of the largest: argmax may pick another of them.
+    index = torch.arange(out.shape[-1], device=out.device)
+    return torch.where(out == out.amax(-1, keepdim=True), index, out.shape[-1]).amin(-1)
+
+
+def _error(out: Tensor, y: Tensor, loss: Loss) -> Tensor:
+    """The loss' derivative by the logits, [..., n, outputs]. A target that a row does not have has none."""
+    if not isinstance(loss, str):
+        errors = []
+        for head, own, target, is_there in parts_of(out, y, loss):
+            errors.append(torch.where(is_there[..., None], _error(own, target, head.loss) * head.weight, 0.0))
+        return torch.cat(errors, -1)
     if loss == "mse":
         return (out - _real(y)[..., None]) * 2.0
     if loss == "binary_cross_entropy":

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from client.training.augment import Augmenter, PlainAugmenter
 from common.document.federation import Training
+from common.document.heads import Loss
 from common.model import objective
 from common.model.mlp import trained_of
 from common.privacy.noise import NoiseSource
@@ -25,6 +26,7 @@ def fit(
     steps: int,
     noise: NoiseSource,
     proximal_mu: float,
+    loss: Loss | None = None,
     learning_rate: Callable[[int], float] | None = None,
     augmenter: Augmenter | None = None,
     start: list[Tensor] | None = None,
@@ -32,11 +34,12 @@ def fit(
     """Trains `model` in place without privacy, on shuffled batches, and returns the mean loss of a row.
 
     Args:
+        loss: that of several targets; by default the document's one.
         learning_rate: of each step, from 0; by default always the document's.
         augmenter: changes the rows of each step, if they are to be changed.
         start: what the proximal term pulls to; by default the model as it is.
     """
-    start = copies(model) if start is None else start
+    start, loss = copies(model) if start is None else start, loss or training.loss
     model.train()
     optimizer = make_optimizer(trained_of(model), training)
     total, rows = 0.0, 0
@@ -50,11 +53,11 @@ def fit(
                 set_rate(optimizer, learning_rate(step))
             optimizer.zero_grad(set_to_none=True)
             if augmenter is None or changes is None:
-                losses = objective.row_losses(model(x[index]), y[index], training.loss)
+                losses = objective.row_losses(model(x[index]), y[index], loss)
             else:
                 index = index.repeat_interleave(augmenter.copies)
                 changed = augmenter.apply(x[index], changes.draw(places, step))
-                losses = _mixed_losses(model, changed, y[index], training.loss, augmenter, changes, step)
+                losses = _mixed_losses(model, changed, y[index], loss, augmenter, changes, step)
             losses.mean().backward()  # type: ignore[no-untyped-call]  # torch gives it none
             add_proximal_term(model, start, proximal_mu)
             optimizer.step()
@@ -64,7 +67,7 @@ def fit(
 
 
 def _mixed_losses(
-    model: nn.Module, x: Tensor, y: Tensor, loss: str, augmenter: Augmenter, changes: PlainAugmenter, step: int
+    model: nn.Module, x: Tensor, y: Tensor, loss: Loss, augmenter: Augmenter, changes: PlainAugmenter, step: int
 ) -> Tensor:
     """The losses of changed rows, mixed two by two if they are to be."""
     if not augmenter.mixup:

@@ -37,6 +37,7 @@ def train(recipe: Recipe, weights: Weights, dataset: Dataset, *, noise: NoiseSou
             dataset.x,
             dataset.y,
             training=federation.training,
+            loss=federation.loss,
             steps=recipe.steps,
             noise=noise,
             proximal_mu=recipe.proximal_mu,
@@ -51,6 +52,7 @@ def train(recipe: Recipe, weights: Weights, dataset: Dataset, *, noise: NoiseSou
             dataset.x,
             dataset.y,
             training=federation.training,
+            loss=federation.loss,
             dpsgd=recipe.private,
             noise=noise,
             proximal_mu=recipe.proximal_mu,
@@ -64,7 +66,7 @@ def train(recipe: Recipe, weights: Weights, dataset: Dataset, *, noise: NoiseSou
 def evaluate(scoring: Scoring, weights: Weights, dataset: Dataset, *, noise: NoiseSource) -> Counts:
     """Scores `weights` on the validation rows."""
     federation = scoring.federation
-    schema, loss = federation.data_schema, federation.training.loss
+    schema, loss = federation.data_schema, federation.loss
     model = mlp.with_weights(federation, weights).to(dataset.x.device)
     x, y = dataset.validation_x, dataset.validation_y
     exact = scoring.noise_multiplier is not None and scoring.arithmetic == "exact"

@@ -9,6 +9,7 @@ The encoding, once and for all (one row of the table is one row of the arrays, a
     categorical  one input a category and one for any other value; all 0 where it is missing
     classes      the target's class index, int64
     numeric target  scaled to [0, 1] by its bounds, clamped, float32
+    several targets  both side by side, float32; NaN where a row has none
     group        the index of the row's group, int64, for evaluations; the last if it is in none of those listed
 What a cell means is in cells.py. A column may be missing if it declares `missing` markers, is `optional`, or
 says `unfit: missing`; its empty cells are missing too. In any other column an empty cell is a mistake. A column's
@@ -45,7 +46,8 @@ SHOWN_COLUMNS = 30
 
 @dataclass(frozen=True)
 class Encoded:
-    """`x`: float32 [rows, inputs]. `y`: int64 class indices [rows], or float32 [rows] in [0, 1]. `kept`: which of the
+    """`x`: float32 [rows, inputs]. `y`: int64 class indices [rows], or float32 [rows] in [0, 1]; of several targets
+    float32 [rows, targets], with NaN for one that is missing. `kept`: which of the
     table's rows these are. `group`: int64 [rows], where the schema declares a group's column."""
 
     x: NDArray[np.float32]
@@ -91,9 +93,7 @@ def encode_table(
     _check_columns(table, schema, schema.names)
     coder = _Coder(table, schema)
     x = np.empty((table.most_rows, schema.inputs), np.float32)
-    y: Targets = np.empty(table.most_rows, np.float32)
-    if isinstance(schema.target, Classes):
-        y = np.empty(table.most_rows, np.int64)
+    y = _room_for_targets(table.most_rows, schema)
     kept: list[NDArray[np.int64]] = []
     groups: list[NDArray[np.int64]] = []
     rows = 0
@@ -120,6 +120,12 @@ def encode_table(
         kept=np.concatenate(kept),
         group=np.concatenate(groups) if groups else None,
     )
+
+
+def _room_for_targets(rows: int, schema: Schema) -> Targets:
+    if schema.also:
+        return np.zeros((rows, len(schema.targets)), np.float32)
+    return np.zeros(rows, np.int64) if isinstance(schema.target, Classes) else np.zeros(rows, np.float32)
 
 
 def _groups(block: Block, table: Table, schema: Schema, group: Group) -> NDArray[np.int64]:
@@ -153,7 +159,8 @@ class RowEncoder:
 
     def __init__(self, table: Table, schema: Schema, *, with_target: bool) -> None:
         """Raises `DataError` where columns are absent; that of the target need not be there without `with_target`."""
-        named = (*schema.feature_names, schema.target.name) if with_target else schema.feature_names
+        targets = tuple(target.name for target in schema.targets) if with_target else ()
+        named = (*schema.feature_names, *targets)
         _check_columns(table, schema, named)
         self._table, self._schema, self._with_target = table, schema, with_target
         self._coder = _Coder(table, schema, with_target=with_target)
@@ -165,13 +172,10 @@ class RowEncoder:
 
     def blocks(self) -> Iterator[EncodedBlock]:
         """All rows, those that do not fit among them."""
-        numbers = isinstance(self._schema.target, NumericTarget)
         for block in self._table.blocks():
             rows = block.frame.height
             x = np.zeros((rows, self._schema.inputs), np.float32)
-            y: Targets | None = None
-            if self._with_target:
-                y = np.zeros(rows, np.float32) if numbers else np.zeros(rows, np.int64)
+            y = _room_for_targets(rows, self._schema) if self._with_target else None
             fits = self._coder.encode(block, x, y)
             yield EncodedBlock(self._table, block, x, y, fits)
 
@@ -196,7 +200,7 @@ def _check_columns(table: Table, schema: Schema, wanted: Sequence[str]) -> None:
     for name in wanted:
         if name in table.types and not holds_cells(dtype := table.types[name]):
             raise DataError(f"{table.source}: column {name} holds {dtype}, not text, numbers or truth values")
-    optional = {feature.name for feature in schema.features if feature.optional}
+    optional = schema.optional
     absent = [name for name in wanted if name not in optional and name not in table.types]
     if not absent:
         return
@@ -235,10 +239,10 @@ def check_values(table: Table, schema: Schema) -> None:
     for feature in schema.features:
         if isinstance(feature, Categorical) and not _can_be_in(table, feature.name, feature.categories):
             wrong.append(_never(table, feature.name, "category", feature.categories))
-    if isinstance(schema.target, Classes):
-        for label, values in schema.target.classes.items():
-            if not _can_be_in(table, schema.target.name, values):
-                wrong.append(_never(table, schema.target.name, f"value of class {label}", values))
+    for target in schema.targets:
+        for label, values in target.classes.items() if isinstance(target, Classes) else ():
+            if not _can_be_in(table, target.name, values):
+                wrong.append(_never(table, target.name, f"value of class {label}", values))
     if (group := schema.group) is not None:
         for label, values in (group.groups or {}).items():
             if not _can_be_in(table, group.name, values):
@@ -317,8 +321,13 @@ class _Coder:
                 self._numeric(self._cells(block, feature.name), feature, place)
             else:
                 self._categorical(self._cells(block, feature.name), feature, place)
-        if y is not None:
-            self._target(self._cells(block, self._schema.target.name), self._schema.target, y)
+        for i, target in enumerate(self._schema.targets if y is not None else ()):
+            assert y is not None
+            its = y if y.ndim == 1 else y[:, i]
+            if target.name not in self._table.types:
+                its[:] = np.nan
+            else:
+                self._target(self._cells(block, target.name), target, its)
         self._unfit.end()
         self._kept += int(np.count_nonzero(self._unfit.fits))
         return self._unfit.fits
@@ -367,25 +376,36 @@ class _Coder:
 
     def _target(self, cells: Cells, target: Classes | NumericTarget, y: Targets) -> None:
         values = [v for some in target.classes.values() for v in some] if isinstance(target, Classes) else []
-        empty = cells.empty(values)
-        self._unfit.note(empty, lambda row: f"{target.name}: the target is empty")
+        empty = cells.empty((*target.missing, *values))
+        for marker in target.missing:
+            empty = empty | cells.means(marker)
+        if target.may_be_missing:
+            _count(self.report.missing, target.name, empty)
+            if not self._schema.also:
+                self._unfit.fits[empty] = False  # it is left out, and no mistake
+        else:
+            self._unfit.note(empty, lambda row: f"{target.name}: the target is empty")
         if isinstance(target, NumericTarget):
             unread = ~empty & ~np.isfinite(cells.number)
             self._left_out(cells, target.name, "a number", unread)
             clamped: dict[str, int] = {}
             y[:] = _scaled(cells, target.name, target.bounds, empty | unread, clamped)
+            y[empty] = np.nan
             self.report.targets_clamped += clamped.get(target.name, 0)
             return
         y[:] = -1
         for i, (label, some) in enumerate(target.classes.items()):
             for value in some:
-                y[cells.means(value) & (y < 0)] = i
-            self.report.classes[label] += int((y == i).sum())
+                y[cells.means(value) & (y < 0) & ~empty] = i
+            if target is self._schema.target:
+                self.report.classes[label] += int((y == i).sum())
         known = ", ".join(map(spelled, values))
         self._unfit.note(
             (y < 0) & ~empty,
             lambda row: f"{target.name}: unknown class {cells.text[row]!r}; the schema knows {known}",
         )
+        if self._schema.also:
+            y[empty] = np.nan
 
     def _missing(self, cells: Cells, feature: Numeric | Categorical) -> Mask:
         missing = missing_of(cells, feature)

@@ -91,8 +91,7 @@ def read(path: Path, schema: Schema, form: FileFormat = AS_IT_SEEMS, *, with_tar
     """
     if path.suffix.lower() in PARQUET:
         return _parquet(path)
-    optional = {f.name for f in schema.features if f.optional}
-    required = [name for name in (schema.names if with_target else schema.feature_names) if name not in optional]
+    required = [name for name in (schema.names if with_target else schema.feature_names) if name not in schema.optional]
     width = len(schema.columns) if schema.columns is not None else None
     begins = csv_files.beginning(path, form.encoding, required, width=width)
     named = [name for name in required if name in begins.first]

@@ -19,6 +19,7 @@ from pydantic import Field
 from common.document import documents
 from common.document.augmentation import Augmentation
 from common.document.documents import Document, unless
+from common.document.heads import Head, Loss
 from common.document.mistakes import Key, Problem
 from common.document.numbers import Count, Fraction, NonNegative, Positive, Whole
 from common.document.schedule import Plateau, Schedule
@@ -374,6 +375,11 @@ class Federation(Document):
                 "mixes the values of two rows, so that each would be in the gradients of others, and privacy.row "
                 "bounds what a row adds by its own gradient; leave it out, or use jitter, drop, shift or flip",
             )
+        if augmentation.mixup and self.data_schema.also:
+            yield (
+                (*place, "mixup"),
+                "is for one target: of several, one row may lack what another has; leave it out",
+            )
         if augmentation.copies > 1 and not augmentation.changes_rows and not self.model.dropout:
             yield (
                 (*place, "copies"),
@@ -415,8 +421,36 @@ class Federation(Document):
     @property
     def layer_sizes(self) -> tuple[int, ...]:
         """Widths of the model's layers, inputs first. Binary cross entropy tells two classes by one output."""
-        outputs = 1 if self.training.loss == "binary_cross_entropy" else self.data_schema.outputs
-        return (self.data_schema.inputs, *self.model.hidden, outputs)
+        return (self.data_schema.inputs, *self.model.hidden, sum(head.width for head in self.heads))
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """One for each target. `training.loss` is that of the first; others have the usual one of their kind."""
+        first, *others = self.data_schema.targets
+        width = 1 if self.training.loss == "binary_cross_entropy" else first.outputs
+        heads = [Head(self.training.loss, width, first.weight)]
+        for target in others:
+            loss = "cross_entropy" if isinstance(target, Classes) else "mse"
+            heads.append(Head(loss, target.outputs, target.weight))
+        return tuple(heads)
+
+    @property
+    def loss(self) -> Loss:
+        """What a model is trained for."""
+        return self.heads if self.data_schema.also else self.training.loss
+
+    def alone(self, target: str) -> Federation:
+        """The same for one of its targets, as if it were trained for no other: what the rounds went by is left out.
+        Raises `ConfigError` if there is none of this name."""
+        for head, task in zip(self.heads, self.data_schema.tasks, strict=True):
+            if task.target.name == target:
+                training = self.training.model_copy(
+                    update={"loss": head.loss, "early_stopping": None, "schedule": None}
+                )
+                strategy = self.strategy.model_copy(update={"schedule": None})
+                return self.model_copy(update={"data_schema": task, "training": training, "strategy": strategy})
+        known = ", ".join(one.name for one in self.data_schema.targets)
+        raise ConfigError([f"the federation has no target {target}; it has {known}"])
 
     @property
     def parameters(self) -> int:

@@ -15,7 +15,8 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from common.document.documents import Document, unless
 from common.document.group import Group
-from common.document.mistakes import Problem
+from common.document.mistakes import Key, Problem
+from common.document.numbers import Positive
 from common.document.values import Labelled, Scalar, agree, by_label, problems_of_labels, spelled
 
 Bounds = tuple[float, float]
@@ -87,11 +88,25 @@ class Image(Document):
 
 
 class Classes(Document):
-    """A target that is one of at least two classes, each a list of the cell values that mean it."""
+    """A target that is one of at least two classes, each a list of the cell values that mean it.
+
+    A row without it is left out; of several targets (`also`), it learns from the others.
+    """
 
     name: Name  # of the column
     # From a class's name to the values that mean it; `[a, b]` is short for `{a: [a], b: [b]}`.
     classes: Annotated[Labelled, Field(min_length=2), BeforeValidator(by_label)]
+    missing: Annotated[tuple[Scalar, ...], unless(())] = ()  # values that mean that there is none
+    optional: Annotated[bool, unless(False)] = False  # may a cell be empty?
+    weight: Annotated[Positive, unless(1.0)] = 1.0  # of its loss, among the targets'
+
+    @property
+    def outputs(self) -> int:
+        return len(self.classes)
+
+    @property
+    def may_be_missing(self) -> bool:
+        return bool(self.missing) or self.optional
 
     def contradictions(self) -> Iterator[Problem]:
         for key, sentence in problems_of_labels(self.classes, "class"):
@@ -99,10 +114,21 @@ class Classes(Document):
 
 
 class NumericTarget(Document):
-    """A target that is a number, for regression."""
+    """A target that is a number, for regression. A row without it is treated as one without a class is."""
 
     name: Name  # of the column
     bounds: Bounds  # values outside are clamped
+    missing: Annotated[tuple[Scalar, ...], unless(())] = ()  # values that mean that there is none
+    optional: Annotated[bool, unless(False)] = False  # may a cell be empty?
+    weight: Annotated[Positive, unless(1.0)] = 1.0  # of its loss, among the targets'
+
+    @property
+    def outputs(self) -> int:
+        return 1
+
+    @property
+    def may_be_missing(self) -> bool:
+        return bool(self.missing) or self.optional
 
     def contradictions(self) -> Iterator[Problem]:
         yield from _bounds_problem(self.bounds)
@@ -113,16 +139,21 @@ def _target_kind(value: object) -> str:
     return "NumericTarget" if numeric else "Classes"
 
 
+Target = Annotated[
+    Annotated[Classes, Tag("Classes")] | Annotated[NumericTarget, Tag("NumericTarget")],
+    Discriminator(_target_kind),
+]
+
+
 class Schema(Document):
     """What every table in the federation looks like."""
 
     # The columns that the model reads, each a number or a category.
     features: Annotated[tuple[Annotated[Numeric | Categorical, Field(discriminator="type")], ...], Field(min_length=1)]
-    # The column that it predicts.
-    target: Annotated[
-        Annotated[Classes, Tag("Classes")] | Annotated[NumericTarget, Tag("NumericTarget")],
-        Discriminator(_target_kind),
-    ]
+    # The column that it predicts; of several, the one by which a model is judged.
+    target: Target
+    # Further columns that it predicts, each by a head of its own on the same body.
+    also: Annotated[tuple[Target, ...], unless(())] = ()
     image: Annotated[Image | None, unless(None)] = None  # which columns are one, if any are
     group: Annotated[Group | None, unless(None)] = None  # by which evaluations say how fair the model is
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2  # of each client's rows, dealt by a keyed hash
@@ -135,8 +166,28 @@ class Schema(Document):
 
     @property
     def outputs(self) -> int:
-        """Number of classes, or 1 for a numeric target."""
-        return len(self.target.classes) if isinstance(self.target, Classes) else 1
+        """Number of the target's classes, or 1 for a number."""
+        return self.target.outputs
+
+    @property
+    def optional(self) -> set[str]:
+        """The columns that a table need not have."""
+        targets = self.targets if self.also else ()
+        return {column.name for column in (*self.features, *targets) if column.optional}
+
+    @property
+    def targets(self) -> tuple[Classes | NumericTarget, ...]:
+        """All of them, the one by which a model is judged first."""
+        return (self.target, *self.also)
+
+    @property
+    def tasks(self) -> tuple[Schema, ...]:
+        """A schema for each target, which has that one alone."""
+        return tuple(self.alone(target) for target in self.targets) if self.also else (self,)
+
+    def alone(self, target: Classes | NumericTarget) -> Schema:
+        """The schema with one of its targets."""
+        return self.model_copy(update={"target": target.model_copy(update={"weight": 1.0}), "also": ()})
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -145,8 +196,8 @@ class Schema(Document):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every column that is read for training: the features, then the target, then that of the groups."""
-        named = (*self.feature_names, self.target.name)
+        """Every column that is read for training: the features, then the targets, then that of the groups."""
+        named = (*self.feature_names, *(target.name for target in self.targets))
         return named if self.group is None or self.group.name in named else (*named, self.group.name)
 
     @property
@@ -169,10 +220,7 @@ class Schema(Document):
             seen.add(feature.name)
         if self.image is not None:
             yield from self._image_problems(self.image)
-        for key, sentence in self.target.contradictions():
-            yield ("target", *key), sentence
-        if self.target.name in seen:
-            yield ("target", "name"), f"is also a feature (got {self.target.name})"
+        yield from self._target_problems(seen)
         if self.group is not None:
             yield from self._group_problems(self.group)
         if self.columns is not None:
@@ -182,11 +230,28 @@ class Schema(Document):
             if len(set(self.columns)) < len(self.columns):
                 yield ("columns",), "must all differ"
 
+    def _target_problems(self, seen: set[str]) -> Iterator[Problem]:
+        """`seen` are the features' names, to which those of the targets are added."""
+        features = set(seen)
+        for i, target in enumerate(self.targets):
+            key: Key = ("also", i - 1) if i else ("target",)
+            for inner, sentence in target.contradictions():
+                yield (*key, *inner), sentence
+            if target.name in features:
+                yield (*key, "name"), f"is also a feature (got {target.name})"
+            elif target.name in seen:
+                yield (*key, "name"), f"stands twice (got {target.name})"
+            seen.add(target.name)
+        if self.also:
+            return
+        if self.target.weight != 1.0:
+            yield ("target", "weight"), "is for several targets (`also`), among whose losses it weighs"
+
     def _group_problems(self, group: Group) -> Iterator[Problem]:
         for key, sentence in group.contradictions():
             yield ("group", *key), sentence
-        if group.name == self.target.name:
-            yield ("group", "name"), f"is the target (got {group.name}); evaluations tell each class's recall anyway"
+        if group.name in (target.name for target in self.targets):
+            yield ("group", "name"), f"is a target (got {group.name}); evaluations tell each class's recall anyway"
         if self.validation_fraction == 0:
             yield ("group",), "is for evaluations, and validation_fraction is 0, so that there are none"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class SavedModel:
     round: int  # the last complete one
     run: str = ""
     privacy: Mapping[str, Any] = field(default_factory=dict)
+    whole: str = ""  # the fingerprint of the document that was agreed on, if this is one of several targets' (`task`)
 
     def checked(self, source: str) -> SavedModel:
         """The same. Raises `ModelError` unless the weights are the document's, finite, and made by a round."""
@@ -48,6 +49,19 @@ class SavedModel:
             raise ModelError(f"{source}: the model has values that are not finite; its training diverged")
         return self
 
+    def task(self, target: str | None = None) -> SavedModel:
+        """The model of one of its targets, by default the first: the body, and that target's head. Raises
+        `ConfigError` if there is none of this name."""
+        federation, schema = self.federation, self.federation.data_schema
+        alone = federation.alone(target or schema.target.name)
+        if not schema.also:
+            return self
+        first = [one.name for one in schema.targets].index(alone.data_schema.target.name)
+        start = sum(head.width for head in federation.heads[:first])
+        own = slice(start, start + federation.heads[first].width)
+        head = {name: np.ascontiguousarray(self.weights[name][own]) for name in list(self.weights)[-2:]}
+        return replace(self, federation=alone, weights={**self.weights, **head}, whole=federation.fingerprint)
+
     @property
     def about(self) -> dict[str, Any]:
         """All but the weights, as JSON values."""
@@ -58,6 +72,7 @@ class SavedModel:
             "fingerprint": self.federation.fingerprint,
             "federation": self.federation.canonical,
             "privacy": dict(self.privacy),
+            **({"whole": self.whole} if self.whole else {}),
         }
 
 
@@ -92,6 +107,7 @@ def from_about(about: Mapping[str, Any], weights: Weights, source: str) -> Saved
         round=int(about["round"]),
         run=str(about["run"]),
         privacy=dict(about["privacy"]),
+        whole=str(about.get("whole", "")),
     )
     return made.checked(source)
 

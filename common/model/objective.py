@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,18 +12,41 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.document.heads import Head, Loss
 from common.document.schema import Classes, Schema
-from common.model.scores import COUNT_UNIT, Counts, cells_of, count_size, is_calibrated
+from common.model.scores import COUNT_UNIT, Counts, cells_of, count_size, is_calibrated, task_size
 
 SCORING_BATCH = 65_536  # rows
 
 
-def row_losses(logits: Tensor, y: Tensor, loss: str) -> Tensor:
-    """Loss of each row: [batch, outputs], [batch] -> [batch].
+def parts_of(logits: Tensor, y: Tensor, heads: Sequence[Head]) -> Iterator[tuple[Head, Tensor, Tensor, Tensor]]:
+    """Each head, its logits [..., width], its targets [...], which are 0 where there is none, and where there is one.
+
+    Args:
+        logits: [..., outputs].
+        y: [..., targets], classes as numbers; NaN where a row has no such target.
+    """
+    for i, (head, out) in enumerate(zip(heads, torch.split(logits, [head.width for head in heads], -1), strict=True)):
+        own = y[..., i]
+        is_there = ~own.isnan()
+        filled = torch.where(is_there, own, 0.0)
+        yield head, out, filled if head.loss == "mse" else filled.to(torch.int64), is_there
+
+
+def row_losses(logits: Tensor, y: Tensor, loss: Loss) -> Tensor:
+    """Loss of each row: [batch, outputs], [batch] -> [batch]. Of several targets, `y` [batch, targets] as `parts_of`
+    has it, the weighted sum over those that a row has.
 
     Raises:
         ValueError: a loss that is not known, or labels of another shape, which would be broadcast, and rows mixed.
     """
+    if not isinstance(loss, str):
+        _check_shapes(logits[:, :1].expand(-1, len(loss)), y)
+        parts = parts_of(logits, y, loss)
+        of_heads = (
+            head.weight * torch.where(has, row_losses(out, own, head.loss), 0.0) for head, out, own, has in parts
+        )
+        return torch.stack(list(of_heads)).sum(0)
     _check_shapes(logits[:, 0], y)
     if loss == "cross_entropy":
         return functional.cross_entropy(logits, y, reduction="none")
@@ -32,8 +57,12 @@ def row_losses(logits: Tensor, y: Tensor, loss: str) -> Tensor:
     raise _unknown(loss)
 
 
-def predictions(logits: Tensor, loss: str) -> Tensor:
-    """Class indices [batch], or for mse the scaled target in [0, 1] [batch]. Raises `ValueError` for another loss."""
+def predictions(logits: Tensor, loss: Loss) -> Tensor:
+    """Class indices [batch], or for mse the scaled target in [0, 1] [batch]; of several targets both, float64 [batch,
+    targets]. Raises `ValueError` for another loss."""
+    if not isinstance(loss, str):
+        outs = torch.split(logits, [head.width for head in loss], -1)
+        return torch.stack([predictions(out, head.loss).double() for head, out in zip(loss, outs, strict=True)], -1)
     if loss == "cross_entropy":
         return logits.argmax(dim=1)
     if loss == "binary_cross_entropy":
@@ -43,13 +72,24 @@ def predictions(logits: Tensor, loss: str) -> Tensor:
     raise _unknown(loss)
 
 
-def confidences(logits: Tensor, loss: str) -> Tensor | None:
-    """How probable the model finds the class that it predicts, float64 [batch]; None for mse."""
+def confidences(logits: Tensor, loss: Loss) -> Tensor | None:
+    """How probable the model finds the class that it predicts, float64 [batch]; None for mse. Of several targets
+    [batch, targets], NaN for mse."""
+    if not isinstance(loss, str):
+        return sure_of_each(logits, loss, confidences)
     if loss == "mse":
         return None
     if loss == "binary_cross_entropy":
         return torch.sigmoid(logits[:, 0].double().abs())
     return torch.softmax(logits.double(), dim=1).amax(dim=1)
+
+
+def sure_of_each(logits: Tensor, heads: Sequence[Head], confidence: Callable[[Tensor, str], Tensor | None]) -> Tensor:
+    """`confidence` of each head's logits, float64 [..., heads]; NaN where it is None."""
+    outs = torch.split(logits, [head.width for head in heads], -1)
+    found = (confidence(out, head.loss) for head, out in zip(heads, outs, strict=True))
+    none = torch.full(logits.shape[:-1], math.nan, dtype=torch.float64, device=logits.device)
+    return torch.stack([none if each is None else each for each in found], -1)
 
 
 @dataclass(frozen=True)
@@ -70,9 +110,10 @@ def added(
     """What each row adds to the counts of `common.model.scores`, in multiples of `COUNT_UNIT`.
 
     Args:
-        predicted: class indices [rows], or numbers [rows].
+        predicted: class indices [rows], or numbers [rows]; of several targets both, [rows, targets].
+        y: the same of what is true; of several targets NaN where a row has none, and then it adds nothing.
         group: each row's group [rows], where the schema declares a group's column.
-        confidence: `confidences` [rows], where it counts classes' calibration too.
+        confidence: `confidences`, where it counts classes' calibration too.
 
     Raises:
         ValueError: not one prediction for each label, or not what the schema asks for.
@@ -80,23 +121,42 @@ def added(
     _check_shapes(predicted, y)
     if (schema.group is not None) != (group is not None):
         raise ValueError("rows must have groups where the schema declares a group's column, and only there")
-    classes = isinstance(schema.target, Classes)
+    cells: list[NDArray[np.int64]] = []
+    amounts: list[Counts] = []
+    start = 0
+    for i, task in enumerate(schema.tasks):
+        found, true, sure = predicted, y, confidence
+        if schema.also:
+            has = ~y[:, i].isnan()
+            found, true = (torch.where(has, each[:, i], 0.0) for each in (predicted, y))
+            sure = None if confidence is None else confidence[:, i]
+        of_task = _added_to(task, found, true, sure)
+        cells += [start + each for each in of_task.cells]
+        amounts += [each * has.cpu().numpy() if schema.also else each for each in of_task.amounts]
+        start += task_size(task)
+    where = np.stack(cells)
+    if group is not None:
+        _check_shapes(group, y if y.dim() == 1 else y[:, 0])
+        where = where + group.cpu().numpy() * start
+    return Added(where, np.stack(amounts))
+
+
+def _added_to(task: Schema, predicted: Tensor, y: Tensor, confidence: Tensor | None) -> Added:
+    """What each row adds to the counts of one target, which begin at 0."""
+    classes = isinstance(task.target, Classes)
     if classes:
-        cells, amounts = [(y * schema.outputs + predicted).cpu().numpy()], [np.ones(len(y))]
+        where = y.to(torch.int64) * task.outputs + predicted.to(torch.int64)
+        cells, amounts = [where.cpu().numpy()], [np.ones(len(y))]
     else:
         cells, amounts = [np.full(len(y), i, np.int64) for i in range(3)], errors_of_rows(predicted, y)
-    if is_calibrated(schema):
-        cells.append(np.full(len(y), cells_of(schema), np.int64))
+    if is_calibrated(task):
+        cells.append(np.full(len(y), cells_of(task), np.int64))
         share = confidence if classes else (1 + predicted.double() - y.double()) / 2
         if share is None:
             raise ValueError("calibration needs the confidences of predictions")
         _check_shapes(share, y)
         amounts.append(_in_units(torch.nan_to_num(share.double(), nan=1.0).clamp(0.0, 1.0)))
-    where = np.stack(cells)
-    if group is not None:
-        _check_shapes(group, y)
-        where = where + group.cpu().numpy() * (cells_of(schema) + is_calibrated(schema))
-    return Added(where, np.stack(amounts))
+    return Added(np.stack(cells), np.stack(amounts))
 
 
 def counts(
@@ -130,7 +190,7 @@ def _check_shapes(each: Tensor, y: Tensor) -> None:
 
 
 @torch.no_grad()
-def score(model: nn.Module, x: Tensor, y: Tensor, *, schema: Schema, loss: str, group: Tensor | None = None) -> Counts:
+def score(model: nn.Module, x: Tensor, y: Tensor, *, schema: Schema, loss: Loss, group: Tensor | None = None) -> Counts:
     """Exact counts of the model on a table; `group` as for `added`. Leaves the model in evaluation mode."""
     model.eval()
     total = np.zeros(count_size(schema))

@@ -9,6 +9,8 @@ Where the schema declares a group's column, each group has such counts, one grou
 those of its own alone, so that the sensitivity is the same. With `calibration` each group has one count more, of which
 a row adds at most 1: how probable the model finds the class that it predicts, or (1 + prediction - target) / 2. The
 sensitivity is then the root of 2, or of 4.
+With several targets each group has such counts of one after another, and a row adds to those of the targets that it
+has. The sensitivity is then the root of the sum of the targets' squares.
 A row adds multiples of 2^-20 (an error is rounded before it is added), and noise is on the same grid. So what leaves
 is a function of integers, and has no bits that a float's addition left behind.
 """
@@ -35,28 +37,37 @@ Scores = dict[str, Any]
 
 def count_size(schema: Schema) -> int:
     """How many numbers `counts` returns."""
-    return len(schema.groups) * (cells_of(schema) + is_calibrated(schema))
+    return len(schema.groups) * sum(map(task_size, schema.tasks))
 
 
-def cells_of(schema: Schema) -> int:
-    """How many counts a group has, but for that of its calibration."""
-    return schema.outputs**2 if isinstance(schema.target, Classes) else 3
+def task_size(task: Schema) -> int:
+    """How many counts a group has of one target."""
+    return cells_of(task) + is_calibrated(task)
+
+
+def cells_of(task: Schema) -> int:
+    """... but for that of its calibration."""
+    return task.outputs**2 if isinstance(task.target, Classes) else 3
 
 
 def is_calibrated(schema: Schema) -> bool:
-    """Has each group one count more?"""
+    """Has each group one count more of each target?"""
     return schema.group is not None and schema.group.calibration
 
 
 def count_sensitivity(schema: Schema) -> float:
     """L2 distance by which one row can move `counts`."""
-    return math.sqrt((1 if isinstance(schema.target, Classes) else 3) + is_calibrated(schema))
+    squares = ((1 if isinstance(target, Classes) else 3) + is_calibrated(schema) for target in schema.targets)
+    return math.sqrt(sum(squares))
 
 
 def rows_of(total: Counts, schema: Schema) -> float:
-    """How many rows were counted."""
-    by_group = _by_group(total, schema)
-    return float(by_group[:, : cells_of(schema)].sum() if isinstance(schema.target, Classes) else by_group[:, 0].sum())
+    """How many rows were counted; of several targets, those of the one that most have."""
+    return max(_rows(by_group, task) for task, by_group in _by_task(total, schema))
+
+
+def _rows(by_group: Counts, task: Schema) -> float:
+    return float(by_group[:, : cells_of(task)].sum() if isinstance(task.target, Classes) else by_group[:, 0].sum())
 
 
 def scores_of(total: Counts, schema: Schema, *, noise: float = 0.0, few: int = FEW_ROWS) -> Scores:
@@ -68,37 +79,48 @@ def scores_of(total: Counts, schema: Schema, *, noise: float = 0.0, few: int = F
     mse (its square) and rmse in the target's own unit, and `scaled`: mae and mse as the model is trained, by the range
     between the target's bounds. Where no row was counted there are no metrics.
 
-    Where the schema declares a group's column, `by` has for it each group's figures and the gaps between groups.
+    Where the schema declares a group's column, `by` has for it each group's figures and the gaps between groups. Of
+    several targets these are the first one's, and `tasks` has the others', by their names.
 
     Args:
         noise: standard deviation of each count's. Groups are compared by what is of more rows than chance makes of it.
         few: ... and of at least so many.
     """
-    total = np.nan_to_num(np.asarray(total, np.float64))
-    if rows_of(total, schema) <= 0:
+    (first, its), *others = _by_task(np.nan_to_num(np.asarray(total, np.float64)), schema)
+    scores = _scores_of_task(its, first, noise=noise, few=few)
+    if scores and others:
+        told = {task.target.name: _scores_of_task(own, task, noise=noise, few=few) for task, own in others}
+        scores["tasks"] = {name: of_task for name, of_task in told.items() if of_task}
+    return scores
+
+
+def _scores_of_task(by_group: Counts, task: Schema, *, noise: float, few: int) -> Scores:
+    if _rows(by_group, task) <= 0:
         return {}
-    by_group = _by_group(total, schema)
-    scores = _scores(by_group.sum(axis=0), schema)
-    if schema.group is not None:
-        groups = dict(zip(schema.groups, by_group, strict=True))
-        scores["by"] = {schema.group.name: _compared(groups, schema, noise=noise, few=few)}
+    scores = _scores(by_group.sum(axis=0), task)
+    if task.group is not None:
+        groups = dict(zip(task.groups, by_group, strict=True))
+        scores["by"] = {task.group.name: _compared(groups, task, noise=noise, few=few)}
     return scores
 
 
 def gaps_between(
     clients: Mapping[str, Counts], schema: Schema, *, noise: float = 0.0, few: int = FEW_ROWS
 ) -> dict[str, dict[str, Any]]:
-    """The gaps between several clients' counts, as `scores_of` has them between groups."""
-    together = {name: _by_group(total, schema).sum(axis=0) for name, total in clients.items()}
+    """The gaps between several clients' counts, as `scores_of` has them between groups; of the first target."""
+    together = {name: _by_task(total, schema)[0][1].sum(axis=0) for name, total in clients.items()}
     # Each of these sums has the noise of as many counts as there are groups.
     noise_of_sum = noise * math.sqrt(len(schema.groups))
-    found: dict[str, dict[str, Any]] = _compared(together, schema, noise=noise_of_sum, few=few)["gaps"]
+    found: dict[str, dict[str, Any]] = _compared(together, schema.tasks[0], noise=noise_of_sum, few=few)["gaps"]
     return found
 
 
-def _by_group(total: Counts, schema: Schema) -> Counts:
-    """[groups, counts of a group]."""
-    return np.asarray(total).reshape(len(schema.groups), -1)
+def _by_task(total: Counts, schema: Schema) -> list[tuple[Schema, Counts]]:
+    """Each target's schema and counts, [..., groups, counts of a group], of [..., count_size]."""
+    by_group = np.asarray(total).reshape(*np.shape(total)[:-1], len(schema.groups), -1)
+    tasks = schema.tasks
+    ends = np.cumsum([task_size(task) for task in tasks])[:-1].tolist()
+    return list(zip(tasks, np.split(by_group, ends, axis=-1), strict=True))
 
 
 def _scores(total: Counts, schema: Schema) -> Scores:
@@ -200,10 +222,10 @@ def noise_of_figure(name: str, value: float, rows: float, schema: Schema, noise:
 
 
 def headlines_of(totals: Counts, schema: Schema) -> Counts:
-    """The figure that says most, accuracy or mae in the target's unit, of several counts: [clients, count_size] ->
-    [clients]. NaN where no row was counted."""
+    """The figure that says most, accuracy or mae in the (first) target's unit, of several counts: [clients,
+    count_size] -> [clients]. NaN where no row was counted."""
     totals = np.nan_to_num(np.asarray(totals, np.float64))
-    totals = np.clip(totals.reshape(len(totals), len(schema.groups), -1).sum(axis=1), 0.0, None)
+    totals = np.clip(_by_task(totals, schema)[0][1].sum(axis=1), 0.0, None)
     if isinstance(schema.target, Classes):
         cells = totals[:, : cells_of(schema)]
         part, whole = cells[:, :: schema.outputs + 1].sum(axis=1), cells.sum(axis=1)

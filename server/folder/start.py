@@ -101,7 +101,9 @@ def _check_schema(theirs: Federation, ours: Federation, file: Path) -> None:
         has = f"{len(one.features)} columns, and the document has {len(other.features)}"
         raise ModelError(f"{file}: was trained on {has}")
     # As text, in which classes have an order: it says which output is which.
-    heads = [(of.data_schema.target.model_dump_json(), of.training.loss) for of in (theirs, ours)]
+    heads = [
+        ([target.model_dump_json() for target in of.data_schema.targets], of.training.loss) for of in (theirs, ours)
+    ]
     if not ours.start.new_head and heads[0] != heads[1]:
         raise ModelError(f"{file}: was trained for another target or loss; set start.new_head to true")
     if theirs.model.activation != ours.model.activation:

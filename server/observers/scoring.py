@@ -12,6 +12,7 @@ from common.data import tables
 from common.data.encoding import encode_table
 from common.data.tables import AS_IT_SEEMS, FileFormat
 from common.document.federation import Federation
+from common.document.schema import Classes
 from common.inference.explanation import REPEATS, permutation_importance
 from common.inference.predictor import TorchPredictor
 from common.inference.saved import SavedModel
@@ -31,7 +32,7 @@ class HeldOut:
     ) -> None:
         """`explain_every` so many models it is also found out what the model relies on. Raises `DataError`."""
         self._federation, self._explain_every, self._scored = federation, explain_every, 0
-        self._schema, self._loss = federation.data_schema, federation.training.loss
+        self._schema, self._loss = federation.data_schema, federation.loss
         encoded = encode_table(tables.read(path, self._schema, form), self._schema)
         self.report = encoded.report
         self._x, self._y = torch.from_numpy(encoded.x), torch.from_numpy(encoded.y)
@@ -53,10 +54,18 @@ class HeldOut:
 
     def _relies_on(self, weights: Weights) -> dict[str, Any]:
         """Permutation importance of each column, the largest first (common/inference/explanation.py)."""
-        predictor = TorchPredictor(SavedModel(federation=self._federation, weights=weights, round=1))
+        model = SavedModel(federation=self._federation, weights=weights, round=1).task()
+        predictor, y = TorchPredictor(model), self._y.numpy()
+        if y.ndim > 1:  # of several targets the first, of the rows that have it
+            known = np.flatnonzero(~np.isnan(y[:, 0]))
+        else:
+            known = np.arange(len(y))
         rng = np.random.default_rng(self._federation.training.seed)
-        rows = rng.permutation(len(self._y))[:MOST_EXPLAINED]
-        _, worse = permutation_importance(predictor, self._x.numpy()[rows], self._y.numpy()[rows], rng)
+        rows = rng.permutation(known)[:MOST_EXPLAINED]
+        own = y[rows] if y.ndim == 1 else y[rows, 0]
+        if isinstance(self._schema.target, Classes):
+            own = own.astype(np.int64)
+        _, worse = permutation_importance(predictor, self._x.numpy()[rows], own, rng)
         columns = [
             {"column": name, "worse": mean, "spread": spread}
             for name, (mean, spread) in zip(self._schema.feature_names, worse, strict=True)

@@ -89,7 +89,7 @@ def accuracy(fed: Federation, sites_of: SitesOf, seed: int) -> float:
         simulate(fed, sites, folder, run="benchmark")
         model = mlp.build(fed)
         mlp.load_weights(model, load_model(folder.path))
-    schema, loss = fed.data_schema, fed.training.loss
+    schema, loss = fed.data_schema, fed.loss
     data = [site.dataset for site in sites]
     total = sum(objective.score(model, d.validation_x, d.validation_y, schema=schema, loss=loss) for d in data)
     return 100 * float(scores_of(np.asarray(total), schema)["accuracy"])

@@ -73,8 +73,8 @@ def _compare(name: str, sizes: list[int], rows: int, device: torch.device) -> li
     whole: dict[str, Callable[[], object]] = {}
     table = _Rows(x, y, None, None, noise.secure())
     with (
-        _exact_steps(copy.deepcopy(model), table, training, dpsgd) as (ours, take),
-        _float_steps(copy.deepcopy(model), table, training, dpsgd) as (theirs, pass_),
+        _exact_steps(copy.deepcopy(model), table, training, training.loss, dpsgd) as (ours, take),
+        _float_steps(copy.deepcopy(model), table, training, training.loss, dpsgd) as (theirs, pass_),
     ):
         index = torch.arange(rows)
 

@@ -85,7 +85,7 @@ def measured(fed: Federation, sites: Sites) -> tuple[float, float]:
         state: Weights = load_model(run.path)
     model = mlp.build(fed)
     mlp.load_weights(model, state)
-    schema, loss = fed.data_schema, fed.training.loss
+    schema, loss = fed.data_schema, fed.loss
     counts = [score(model, s.dataset.validation_x, s.dataset.validation_y, schema=schema, loss=loss) for s in sites]
     start = initial_weights(fed)
     moved = sum(float(np.square(state[name] - start[name]).sum()) for name in start) ** 0.5

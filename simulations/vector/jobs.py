@@ -24,7 +24,7 @@ class Job:
     node: int
     recipe: Recipe
     x: Tensor  # float32 [rows of the table, inputs]
-    y: Tensor  # [rows of the table]
+    y: Tensor  # [rows of the table], or of several targets [rows of the table, targets]
     index: Index  # [rows of the client]
     ids: RowIds | None  # of the client's rows, for dropout and augmentation under privacy
     noise: SimulationNoise
@@ -47,9 +47,9 @@ class Rows:
         self.device, self.dtype, self.inputs = self._x.device, self._x.dtype, self._x.shape[1]
 
     def take(self, places: Index, out: Tensor) -> tuple[Tensor, Tensor]:
-        """[clients, n] -> x [clients, n, inputs], in `out`, and y [clients, n]. A place of -1 is for no row: what
-        stands there is some row."""
+        """[clients, n] -> x [clients, n, inputs], in `out`, and y [clients, n], or [clients, n, targets]. A place of -1
+        is for no row: what stands there is some row."""
         rows = self._rows.take(np.maximum(places, 0) + self._first, mode="clip")
         index = torch.from_numpy(rows.reshape(-1)).to(self.device)
         torch.index_select(self._x, 0, index, out=out.view(-1, self.inputs))
-        return out, self._y[index].view(places.shape)
+        return out, self._y[index].view(*places.shape, *self._y.shape[1:])

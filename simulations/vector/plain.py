@@ -15,6 +15,8 @@ from client.training.augment import Augmenter, Lanes, PlainAugmenter
 from client.training.kernel import Room
 from client.training.plain import mixed
 from common.document.federation import Federation
+from common.document.heads import Loss
+from common.model.objective import parts_of
 from simulations.vector.batches import shuffled_batches
 from simulations.vector.jobs import Index, Job, Rows
 from simulations.vector.models import Layers, Models
@@ -35,7 +37,7 @@ def train_plainly(
     rows, models = Rows(jobs), Models(federation, start, jobs, room, fused=True)
     pulled = training.momentum or training.weight_decay or jobs[0].recipe.proximal_mu
     step_at_once = training.optimizer == "sgd" and not pulled
-    net = _Net(models.layers, federation.model.activation, training.loss, room, trained=federation.trained_layers)
+    net = _Net(models.layers, federation.model.activation, federation.loss, room, trained=federation.trained_layers)
     augmenter, copies = Augmenter.of(federation), training.copies
     seeds = [(job.noise.integer(), job.noise.integer()) for job in jobs] if rate or augmenter is not None else []
     dropout = [torch.Generator().manual_seed(seed) for seed, _ in seeds]
@@ -117,12 +119,13 @@ def _masks(
 class _Net:
     """Forward and backward passes of many perceptrons, in memory that is kept."""
 
-    def __init__(self, layers: Layers, activation: str, loss: str, room: Room, *, trained: Sequence[int]) -> None:
+    def __init__(self, layers: Layers, activation: str, loss: Loss, room: Room, *, trained: Sequence[int]) -> None:
         """`trained` are the layers that have gradients, from 0."""
         self._layers, self._activation, self._loss, self._room = layers, activation, loss, room
         self._trained, self._lowest = set(trained), min(trained)
         self._inputs: list[Tensor] = []
         self._active: list[Tensor] = []
+        self._errors: list[Tensor] = []  # by the logits, of the heads of several targets
         self._masks: Sequence[Tensor] = ()
 
     def forward(self, x: Tensor, masks: Sequence[Tensor] = ()) -> None:
@@ -142,6 +145,16 @@ class _Net:
 
     def losses(self, y: Tensor) -> Tensor:
         """[models, n]: the loss of each row, of the last forward pass; a backward pass comes after it."""
+        if isinstance(self._loss, str):
+            return self._losses_of_one(y)
+        total, self._errors = torch.zeros_like(self._out[..., 0]), []
+        for head, out, own, is_there in parts_of(self._out, y, self._loss):
+            loss, error = _of_head(out, own, head.loss)
+            total += torch.where(is_there, loss, 0.0) * head.weight
+            self._errors.append(torch.where(is_there[..., None], error, 0.0) * head.weight)
+        return total
+
+    def _losses_of_one(self, y: Tensor) -> Tensor:
         out = self._out
         if self._loss == "cross_entropy":
             self._log_share = torch.log_softmax(out, -1, out=self._room("shares", out.shape, out, out.dtype))
@@ -182,6 +195,9 @@ class _Net:
     def _error(self, y: Tensor, share: Tensor, mix: _Mix | None) -> Tensor:
         """The derivative by the logits, which are overwritten. Of a row without a share it is 0, whatever the row."""
         out, loss = self._out, self._loss
+        if not isinstance(loss, str):
+            error = torch.cat(self._errors, -1)
+            return error.mul_(share[..., None]).masked_fill_(share[..., None] == 0.0, 0.0)
         if loss == "cross_entropy":
             error = self._log_share.exp_()
             own = error.new_full((1,), 1.0).expand_as(y) if mix is None else mix.share.to(error)
@@ -206,6 +222,19 @@ class _Net:
             return before
         slope = active * (1.0 - active) if self._activation == "sigmoid" else 1.0 - active * active
         return before.mul_(slope)
+
+
+def _of_head(out: Tensor, y: Tensor, loss: str) -> tuple[Tensor, Tensor]:
+    """Of one of several targets: the loss of each row [models, n], and its derivative [models, n, width]."""
+    if loss == "cross_entropy":
+        log_share = torch.log_softmax(out, -1)
+        error = log_share.exp().scatter_add_(-1, y[..., None], out.new_full((1, 1, 1), -1.0).expand(*y.shape, 1))
+        return -log_share.gather(-1, y[..., None])[..., 0], error
+    own = y.to(out.dtype)
+    if loss == "binary_cross_entropy":
+        losses = functional.binary_cross_entropy_with_logits(out[..., 0], own, reduction="none")
+        return losses, torch.sigmoid(out) - own[..., None]
+    return functional.mse_loss(out[..., 0], own, reduction="none"), (out - own[..., None]).mul_(2.0)
 
 
 def _activate(value: Tensor, activation: str) -> None:

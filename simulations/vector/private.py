@@ -53,7 +53,7 @@ def train_privately(federation: Federation, start: Tensor, jobs: Sequence[Job], 
         for total, of_layer in zip(sums, torch.split(noise, numbers, 1), strict=True):
             total.copy_(of_layer.view(total.shape))
         net = ExactMLP(
-            models.layers, activation=federation.model.activation, loss=training.loss, room=room, trained=trained
+            models.layers, activation=federation.model.activation, loss=federation.loss, room=room, trained=trained
         )
         net.add_clipped_sum(
             sums,

@@ -28,7 +28,7 @@ def count_together(
     Args:
         exact: predict in exact arithmetic, as privacy asks for.
     """
-    schema, loss = federation.data_schema, federation.training.loss
+    schema, loss = federation.data_schema, federation.loss
     model = mlp.with_weights(federation, weights).to(table.x.device).eval()
     net = ExactMLP(model.weights(), activation=model.activation_name, loss=loss) if exact else None
     index = torch.from_numpy(np.concatenate(rows)).to(table.x.device)

@@ -299,7 +299,7 @@ def test_an_optional_part_knows_its_own_keys(tmp_path):
 @pytest.mark.parametrize(
     "content, expected",
     [
-        ("", "expected a mapping with the keys name, schema, model, start, training, .*, wire; found nothing"),
+        ("", "expected a mapping with the keys name, schema, model, start, training, .*, wire, energy; found nothing"),
         ("# only words\n", "expected a mapping with the keys name, .*; found nothing"),
         ("- 1\n", r"expected a mapping .*; found \[1\]"),
         ("hello", "expected a mapping .*; found hello"),

@@ -555,7 +555,7 @@ def test_a_group_of_which_no_value_can_be_in_a_typed_column_is_found():
         ({"name": "sex", "groups": ["(other)"]}, r"is what rows are called that are in none of the groups"),
         ({"name": "age", "cuts": [60, 40]}, r"group.cuts must be rising numbers \(got \[60.0, 40.0\]\)"),
         ({"name": "age", "cuts": list(range(50))}, r"group.cuts make more than 50 groups"),
-        ({"name": "sick", "groups": [0, 1]}, r"group.name is the target \(got sick\)"),
+        ({"name": "sick", "groups": [0, 1]}, r"group.name is a target \(got sick\)"),
     ],
 )
 def test_groups_that_make_no_sense_are_refused(group, said):
