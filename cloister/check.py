@@ -139,6 +139,9 @@ def _federation(path: Path) -> list[str]:
         more.append(f"the server's step: {federation.strategy.schedule.words}")
     if (forgetting := federation.strategy.average) is not None:
         more.append(f"the model that is scored and handed out is the rounds' average, forgetting by {forgetting:g}")
+    if federation.data_schema.also:
+        weighed = (f"{target.name} (weight {target.weight:g})" for target in federation.data_schema.targets)
+        more.append(f"several targets, a head each: {', '.join(weighed)}; the first is what the model is judged by")
     if federation.energy:
         kept = "tell the server" if federation.tells_energy else "keep to themselves, for privacy,"
         more.append(f"clients measure, and {kept} what energy they take")

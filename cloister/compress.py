@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cloister.models import ForceOption, ModelArgument
+from cloister.models import ForceOption, ModelArgument, TargetOption
 from cloister.verbs import DecimalOption, EncodingOption, JSONOption, QuietOption, app, file_format, verb
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def compress(
     seed: Annotated[int, typer.Option(min=0, help="Of made-up rows, first weights and batches.")] = 0,
     force: ForceOption = False,
     as_json: JSONOption = False,
+    target: TargetOption = None,
     encoding: EncodingOption = None,
     decimal: DecimalOption = None,
     quiet: QuietOption = False,
@@ -56,7 +57,7 @@ def compress(
     from common.errors import ConfigError, ModelError
 
     limit = None if target_size is None else bytes_of(target_size)
-    saved = models.load(model)
+    saved = models.load(model, target)
     path = out or Path(f"{saved.federation.name}.onnx")
     if path.suffix.lower() != ".onnx":
         raise ConfigError([f"{path}: its name must end in .onnx"])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cloister.models import ModelArgument, SkipBadOption, TableArgument
+from cloister.models import ModelArgument, SkipBadOption, TableArgument, TargetOption
 from cloister.verbs import DecimalOption, EncodingOption, JSONOption, QuietOption, app, file_format, verb
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def evaluate(
     ] = None,
     skip_bad: SkipBadOption = False,
     as_json: JSONOption = False,
+    target: TargetOption = None,
     encoding: EncodingOption = None,
     decimal: DecimalOption = None,
     quiet: QuietOption = False,
@@ -48,7 +49,7 @@ def evaluate(
     from common.inference import evaluation
     from common.inference.grouping import Declared, Grouping, Groups
 
-    predictor = models.predictor(model)
+    predictor = models.predictor(model, target)
     given = tables.read(table, predictor.federation.data_schema, file_format(encoding, decimal))
     groupings: list[Groups] = [Grouping.parse(text, given) for text in dict.fromkeys(by or [])]
     declared = predictor.federation.data_schema.group

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cloister.models import ModelArgument, SkipBadOption, TableArgument
+from cloister.models import ModelArgument, SkipBadOption, TableArgument, TargetOption
 from cloister.verbs import DecimalOption, EncodingOption, JSONOption, QuietOption, app, file_format, verb
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def explain(
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
     skip_bad: SkipBadOption = False,
     as_json: JSONOption = False,
+    target: TargetOption = None,
     encoding: EncodingOption = None,
     decimal: DecimalOption = None,
     quiet: QuietOption = False,
@@ -55,7 +56,7 @@ def explain(
     from common.inference.predictor import TorchPredictor
 
     models.needs("explain", "captum")
-    predictor = TorchPredictor(models.load(model))
+    predictor = TorchPredictor(models.load(model, target))
     schema = predictor.federation.data_schema
     given = tables.read(table, schema, file_format(encoding, decimal), with_target=False)
     found = explained(given, predictor, most_rows=rows, line=row, of=of, skip_bad=skip_bad, seed=seed)
@@ -63,7 +64,7 @@ def explain(
     for line in ([given.note] if given.note else []) + found.report.warnings():
         tell(console, line)
     told = found.to_json(schema)
-    if model.is_dir():
+    if model.is_dir() and target is None:
         # Without the row, which is somebody's.
         files.write_out(model / KEPT, (json.dumps(told | {"row": None}, indent=2) + "\n").encode())
     if as_json:

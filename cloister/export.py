@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cloister.models import ForceOption, ModelArgument
+from cloister.models import ForceOption, ModelArgument, TargetOption
 from cloister.verbs import DecimalOption, EncodingOption, app, file_format, verb
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def export(
     quantize: Annotated[Literal["int8"] | None, typer.Option(help="Weights of ONNX in int8.")] = None,
     table: Annotated[Path | None, typer.Option(help="With --quantize: a table to say what it costs on.")] = None,
     force: ForceOption = False,
+    target: TargetOption = None,
     encoding: EncodingOption = None,
     decimal: DecimalOption = None,
 ) -> None:
@@ -45,7 +46,7 @@ def export(
         raise ConfigError(["--quantize: is for --format onnx"])
     if table is not None and not quantize:
         raise ConfigError(["--table: is for --quantize, which changes what the model predicts"])
-    saved = models.load(model)
+    saved = models.load(model, target)
     ending = ".onnx" if format == "onnx" else ".pt"
     path = out or Path(f"{saved.federation.name}{ending}")
     if path.suffix.lower() != ending:

@@ -15,16 +15,23 @@ ModelArgument = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A run folder, a checkpoint, a client file, or an exported model.")
 ]
 TableArgument = Annotated[Path, typer.Argument(metavar="TABLE", help="CSV or Parquet that fits the schema.")]
+TargetOption = Annotated[
+    str | None, typer.Option("--target", metavar="NAME", help="Which target, of several [default: the first].")
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace the file that is there.")]
 SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Go on where cells do not fit the schema.")]
 
 
-def load(path: Path) -> SavedModel:
-    """A model and its document, from any of the places where one may lie.
+def load(path: Path, target: str | None = None) -> SavedModel:
+    """A model and its document, from any of the places where one may lie; of several targets, that of one.
 
     Raises:
-        CloisterError: there is none, or it is damaged; the message says which.
+        CloisterError: there is none, or it is damaged, or it has no such target; the message says which.
     """
+    return _whole(path).task(target)
+
+
+def _whole(path: Path) -> SavedModel:
     from client.kept import newest
     from client.settings import load_client_file
     from common.errors import ModelError
@@ -60,7 +67,7 @@ def load(path: Path) -> SavedModel:
 EXPECTED = "a model is a run folder, a checkpoint in one, a client file, or what `cloister export` wrote"
 
 
-def predictor(path: Path) -> Predictor:
+def predictor(path: Path, target: str | None = None) -> Predictor:
     """What predicts with the model that lies there. Raises as `load` does."""
     from common.inference import saved
     from common.inference.predictor import TorchPredictor
@@ -69,8 +76,10 @@ def predictor(path: Path) -> Predictor:
         needs("export", "onnxruntime")
         from common.inference.onnx_predictor import OnnxPredictor
 
-        return OnnxPredictor(saved.read_bytes(path), str(path))
-    return TorchPredictor(load(path))
+        found = OnnxPredictor(saved.read_bytes(path), str(path))
+        found.federation.alone(target or found.federation.data_schema.target.name)  # it has one, and says so
+        return found
+    return TorchPredictor(load(path, target))
 
 
 def needs(extra: str, *packages: str) -> None:

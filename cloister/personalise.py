@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cloister.models import TargetOption
 from cloister.verbs import JSONOption, app, verb
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def personalise(
         Path | None, typer.Option("-o", "--out", help="Where the best of your own goes [default: beside the ledger].")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file that is there.")] = False,
+    target: TargetOption = None,
     as_json: JSONOption = False,
 ) -> None:
     """Fit a finished model to your own rows, and see whether joining was worth it. Nothing leaves, so it costs nothing.
@@ -45,11 +47,14 @@ def personalise(
     from client.personal import own_rows, personalise, saved_as, verdict
     from client.settings import load_client_file
     from cloister import models
+    from common.errors import ConfigError
     from common.files import OWN, write_out
     from common.inference.saved import to_bytes
 
     settings = load_client_file(client)
-    given = models.load(model or client)
+    given = models.load(model or client, target)
+    if out is None and target is not None:
+        raise ConfigError(["--target: say with -o where the model goes: the one that is kept is the first target's"])
     if out is not None:
         models.check_out(out, force=force)
     compared = personalise(given, own_rows(settings, given.federation))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cloister.models import ForceOption, ModelArgument, SkipBadOption, TableArgument
+from cloister.models import ForceOption, ModelArgument, SkipBadOption, TableArgument, TargetOption
 from cloister.verbs import DecimalOption, EncodingOption, QuietOption, app, file_format, verb
 
 
@@ -20,6 +20,7 @@ def predict(
     keep: Annotated[list[str] | None, typer.Option(help="A column to copy beside the predictions; repeatable.")] = None,
     skip_bad: SkipBadOption = False,
     force: ForceOption = False,
+    target: TargetOption = None,
     encoding: EncodingOption = None,
     decimal: DecimalOption = None,
     quiet: QuietOption = False,
@@ -39,7 +40,7 @@ def predict(
     form = file_format(encoding, decimal)
     predicting.check_ending(out)
     models.check_out(out, force=force, inputs=(table,))
-    predictor = models.predictor(model)
+    predictor = models.predictor(model, target)
     given = tables.read(table, predictor.federation.data_schema, form, with_target=False)
     report = predicting.predict(given, predictor, out, keep=keep or (), skip_bad=skip_bad)
     console = progress_console(quiet)

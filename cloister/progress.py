@@ -202,6 +202,9 @@ def _summary(result: dict[str, Any]) -> Table:
         table.add_row(name + noisy, value)
     if result["evaluation"] == {}:
         table.add_row("evaluation", NO_ROWS)
+    for target, told in (result["evaluation"] or {}).get("tasks", {}).items():
+        for name, value in _figures(told)[:1]:
+            table.add_row(f"{escape(target)}: {name}{noisy}", value)
     for name, value in _gaps(result["evaluation"] or {}):
         table.add_row(name + noisy, value)
     for name, value in _held_out(result["held_out"] or {}):

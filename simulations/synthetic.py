@@ -11,6 +11,7 @@ from common.document.group import Group
 from common.document.schema import Categorical, Classes, NumericTarget, Schema
 
 TEACHER_HIDDEN = 16
+MISSING = 0.2  # of the cells of a target that may be missing, beside others
 TEACHER_TEMPERATURE = 0.25  # how often the label is not the teacher's first choice
 
 
@@ -36,7 +37,10 @@ def generate(schema: Schema, *, rows: int, seed: int) -> pl.DataFrame:
     frame = pl.DataFrame({**columns, **{name: [cell] * rows for name, cell in placeholders.items()}}, strict=False)
     x = encode(frame, schema).x
     for target in schema.targets:
-        frame = frame.with_columns(pl.Series(target.name, _cells(target, x, rng), strict=False))
+        cells = _cells(target, x, rng)
+        if target.may_be_missing and schema.also:
+            cells = [None if absent else cell for cell, absent in zip(cells, rng.random(rows) < MISSING, strict=True)]
+        frame = frame.with_columns(pl.Series(target.name, cells, strict=False))
     return frame
 
 

@@ -28,6 +28,10 @@ PAGE = ROOT / "docs" / "toolbox.md"
 EPSILON = "privacy.row.epsilon"
 PUBLIC_DIGITS = 300  # rows
 
+# Columns of the hospitals' files that are no features, and that most rows lack.
+SLOPE = "{name: slope, classes: [1, 2, 3], missing: ['?'], optional: true, weight: 0.3}"
+VESSELS = "{name: ca, bounds: [0, 3], missing: ['?', -9], optional: true, weight: 0.3}"
+
 DIGEST = "f" * 64  # in place of the digest that a first model turns out to have
 Seeds = list[float]  # accuracy, in %, of one seed after another
 
@@ -58,6 +62,14 @@ TABLES = (
         epsilons="inf,1,0.25",
         grid=("privacy.evaluation.every=0",),
         data=HOSPITALS,
+    ),
+    # For several targets: a column that says which digits are even.
+    Table(
+        name="digits with evenness",
+        document="simulations/digits.yaml",
+        epsilons="inf,4",
+        grid=(*PRIVATE_DIGITS, "model.hidden=[32]"),
+        data=("--data", "even.csv", "--clients", "100", "--partition", "dirichlet:0.5"),
     ),
     # For transfer: a first model is trained without privacy on what is public, and others go on from it.
     Table(
@@ -136,6 +148,16 @@ TRIALS = (
         vary=f"start=null,{{sha256: {DIGEST}}},{{sha256: {DIGEST}, frozen: [0]}},{{sha256: {DIGEST}, new_head: true}}",
         tables=("other digits", "three hospitals"),
     ),
+    Trial(
+        name="targets-digits",
+        vary="schema.also=[],[{name: even, classes: [0, 1], weight: 0.3}],[{name: even, classes: [0, 1]}]",
+        tables=("digits with evenness",),
+    ),
+    Trial(
+        name="targets-hospitals",
+        vary=f"schema.also=[],[{SLOPE}],[{SLOPE},{VESSELS}]",
+        tables=("hospitals",),
+    ),
     Trial(name="average", vary="strategy.average=null,0.8,0.9,0.95"),
 )
 
@@ -160,6 +182,8 @@ def prepare(folder: Path) -> None:
     digits.write(folder / "digits.csv")
     (folder / "simulations").symlink_to(ROOT / "simulations")
     head, *rows = (folder / "digits.csv").read_text().splitlines(keepends=True)
+    with_even = [f"{1 - int(row.rpartition(',')[2]) % 2},{row}" for row in rows]
+    (folder / "even.csv").write_text("".join([f"even,{head}", *with_even]))
     (folder / "public.csv").write_text(head + "".join(rows[:PUBLIC_DIGITS]))
     (folder / "private.csv").write_text(head + "".join(rows[PUBLIC_DIGITS:]))
     (folder / "others").mkdir()

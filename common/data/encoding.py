@@ -170,6 +170,11 @@ class RowEncoder:
         """What it has met so far."""
         return self._coder.report
 
+    @property
+    def unfit(self) -> int:
+        """How many cells did not fit so far. A row that lacks its target, where it may, is left out and no mistake."""
+        return self._coder.unfit
+
     def blocks(self) -> Iterator[EncodedBlock]:
         """All rows, those that do not fit among them."""
         for block in self._table.blocks():
@@ -304,6 +309,10 @@ class _Coder:
         self.report.absent = [f.name for f in schema.features if f.name not in table.types]
         if with_target and isinstance(schema.target, Classes):
             self.report.classes = dict.fromkeys(schema.target.classes, 0)
+
+    @property
+    def unfit(self) -> int:
+        return self._unfit.cells
 
     def encode(self, block: Block, x: NDArray[np.float32], y: Targets | None) -> Mask:
         """Fills `x`, and `y` unless it is None, with the block's rows. Returns which of them fit."""

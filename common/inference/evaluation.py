@@ -78,10 +78,8 @@ def evaluate(table: Table, predictor: Predictor, *, by: Sequence[Groups] = (), s
 
 
 def _scored(encoder: RowEncoder, predictor: Predictor, skip_bad: bool) -> Iterator[tuple[EncodedBlock, Outputs]]:
-    bad = False
     for rows in encoder.blocks():
-        bad |= not rows.fits.all()
-        if skip_bad or not bad:  # else all that is still wanted is which other cells do not fit
+        if skip_bad or not encoder.unfit:  # else all that is still wanted is which other cells do not fit
             yield rows, predictor.outputs(rows)
 
 

@@ -67,11 +67,13 @@ def _data(record: RunRecord) -> Iterator[str]:
         else:
             values = f"a number from {feature.bounds[0]:g} to {feature.bounds[1]:g}, clamped"
         rows.append((feature.name, values, "may be missing" if feature.may_be_missing else ""))
-    target = schema.target
-    if isinstance(target, Classes):
-        rows.append((target.name, f"the target: one of {', '.join(target.classes)}", ""))
-    else:
-        rows.append((target.name, f"the target: a number from {target.bounds[0]:g} to {target.bounds[1]:g}", ""))
+    for i, target in enumerate(schema.targets):
+        what = "also predicted" if i else "the target"
+        may = "may be missing" if target.may_be_missing else ""
+        if isinstance(target, Classes):
+            rows.append((target.name, f"{what}: one of {', '.join(target.classes)}", may))
+        else:
+            rows.append((target.name, f"{what}: a number from {target.bounds[0]:g} to {target.bounds[1]:g}", may))
     yield from _table(("column", "values", ""), rows)
 
 
@@ -132,6 +134,9 @@ def _results(record: RunRecord) -> Iterator[str]:
         if (score := facts.score_of(scores, federation)) is not None and score.band:
             mean = "the mean over clients" if facts.hides_replies(record) else f"the true {facts.label(score.name)}"
             yield from _paragraph(f"On {who}, {mean} lies {score.band} (95 %).")
+    if others := facts.other_targets(found[0][1]):
+        yield from _paragraph(f"The other targets, on {found[0][0]}:")
+        yield from _table(("target", "", "", "rows"), others)
     if classes := found[0][1].get("per_class"):
         yield from _paragraph(f"By class, on {found[0][0]}:")
         yield from _table(

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from common.document.federation import Federation
-from common.document.schema import Categorical, Classes
+from common.document.schema import Categorical, Classes, NumericTarget
 from common.errors import RunFolderError
 from common.model.energy import Energy, sum_of
 from common.model.gaps import in_words
@@ -74,6 +74,15 @@ def interval(name: str, value: float, deviation: float) -> tuple[float, float]:
     return max(value - Z * deviation, 0.0), min(value + Z * deviation, highest)
 
 
+def other_targets(scores: Scores) -> list[tuple[str, str, str, str]]:
+    """Of each target but the first: its name, its figure and what that is, and how many rows have it."""
+    found = []
+    for name, told in scores.get("tasks", {}).items():
+        figure = "accuracy" if "accuracy" in told else "mae"
+        found.append((name, label(figure), shown(figure, told[figure]), f"{told['rows']:,.0f}"))
+    return found
+
+
 def gaps_by_group(scores: Scores) -> list[str]:
     """The gaps between groups, each a sentence; that there are none to speak of, if so."""
     found = []
@@ -125,12 +134,15 @@ def task(federation: Federation) -> str:
     kinds = [_counted(numbers, "number", "numbers")] if numbers else []
     kinds += [_counted(categories, "category", "categories")] if categories else []
     columns = f"{_counted(len(schema.features), 'column', 'columns')} ({', '.join(kinds)})"
-    if isinstance(schema.target, Classes):
-        classes = list(schema.target.classes)
-        named = ", ".join(classes) if len(classes) <= 6 else f"{len(classes)} classes"
-        return f"Predicts {schema.target.name} ({named}) from {columns}."
-    low, high = schema.target.bounds
-    return f"Predicts {schema.target.name}, a number from {low:g} to {high:g}, from {columns}."
+    return f"Predicts {'; '.join(map(_named, schema.targets))} from {columns}."
+
+
+def _named(target: Classes | NumericTarget) -> str:
+    if isinstance(target, Classes):
+        classes = list(target.classes)
+        return f"{target.name} ({', '.join(classes) if len(classes) <= 6 else f'{len(classes)} classes'})"
+    low, high = target.bounds
+    return f"{target.name} (a number from {low:g} to {high:g})"
 
 
 def _counted(number: int, one: str, many: str) -> str:

@@ -57,6 +57,7 @@ def _report(record: RunRecord) -> str:
         software=record.privacy.get("software", {}),
         stated=list(facts.per_client(record).items())[:MOST_LINES],
         refusals=facts.refusals(record)[:MOST_LINES],
+        other_targets=facts.other_targets(scores[0]) if scores else [],
         figures_of_classes=scores[0].get("per_class", {}) if scores else {},
         document=yaml.safe_dump(json.loads(federation.canonical), sort_keys=False, allow_unicode=True),
         began=facts.began(record),

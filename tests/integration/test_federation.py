@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -268,16 +269,24 @@ def test_every_client_has_the_model_in_the_end_and_who_was_away_fetches_it(feder
 
 
 def test_real_clients_train_by_what_the_toolbox_offers(federation):
-    first = initial_weights(small(model__hidden=[8, 5]), seed=4)
+    targets: dict[str, Any] = {  # a column that is no feature, and one that these tables do not have
+        "schema__features": [{"name": name, "type": "numeric", "bounds": [-1, 1]} for name in "ab"],
+        "schema__also": [
+            {"name": "c", "classes": ["red", "green"], "weight": 0.5},
+            {"name": "size", "bounds": [0, 9], "optional": True},
+        ],
+    }
+    first = initial_weights(small(**targets, model__hidden=[8, 5]), seed=4)
     data = safetensors.save(first)
     fed = federation(
         **PRIVATE,
+        **targets,
         model__hidden=[8, 5],
         start={"sha256": hashlib.sha256(data).hexdigest(), "frozen": [0]},
         training__rounds=4,
         training__schedule={"name": "cosine", "over": "steps", "warmup": 1},
         training__augmentation={"copies": 3, "jitter": 0.1, "drop": 0.1},
-        schema__group={"name": "c", "groups": ["red", "green"], "calibration": True},
+        schema__group={"name": "a", "cuts": [0], "calibration": True},
         strategy__schedule={"name": "plateau", "metric": "accuracy", "patience": 1},
         strategy__average=0.8,
     )
@@ -294,8 +303,9 @@ def test_real_clients_train_by_what_the_toolbox_offers(federation):
     for name in NAMES[:2]:  # who have the average, which is what the run left
         kept = load(fed.folder / f"{name}.yaml")
         assert all(np.array_equal(kept.weights[key], array) for key, array in model.weights.items())
-    groups = json.loads((fed.run / "result.json").read_text())["evaluation"]["by"]["c"]["groups"]
-    assert list(groups) == ["red", "green", "(other)"]
+    evaluation = json.loads((fed.run / "result.json").read_text())["evaluation"]
+    assert list(evaluation["by"]["a"]["groups"]) == ["below 0", "from 0", "(other)"]
+    assert "c" in evaluation["tasks"]
     statement = json.loads((fed.run / "privacy.json").read_text())
     assert statement["start"]["sha256"] == hashlib.sha256(data).hexdigest()
     for client in statement["row"]["per_client"].values():

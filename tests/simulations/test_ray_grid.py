@@ -33,6 +33,7 @@ TOOLS = {
 RUNS = {
     "row": {**PRIVATE, "strategy__fraction": 0.6, "strategy__over_selection": 0.4, **TOOLS},
     "client": {**WHOLE, "wire__dtype": "int8", "training__augmentation": {"mixup": 0.5, "jitter": 0.1}},
+    "targets": {**PRIVATE, "schema__also": [{"name": "size", "bounds": [10, 30], "optional": True, "weight": 0.5}]},
 }
 
 

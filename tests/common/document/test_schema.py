@@ -573,3 +573,56 @@ def test_groups_need_rows_to_evaluate_on_and_a_place_in_a_table_without_a_header
     assert schema(AGE, group={"name": "age", "cuts": [50]}).names == ("age", "sick")
     assert schema(AGE).model_dump_json() == schema(AGE, group=None).model_dump_json()
     assert "group" not in schema(AGE).model_dump_json()
+
+
+KIND = {"name": "kind", "classes": {"p": [1], "q": [2, "q"]}, "missing": ["?"], "optional": True}
+SIZE = {"name": "size", "bounds": [0, 10], "missing": [-9]}
+
+
+def test_several_targets_stand_side_by_side_and_what_a_row_lacks_is_nan():
+    frame = pl.DataFrame(
+        {
+            "age": [30] * 5,
+            "sick": [0, 1, 2, 0, 1],
+            "kind": ["1", "q", "?", "", "2"],
+            "size": ["5", "-9", "20", "0", "-9.0"],
+        }
+    )
+    encoded = encode(frame, schema(AGE, also=[KIND, SIZE]))
+    nan = math.nan
+    assert encoded.y.dtype == np.float32
+    assert_array_equal(encoded.y, [[0, 0, 0.5], [1, 1, nan], [1, nan, 1], [0, nan, 0], [1, 1, nan]])
+    assert encoded.report.missing == {"kind": 2, "size": 2} and encoded.report.classes == {"no": 2, "yes": 3}
+
+
+def test_an_optional_target_beside_others_may_be_absent_as_a_column():
+    frame = pl.DataFrame({"age": [30, 40], "sick": [0, 1], "size": [5, 10]})
+    encoded = encode(frame, schema(AGE, also=[KIND, SIZE]))
+    assert_array_equal(encoded.y, [[0, math.nan, 0.5], [1, math.nan, 1]])
+    with pytest.raises(DataError, match="the table lacks size"):
+        encode(frame.drop("size"), schema(AGE, also=[KIND, SIZE]))
+
+
+@pytest.mark.parametrize(
+    "column, cell, message",
+    [
+        ("size", "", "size: the target is empty|size: expected a number"),
+        ("size", "large", "size: expected a number, found 'large'"),
+        ("kind", "z", "kind: unknown class 'z'; the schema knows 1, 2, q"),
+        ("sick", "", "sick: the target is empty"),
+    ],
+)
+def test_a_cell_of_any_target_that_does_not_fit_is_told(column, cell, message):
+    strict = {**SIZE, "missing": []}
+    row = {"age": "30", "sick": "0", "kind": "1", "size": "5"} | {column: cell}
+    with pytest.raises(DataError, match=message):
+        encode(pl.DataFrame([row]), schema(AGE, also=[KIND, strict]))
+
+
+def test_a_row_that_lacks_its_only_target_is_left_out_where_it_may():
+    frame = pl.DataFrame({"age": [30, 40, 50], "kind": ["1", "?", "q"]})
+    encoded = encode(frame, schema(AGE, target=KIND))
+    assert encoded.y.tolist() == [0, 1] and encoded.kept.tolist() == [0, 2]
+    assert encoded.report.missing == {"kind": 1}
+    number = encode(pl.DataFrame({"age": [30, 40], "size": ["-9", "5"]}), schema(AGE, target=SIZE))
+    assert number.y.tolist() == [0.5] and number.kept.tolist() == [1]

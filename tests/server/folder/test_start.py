@@ -177,6 +177,7 @@ OTHER_COLUMN = [{"name": n, "type": "numeric", "bounds": [-1, 1]} for n in "ab"]
         ({"schema__features": OTHER_COLUMN}, "was trained on another column c"),
         ({"schema__features": OTHER_COLUMN[:2]}, "was trained on 3 columns, and the document has 2"),
         ({"schema__target": {"name": "y", "classes": [1, 0]}}, r"another target or loss; set start\.new_head to true"),
+        ({"schema__also": [{"name": "z", "bounds": [0, 1]}]}, r"another target or loss; set start\.new_head to true"),
         ({"training__loss": "binary_cross_entropy"}, r"another target or loss; set start\.new_head to true"),
         ({"model__activation": "tanh"}, "with activation relu, and the document has tanh"),
         ({"model__hidden": [8, 6]}, r"layers\.1\.weight is float32\[5, 8\], .* model has float32\[6, 8\]"),

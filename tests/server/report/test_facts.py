@@ -98,7 +98,7 @@ def test_what_a_model_is_for_is_a_sentence():
     assert facts.task(federation()) == "Predicts y (0, 1) from 3 columns (2 numbers, 1 category)."
     assert (
         facts.task(federation(**NUMBER))
-        == "Predicts y, a number from 100 to 300, from 3 columns (2 numbers, 1 category)."
+        == "Predicts y (a number from 100 to 300) from 3 columns (2 numbers, 1 category)."
     )
     many = federation(schema__target={"name": "y", "classes": [f"c{i}" for i in range(9)]})
     assert facts.task(many).startswith("Predicts y (9 classes)")

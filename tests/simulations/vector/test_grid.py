@@ -85,6 +85,12 @@ EVERY_ROUND = {"privacy__evaluation": {"every": 1, "noise": 3.0}}
 NUMBER = {"schema__target": {"name": "y", "bounds": [-3, 5]}, "training__loss": "mse"}
 SEX = {"schema__group": {"name": "sex", "groups": ["f", "m"], "calibration": True}}  # no feature
 AGES = {"schema__group": {"name": "a", "cuts": [-0.5, 0.5], "calibration": True}}
+ALSO = {
+    "schema__also": [
+        {"name": "kind", "classes": ["p", "q", "r"], "optional": True, "weight": 0.5},
+        {"name": "size", "bounds": [10, 30], "missing": ["?"], "weight": 2.0},
+    ]
+}
 PRIVATELY: list[dict[str, Any]] = [
     {},
     {"training__optimizer": "adam", "model__activation": "tanh", "model__hidden": [5, 4]},
@@ -109,6 +115,10 @@ PRIVATELY: list[dict[str, Any]] = [
     {**SEX, **EVERY_ROUND},
     {**AGES, **NUMBER, **WHOLE_TOO},
     {**SEX, **BINARY},
+    ALSO,
+    {**ALSO, **BINARY, **SEX, **EVERY_ROUND, "training__augmentation": {"copies": 2, "drop": 0.2}},
+    {**ALSO, "model__dropout": 0.2, "strategy__name": "fedmedian"},
+    {**ALSO, **NUMBER, **WHOLE_TOO, "training__optimizer": "adam"},
 ]
 
 
@@ -142,6 +152,9 @@ PLAINLY: list[dict[str, Any]] = [
     frozen(1, 2),
     SEX,
     {**AGES, **NUMBER},
+    ALSO,
+    {**ALSO, **BINARY, "training__momentum": 0.5, "training__augmentation": {"copies": 2, "jitter": 0.1}},
+    {**ALSO, **NUMBER, **AGES, "strategy__name": "qfedavg", "training__optimizer": "adam"},
 ]
 
 
@@ -163,7 +176,8 @@ def test_a_run_without_privacy_is_the_same_to_a_hundred_thousandth(tmp_path, cha
         if trained and trained["loss"] is not None:
             assert trained["loss"] == pytest.approx(expected_loss["loss"], abs=1e-5)
     for event, other in zip((result, *told), (its_result, *its_events), strict=True):
-        if (fed.training.loss == "mse" or fed.data_schema.group) and "evaluation" in event:
+        rounded = fed.training.loss == "mse" or fed.data_schema.group or fed.data_schema.also
+        if rounded and "evaluation" in event:
             assert event.pop("evaluation") == about(other.pop("evaluation"))
         # Else they are counts of predictions, which are the same.
     assert result == its_result and told == its_events

@@ -24,6 +24,12 @@ TARGETS: dict[str, dict[str, Any]] = {
     "classes": {"schema__target": {"name": "y", "classes": [0, 1, 2]}},
     "two": {"schema__target": {"name": "y", "classes": [0, 1]}, "training__loss": "binary_cross_entropy"},
     "number": {"schema__target": {"name": "y", "bounds": [0, 1]}, "training__loss": "mse"},
+    "several": {
+        "schema__also": [
+            {"name": "k", "classes": [0, 1, 2], "optional": True},
+            {"name": "s", "bounds": [0, 1], "optional": True},
+        ]
+    },
     "groups": {"schema__group": {"name": "c", "groups": ["red", "green"], "calibration": True}},
 }
 
@@ -37,11 +43,14 @@ TARGETS: dict[str, dict[str, Any]] = {
 )
 def test_each_clients_counts_are_those_of_its_rows(sizes, target, exact, batch):
     fed, rng = federation(**TARGETS[target]), np.random.default_rng(0)
-    weights, schema, loss = initial_weights(fed), fed.data_schema, fed.training.loss
+    weights, schema, loss = initial_weights(fed), fed.data_schema, fed.loss
     x = torch.from_numpy(rng.uniform(-1, 1, (40, fed.layer_sizes[0])).astype(np.float32))
     y = rng.uniform(size=40).astype(np.float32) if target == "number" else rng.integers(0, schema.outputs, 40)
     if target == "two":
         y = rng.integers(0, 2, 40)
+    if target == "several":
+        y = np.stack([rng.integers(0, 2, 40), rng.integers(0, 3, 40), rng.uniform(0, 1, 40)], 1).astype(np.float32)
+        y[rng.random(y.shape) < 0.3] = np.nan
     group = rng.integers(0, 3, 40) if schema.group is not None else None
     nobody = np.zeros(40, np.uint64)
     whole = Rows(x=x.numpy(), y=y, digests=nobody, columns=(), report=EncodingReport(), group=group)
