@@ -38,6 +38,31 @@ def test_a_model_relies_on_the_columns_that_it_adds_up(tmp_path):
     assert "relies_on" not in score(SUM)
 
 
+def test_of_several_targets_the_first_is_explained_on_the_rows_that_have_it(tmp_path):
+    targets = {
+        "schema__target": {"name": "y", "classes": [0, 1], "optional": True},
+        "schema__also": [{"name": "size", "bounds": [0, 2]}],
+    }
+    rows = table(400).with_columns(size=pl.col("a") + 1)
+    rows = rows.with_columns(y=pl.when(pl.int_range(400) % 4 == 0).then(None).otherwise(pl.col("y")))
+    rows.write_csv(tmp_path / "rows.csv")
+    score = HeldOut(federation(**LINEAR, **targets), tmp_path / "rows.csv", explain_every=1)
+    head = [SUM["layers.0.weight"], np.array([[1.0, 0, 0, 0, 0]], np.float32)]
+    bias = [SUM["layers.0.bias"], np.array([0.0], np.float32)]
+    found = score({"layers.0.weight": np.concatenate(head), "layers.0.bias": np.concatenate(bias)})
+    assert found["rows"] == 300 == found["relies_on"]["rows"]
+    alone = HeldOut(federation(**LINEAR), _with_y(rows, tmp_path))
+    assert found["accuracy"] == alone(SUM)["accuracy"]
+    # The head puts out a, clamped to [0, 1]; the target is (a + 1) / 2 of its range.
+    a = rows["a"].to_numpy()
+    assert found["tasks"]["size"]["mae"] == pytest.approx(2 * np.abs(a.clip(0, 1) - (a + 1) / 2).mean(), abs=1e-4)
+
+
+def _with_y(rows: pl.DataFrame, folder: Path) -> Path:
+    rows.filter(pl.col("y").is_not_null()).write_csv(folder / "with.csv")
+    return folder / "with.csv"
+
+
 def test_of_many_rows_some_are_looked_at(tmp_path, monkeypatch):
     monkeypatch.setattr("server.observers.scoring.MOST_EXPLAINED", 50)
     table(400).write_csv(tmp_path / "rows.csv")
