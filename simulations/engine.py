@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,7 +20,7 @@ from common.model.weights import Weights
 from common.privacy import noise
 from common.wire.identity import number
 from server.app import execute
-from server.folder.folder import RunFolder
+from server.folder.folder import RunFolder, load_model
 from server.folder.start import StartModel
 from server.rounds.events import Event
 from simulations.inline import InlineGrid, SimulatedGrid
@@ -115,6 +117,14 @@ def simulate(
     """`opened` and `run_on` in one, into a folder that is there. `how` is as `opened` has it."""
     with opened(engine, sites, run=run, **how) as grid:
         return run_on(grid, federation, sites, folder, run=run, observe=observe, held_out=held_out, start=start)
+
+
+def run_once(federation: Federation, sites: Sites) -> tuple[Weights, dict[str, Any]]:
+    """The model of a run on one worker and its result.json, for measurements: its folder is thrown away."""
+    with tempfile.TemporaryDirectory() as where:
+        run = RunFolder.create(federation, path=Path(where) / "run")
+        result = simulate(federation, sites, run, run="once", workers=1)
+        return load_model(run.path), result
 
 
 def devices_for(device: torch.device, workers: int | None) -> list[torch.device]:

@@ -5,7 +5,6 @@ The tables that `python -m simulations.toolbox fairness groups` puts on docs/too
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +14,7 @@ import torch
 from common.document.federation import Federation
 from common.model.scores import Counts, Scores, rows_of
 from common.model.weights import Weights
-from server.folder.folder import RunFolder, load_model
-from simulations.engine import simulate
+from simulations.engine import run_once
 from simulations.results import SEEDS
 from simulations.sites import Sites
 from simulations.sources import Source
@@ -121,10 +119,8 @@ def of_clients(federation: Federation, source: Source) -> tuple[float, float, fl
 def _run(federation: Federation, source: Source) -> tuple[Weights, Scores, Sites]:
     """The model of a run, its last evaluation, and its clients."""
     sites = source.sites(federation, device=torch.device("cpu"))
-    with tempfile.TemporaryDirectory() as where:
-        run = RunFolder.create(federation, path=Path(where) / "run")
-        result = simulate(federation, sites, run, run="fairness", workers=1)
-        return load_model(run.path), result["evaluation"] or {}, sites
+    weights, result = run_once(federation, sites)
+    return weights, result["evaluation"] or {}, sites
 
 
 def _counted(federation: Federation, weights: Weights, sites: Sites) -> tuple[Counts, Counts]:

@@ -6,7 +6,6 @@ The table that `python -m simulations.toolbox personal` puts on docs/toolbox.md.
 from __future__ import annotations
 
 import multiprocessing as mp
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,8 +17,7 @@ import torch
 from client.personal import KINDS, Kind, personalise
 from common.inference.saved import SavedModel
 from common.logs import quiet_flower
-from server.folder.folder import RunFolder, load_model
-from simulations.engine import simulate
+from simulations.engine import run_once
 from simulations.results import PRIVATE_DIGITS, SEEDS
 from simulations.sources import Source
 from simulations.sweeps.points import grid, parse
@@ -95,10 +93,7 @@ def _accuracies(task: tuple[Case, Path, int]) -> dict[Kind, float]:
     (point,) = grid(folder / case.document, parse(case.grid))
     federation = point.federation.with_seed(seed)
     sites = case.source.sites(federation, device=torch.device("cpu"))
-    with tempfile.TemporaryDirectory() as where:
-        run = RunFolder.create(federation, path=Path(where) / "run")
-        simulate(federation, sites, run, run="personal", workers=1)
-        weights = load_model(run.path)
+    weights, _ = run_once(federation, sites)
     model = SavedModel(federation=federation, weights=weights, round=federation.training.rounds)
     right: dict[Kind, list[float]] = {kind: [] for kind in KINDS}
     owners = [site for site in sites if site.dataset.rows >= 10 and site.dataset.validation_rows][: case.owners]

@@ -6,7 +6,6 @@ The table that `python -m simulations.toolbox compression` puts on docs/toolbox.
 from __future__ import annotations
 
 import multiprocessing as mp
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,8 +17,7 @@ from common.inference import public_rows, smaller
 from common.inference.candidates import DIVISORS, SPARSITIES, candidates
 from common.inference.saved import SavedModel
 from common.logs import quiet_flower
-from server.folder.folder import RunFolder, load_model
-from simulations.engine import simulate
+from simulations.engine import run_once
 from simulations.results import PRIVATE_DIGITS, SEEDS
 from simulations.sources import Source
 from simulations.sweeps.points import grid, parse
@@ -97,10 +95,7 @@ def _measured(task: tuple[Case, Path, int]) -> list[tuple[int, float]]:
     (point,) = grid(folder / case.document, parse(case.grid))
     federation = point.federation.with_seed(seed)
     sites = case.source.sites(federation, device=torch.device("cpu"))
-    with tempfile.TemporaryDirectory() as where:
-        run = RunFolder.create(federation, path=Path(where) / "run")
-        simulate(federation, sites, run, run="smaller", workers=1)
-        weights = load_model(run.path)
+    weights, _ = run_once(federation, sites)
     model = SavedModel(federation=federation, weights=weights, round=federation.training.rounds)
     rows = public_rows.generated(federation.data_schema, seed=seed)
     found = []

@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, get_args
 from unittest.mock import patch
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -27,17 +24,15 @@ from common.document import documents
 from common.document import federation as federations
 from common.document.federation import Dtype, Federation
 from common.logs import quiet_flower
-from common.model import mlp, objective
-from common.model.scores import scores_of
 from common.model.weights import Weights, initial_weights
 from common.wire import compression
 from common.wire.compression import Uniform
-from server.folder.folder import RunFolder, load_model
 from simulations import HEART
-from simulations.engine import simulate
+from simulations.engine import run_once
 from simulations.sites import Sites
 from simulations.small import federation
 from simulations.sources import sites_from_files, sites_from_table
+from simulations.vector.score import scores_on_validation_rows
 
 SEEDS, CPU = 5, torch.device("cpu")
 CLIENTS, ROWS = 10, 8000
@@ -84,15 +79,9 @@ def accuracy(fed: Federation, sites_of: SitesOf, seed: int) -> float:
     """Percent of all clients' validation rows that the last model tells."""
     fed = changed(fed, training={**json.loads(fed.canonical)["training"], "seed": seed})
     sites = sites_of(fed, seed)
-    with tempfile.TemporaryDirectory() as where, patch.object(compression, "pack", pack):
-        folder = RunFolder.create(fed, path=Path(where) / "run")
-        simulate(fed, sites, folder, run="benchmark")
-        model = mlp.build(fed)
-        mlp.load_weights(model, load_model(folder.path))
-    schema, loss = fed.data_schema, fed.loss
-    data = [site.dataset for site in sites]
-    total = sum(objective.score(model, d.validation_x, d.validation_y, schema=schema, loss=loss) for d in data)
-    return 100 * float(scores_of(np.asarray(total), schema)["accuracy"])
+    with patch.object(compression, "pack", pack):
+        weights, _ = run_once(fed, sites)
+    return 100 * float(scores_on_validation_rows(fed, weights, sites)["accuracy"])
 
 
 def _bytes(fed: Federation, dtype: Dtype) -> int:

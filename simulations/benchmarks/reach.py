@@ -25,16 +25,13 @@ from common.document import documents
 from common.document.federation import Federation
 from common.document.federation import load as load_federation
 from common.logs import quiet_flower
-from common.model import mlp
-from common.model.objective import score
-from common.model.scores import scores_of
-from common.model.weights import Weights, initial_weights
+from common.model.weights import initial_weights
 from common.privacy import reach
-from server.folder.folder import RunFolder, load_model
 from simulations import HEART
-from simulations.engine import simulate
+from simulations.engine import run_once
 from simulations.sites import Sites
 from simulations.sources import sites_from_files, sites_from_table
+from simulations.vector.score import scores_on_validation_rows
 
 SEEDS, RATES, ROUNDS = 3, (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0), (15, 30)
 CPU = torch.device("cpu")
@@ -79,17 +76,10 @@ def made_up_table(path: Path, features: int) -> None:
 
 def measured(fed: Federation, sites: Sites) -> tuple[float, float]:
     """Exact accuracy in percent on all validation rows, and how far the model has moved."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = RunFolder.create(fed, path=Path(folder) / "run")
-        simulate(fed, sites, run, run="benchmark")
-        state: Weights = load_model(run.path)
-    model = mlp.build(fed)
-    mlp.load_weights(model, state)
-    schema, loss = fed.data_schema, fed.loss
-    counts = [score(model, s.dataset.validation_x, s.dataset.validation_y, schema=schema, loss=loss) for s in sites]
+    state, _ = run_once(fed, sites)
     start = initial_weights(fed)
     moved = sum(float(np.square(state[name] - start[name]).sum()) for name in start) ** 0.5
-    return 100 * float(scores_of(np.sum(counts, axis=0), schema)["accuracy"]), moved
+    return 100 * float(scores_on_validation_rows(fed, state, sites)["accuracy"]), moved
 
 
 def _grid(
