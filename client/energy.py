@@ -77,18 +77,18 @@ class CodeCarbon:
 
     def measure(self, work: Callable[[], Result]) -> tuple[Result, Energy]:
         """A task that was done and paid for is not lost because it could not be measured: it then took nothing."""
-        idle, began = _idle(self), False
-        tracker = idle.pop() if idle else _Tracker(self)
+        idle, energy = _idle(self), NOTHING
+        tracker: _Tracker | None = None
         try:
+            tracker = idle.pop() if idle else _Tracker(self)
             tracker.begin()
-            began = True
         except Exception as error:  # of codecarbon's many
             _could_not(error)
-        energy = NOTHING
+            tracker = None
         try:
             result = work()
         finally:
-            if began:
+            if tracker is not None:
                 try:
                     energy = tracker.end()
                     if tracker.tasks < MOST_TASKS:

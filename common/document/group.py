@@ -35,7 +35,7 @@ class Group(Document):
         """The groups' names, `OTHER` last."""
         if self.groups is not None:
             return (*self.groups, OTHER)
-        return (*between([f"{cut:g}" for cut in self.cuts or ()]), OTHER)
+        return (*between([repr(cut).removesuffix(".0") for cut in self.cuts or ()]), OTHER)
 
     def contradictions(self) -> Iterator[Problem]:
         if (self.groups is None) == (self.cuts is None):

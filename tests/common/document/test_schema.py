@@ -516,6 +516,11 @@ def test_numbers_are_in_groups_by_where_they_are_cut():
     assert groups_of({"name": "years", "cuts": [40, 60.5]}, cells) == [0, 0, 1, 1, 2, 2, 3, 3, 3]
 
 
+def test_groups_between_numbers_that_are_almost_equal_have_names_of_their_own():
+    group = schema(AGE, group={"name": "years", "cuts": [1000000.25, 1000000.5, 2e9]}).group
+    assert group is not None and len(set(group.labels)) == 5 and group.labels[2] == "1000000.5 to below 2000000000"
+
+
 def test_what_a_feature_calls_missing_is_in_no_group_unless_it_is_listed():
     assert groups_of({"name": "chol", "cuts": [5]}, ["0", "?", "", "4", "6"], CHOL) == [2, 2, 2, 0, 1]
     listed = {"name": "chol", "groups": {"none": [0], "some": ["?"]}}
