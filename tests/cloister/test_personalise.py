@@ -92,3 +92,20 @@ def test_what_cannot_be_done_is_one_clear_line(client):
         path.unlink()
     done = run(client)
     assert done.exit_code == 2 and "no model yet" in done.output
+
+
+def test_of_several_targets_one_is_personalised_where_it_is_said(client):
+    also = [{"name": "size", "bounds": [-1, 1], "missing": ["?"]}]
+    model = saved_model(**PRIVATE, schema__also=also)
+    Path("several.safetensors").write_bytes(saved.to_bytes(model))
+    rows = table(120)
+    rows.with_columns(size=rows["a"].cast(str).scatter(range(0, 120, 4), "?")).write_csv("table.csv")
+    refused = run(client, "several.safetensors", "--target", "size")
+    assert refused.exit_code == 2 and "--target: say with -o where the model goes" in refused.output
+    assert not (client.parent / "state" / "ada.personal").exists()
+    done = run(client, "several.safetensors", "--target", "size", "-o", "size.safetensors", "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["rows"] + told["validation_rows"] == 90  # those that have it
+    made = saved.from_bytes(Path("size.safetensors").read_bytes(), "it")
+    assert made.federation.data_schema.target.name == "size" and made.whole == model.federation.fingerprint

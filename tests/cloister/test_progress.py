@@ -150,6 +150,20 @@ def test_the_closing_table_tells_how_the_run_ended(capsys):
     assert "run folder: runs/x" in text
 
 
+def test_the_closing_table_tells_gaps_other_targets_and_energy(capsys):
+    gaps = {"sex": {"groups": {}, "gaps": {"accuracy": {"gap": 0.125, "worst": "f", "best": "m"}}}}
+    tasks = {"size": {"mae": 2.5, "mse": 9.0, "rmse": 3.0, "rows": 40.0}, "kind": {"accuracy": 0.5, "rows": 40.0}}
+    told = {"accuracy": 0.75, "by": gaps, "tasks": tasks}
+    text = closing(result(evaluation=told, energy={"joules": 1500.0, "grams": 0.2, "per_point": None}), capsys)
+    for row in (
+        "gap in accuracy by sex │ 12.5 points",
+        "size: MAE │ 2.5",
+        "kind: accuracy │ 50.0 %",
+        "energy of clients │ 1.5 kJ, 200 mg CO2e",
+    ):
+        assert row in " ".join(text.split()), text
+
+
 def test_the_closing_table_shows_a_held_out_score_of_classes_and_of_a_number(capsys):
     assert "accuracy on held-out rows (exact) │ 81.2 %" in closing(result(held_out={"accuracy": 0.812}), capsys)
     number = closing(result(held_out={"mae": 1.25, "mse": 3.0}), capsys)

@@ -152,6 +152,20 @@ def test_groups_that_the_schema_declares_are_drawn_and_told(tmp_path):
     assert "say nothing of groups" not in told and "say nothing of groups" in card(completed(tmp_path / "plain"))
 
 
+def test_the_other_targets_are_told_beside_the_first(tmp_path):
+    also = [{"name": "kind", "classes": ["p", "q"]}, {"name": "size", "bounds": [0, 20], "optional": True}]
+    document = federation(schema__also=also)
+    counts = np.array([40.0, 10, 10, 40, 30, 5, 15, 30, 60, 6, 3])
+    last = replace(rounds(federation(), count=1)[0], evaluation=scores_of(counts, document.data_schema))
+    record = written(tmp_path / "run", document, [last, Ended(status="completed")])
+    told = card(record)
+    assert "| kind | accuracy | 75.0 % | 80 |" in told and "| size | mean absolute error | 2 | 60 |" in told
+    assert "| size | also predicted: a number from 0 to 20 | may be missing |" in told
+    text = read(page.report(record)).seen
+    assert "The other targets" in text and "Predicts y (0, 1); kind (p, q); size (a number from 0 to 20) from" in text
+    assert "The other targets" not in read(page.report(completed(tmp_path / "plain"))).seen
+
+
 def test_groups_of_noisy_counts_are_drawn_with_what_noise_makes_uncertain(tmp_path):
     document = federation(**PRIVATE, schema__group={"name": "c", "groups": ["red", "green"]})
     record = written(tmp_path / "noisy", document, grouped(5.0))
