@@ -81,7 +81,7 @@ def compress(
         public = public_rows.of_table(tables.read(rows, schema, form, with_target=False), schema, seed=seed)
     with progress_console(quiet).status("") as live:
         tried = []
-        for candidate in candidates(saved, public, seed=seed):
+        for candidate in candidates(saved, public, seed=seed, judged=scored is not None):
             tried.append(candidate)
             live.update(f"tried {len(tried)}: {candidate.name}")
         live.update("measuring them")

@@ -44,6 +44,7 @@ WIDEST = 2**22  # units of a layer: with more, too few bits are left for each fa
 # operations a second.
 MOST_PARAMETERS, BYTES_A_PARAMETER = 2**27, 64
 MOST_OPERATIONS, SLOW_MACHINE = 1e16, 1e10  # of a client in a round; a second
+MOST_COUNTS = 40_000  # of an evaluation: some 24 bytes each, in a message's header of 1 MiB
 LEAST_EVALUATION_NOISE = 0.01  # the noise has a grid, which must be fine beside it
 Dtype = Literal["float32", "bfloat16", "int8"]
 OF_CLASSES = ("accuracy", "precision", "recall", "f1")  # figures of an evaluation
@@ -265,6 +266,7 @@ class Federation(Document):
                 "its products are not exact",
             )
         yield from self._size_problems()
+        yield from self._count_problems()
         yield from self._loss_problems()
         if self.training.early_stopping is not None:
             yield from self._watch_problems(("training", "early_stopping"), self.training.early_stopping)
@@ -299,6 +301,15 @@ class Federation(Document):
                 f"of batch {batch}{each} on {parameters:,} parameters are {operations:.1e} operations in each round, "
                 f"{operations / SLOW_MACHINE / 86_400:,.0f} days where 10^10 a second are computed; at most "
                 f"{MOST_OPERATIONS:.0e} are accepted",
+            )
+
+    def _count_problems(self) -> Iterator[Problem]:
+        if self.evaluation_rounds and (counts := self.data_schema.counts) > MOST_COUNTS:
+            name = "group" if self.data_schema.group is not None else "target"
+            yield (
+                ("schema", name),
+                f"makes {counts:,} counts in each evaluation, which are more than travel, {MOST_COUNTS:,}: a matrix of "
+                "each target's classes for each group. Declare fewer, or set privacy.evaluation.every to 0",
             )
 
     def _loss_problems(self) -> Iterator[Problem]:

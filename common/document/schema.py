@@ -105,12 +105,20 @@ class Classes(Document):
         return len(self.classes)
 
     @property
+    def counts(self) -> int:
+        """Of an evaluation (common/model/scores.py): a confusion matrix."""
+        return len(self.classes) ** 2
+
+    @property
     def may_be_missing(self) -> bool:
         return bool(self.missing) or self.optional
 
     def contradictions(self) -> Iterator[Problem]:
         for key, sentence in problems_of_labels(self.classes, "class"):
             yield ("classes", *key), sentence
+        for label, values in self.classes.items():
+            if any(agree(marker, value) for marker in self.missing for value in values):
+                yield ("missing",), f"has a value of class {label}, which no row could then have"
 
 
 class NumericTarget(Document):
@@ -125,6 +133,11 @@ class NumericTarget(Document):
     @property
     def outputs(self) -> int:
         return 1
+
+    @property
+    def counts(self) -> int:
+        """Of an evaluation: rows, errors, and their squares."""
+        return 3
 
     @property
     def may_be_missing(self) -> bool:
@@ -204,6 +217,12 @@ class Schema(Document):
     def groups(self) -> tuple[str, ...]:
         """The groups of rows by which evaluations count, or ("",) if all are one."""
         return ("",) if self.group is None else self.group.labels
+
+    @property
+    def counts(self) -> int:
+        """How many numbers an evaluation sends (common/model/scores.py)."""
+        calibrated = self.group is not None and self.group.calibration
+        return len(self.groups) * sum(target.counts + calibrated for target in self.targets)
 
     @property
     def ungrouped(self) -> Schema:

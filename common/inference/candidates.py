@@ -25,10 +25,8 @@ from common.model.weights import Weights
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)
 DIVISORS = (2, 4, 8)  # of the widths of hidden layers
 MOST_LOST = 0.01
-COSTS_NOTHING = (
-    "made of the released model and of rows that are public or generated (post-processing): "
-    "the privacy statement holds as it is"
-)
+COSTS_NOTHING = "made of the released model and of {rows} (post-processing): the privacy statement holds as it is"
+CHOSEN = "; chosen by its figures on a table, of whose rows the choice tells a little"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +94,8 @@ class Measured:
         }
 
 
-def candidates(model: SavedModel, rows: PublicRows, *, seed: int) -> Iterator[Candidate]:
-    """The original, then what pruning and distillation make of it, each in float32 and in int8."""
+def candidates(model: SavedModel, rows: PublicRows, *, seed: int, judged: bool = False) -> Iterator[Candidate]:
+    """The original, then what pruning and distillation make of it, each in float32 and in int8. `judged` by a table."""
     federation, weights = model.federation, model.weights
 
     def stored(method: str, made: Weights, sparsity: float = 0.0) -> Iterator[Candidate]:
@@ -111,7 +109,7 @@ def candidates(model: SavedModel, rows: PublicRows, *, seed: int) -> Iterator[Ca
                 "weights": "int8" if int8 else "float32",
                 "rows": rows.source,
                 "seed": seed,
-                "privacy": COSTS_NOTHING,
+                "privacy": COSTS_NOTHING.format(rows=rows.kind) + (CHOSEN if judged else ""),
             }
             data = to_onnx(model, weights=made, storage=storage, compression=about)
             yield Candidate(method=method, weights=kept, sparsity=sparsity, int8=int8, data=data)

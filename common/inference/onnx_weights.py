@@ -73,8 +73,9 @@ def rounded(weight: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def scales(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     """Of each output [out], what one step of int8 is; 1 where all its weights are 0."""
-    largest = np.abs(weight).max(axis=1, initial=0.0)
-    return np.where(largest > 0, largest / LEVELS, 1.0).astype(np.float32)
+    step = np.abs(weight).max(axis=1, initial=0.0) / np.float32(LEVELS)
+    # Of weights that are hardly there a step would not be a normal number.
+    return np.where(step >= np.finfo(np.float32).tiny, step, 1.0).astype(np.float32)
 
 
 def levels(weight: NDArray[np.float32]) -> NDArray[np.int8]:

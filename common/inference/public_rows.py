@@ -29,6 +29,7 @@ class PublicRows:
     x: NDArray[np.float32]
     apart: Table
     source: str
+    kind: str = "rows that were generated"
 
 
 def generated(schema: Schema, *, seed: int, rows: int = GENERATED) -> PublicRows:
@@ -43,7 +44,8 @@ def of_table(table: Table, schema: Schema, *, seed: int) -> PublicRows:
 
     Raises `DataError` where columns are not there, cells do not fit, or rows are too few.
     """
-    return _split(table, schema, np.random.default_rng(seed), f"rows of {table.source}")
+    found = _split(table, schema, np.random.default_rng(seed), f"rows of {table.source}")
+    return replace(found, kind="rows that whoever made it called public")
 
 
 def _column(feature: Numeric | Categorical, rows: int, rng: np.random.Generator) -> pl.Series:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from common.document.heads import Head, Loss
 from common.document.schema import Classes, Schema
-from common.model.scores import COUNT_UNIT, Counts, cells_of, count_size, is_calibrated, task_size
+from common.model.scores import COUNT_UNIT, Counts, count_size, is_calibrated, task_size
 
 SCORING_BATCH = 65_536  # rows
 
@@ -150,7 +150,7 @@ def _added_to(task: Schema, predicted: Tensor, y: Tensor, confidence: Tensor | N
     else:
         cells, amounts = [np.full(len(y), i, np.int64) for i in range(3)], errors_of_rows(predicted, y)
     if is_calibrated(task):
-        cells.append(np.full(len(y), cells_of(task), np.int64))
+        cells.append(np.full(len(y), task.target.counts, np.int64))
         share = confidence if classes else (1 + predicted.double() - y.double()) / 2
         if share is None:
             raise ValueError("calibration needs the confidences of predictions")

@@ -29,6 +29,7 @@ from common.model.gaps import FEW_ROWS, Figure, gaps
 
 COUNT_UNIT = 2.0**-20
 MOST_CLASSES = 10  # of which a confusion matrix is told
+RECALL = "recall of "
 SURELY = 3.0  # standard deviations of a group's noise, that its rows must exceed to be compared
 
 Counts = NDArray[np.float64]
@@ -37,17 +38,12 @@ Scores = dict[str, Any]
 
 def count_size(schema: Schema) -> int:
     """How many numbers `counts` returns."""
-    return len(schema.groups) * sum(map(task_size, schema.tasks))
+    return schema.counts
 
 
 def task_size(task: Schema) -> int:
     """How many counts a group has of one target."""
-    return cells_of(task) + is_calibrated(task)
-
-
-def cells_of(task: Schema) -> int:
-    """... but for that of its calibration."""
-    return task.outputs**2 if isinstance(task.target, Classes) else 3
+    return task.target.counts + is_calibrated(task)
 
 
 def is_calibrated(schema: Schema) -> bool:
@@ -67,7 +63,7 @@ def rows_of(total: Counts, schema: Schema) -> float:
 
 
 def _rows(by_group: Counts, task: Schema) -> float:
-    return float(by_group[:, : cells_of(task)].sum() if isinstance(task.target, Classes) else by_group[:, 0].sum())
+    return float(by_group[:, : task.target.counts].sum() if isinstance(task.target, Classes) else by_group[:, 0].sum())
 
 
 def scores_of(total: Counts, schema: Schema, *, noise: float = 0.0, few: int = FEW_ROWS) -> Scores:
@@ -80,7 +76,8 @@ def scores_of(total: Counts, schema: Schema, *, noise: float = 0.0, few: int = F
     between the target's bounds. Where no row was counted there are no metrics.
 
     Where the schema declares a group's column, `by` has for it each group's figures and the gaps between groups. Of
-    several targets these are the first one's, and `tasks` has the others', by their names.
+    several targets these are the first one's, and `tasks` has the others', by their names; where no row has the first
+    there is nothing.
 
     Args:
         noise: standard deviation of each count's. Groups are compared by what is of more rows than chance makes of it.
@@ -129,7 +126,7 @@ def _scores(total: Counts, schema: Schema) -> Scores:
     calibration = float(total[-1]) if is_calibrated(schema) else None
     if not isinstance(schema.target, Classes):
         return _scores_of_number(total, schema.target.bounds, calibration)
-    confusion = total[: cells_of(schema)].reshape(schema.outputs, schema.outputs)
+    confusion = total[: schema.target.counts].reshape(schema.outputs, schema.outputs)
     hits, predicted, true = np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)
     met = predicted + true > 0
     precision, recall = _ratio(hits, predicted), _ratio(hits, true)
@@ -166,34 +163,58 @@ def _scores_of_number(total: Counts, bounds: tuple[float, float], calibration: f
     return scores
 
 
-def _compared(groups: Mapping[str, Counts], schema: Schema, *, noise: float, few: int) -> dict[str, Any]:
+def _compared(groups: Mapping[str, Counts], task: Schema, *, noise: float, few: int) -> dict[str, Any]:
     """Each group's figures, and the gaps between those that are of enough rows."""
     shown: dict[str, Scores] = {}
     comparable: dict[str, dict[str, Figure]] = {}
-    classes, k = isinstance(schema.target, Classes), schema.outputs
+    k = task.outputs
+    cells = {"recall": k, "other": task.target.counts} if isinstance(task.target, Classes) else {"other": 1}
     for name, counts in groups.items():
-        scores = _scores(counts, schema)
-        rows = float(scores["rows"])
-        names: list[str] = ["accuracy", "mae", "rmse", "overconfidence", "bias"] if rows > 0 else []
-        told = {n: scores[n] for n in names if n in scores}
-        values: Scores = {n: told[n] for n in told if n != "rmse"}
-        sizes = dict.fromkeys(told, rows)
-        if isinstance(schema.target, Classes):
-            true = np.clip(counts[: cells_of(schema)], 0.0, None).reshape(k, k).sum(axis=1)
-            met = {label: float(n) for label, n in zip(schema.target.classes, true, strict=True) if n > 0}
-            recalls = {label: scores["per_class"][label]["recall"] for label in met}
-            told |= {"recall": recalls, "rows_of_class": met}
-            values |= {f"recall of {label}": recall for label, recall in recalls.items()}
-            sizes |= {f"recall of {label}": n for label, n in met.items()}
-        shown[name] = {"rows": rows} | told
+        rows, figures = _figures(counts, task)
+        recalls = {figure.removeprefix(RECALL): its for figure, its in figures.items() if figure.startswith(RECALL)}
+        shown[name] = {"rows": rows} | {n: value for n, (value, _) in figures.items() if not n.startswith(RECALL)}
+        if isinstance(task.target, Classes):
+            shown[name]["recall"] = {label: recall for label, (recall, _) in recalls.items()}
+            shown[name]["rows_of_class"] = {label: n for label, (_, n) in recalls.items()}
         comparable[name] = {
-            figure: Figure(value, noise_of_figure(figure, value, sizes[figure], schema, noise))
-            for figure, value in values.items()
-            # The rows of a figure are the sum of so many noisy counts.
-            if sizes[figure] >= few
-            and sizes[figure] > SURELY * noise * math.sqrt((k if "recall" in figure else k * k) if classes else 1)
+            figure: Figure(value, noise_of_figure(figure, value, size, task, noise))
+            for figure, (value, size) in figures.items()
+            # How many rows it is of, is a sum of so many noisy counts.
+            if size >= few
+            and size > SURELY * noise * math.sqrt(cells["recall" if figure.startswith(RECALL) else "other"])
+            and figure != "rmse"
         }
     return {"groups": shown, "gaps": gaps(comparable)}
+
+
+def _figures(counts: Counts, task: Schema) -> tuple[float, dict[str, tuple[float, float]]]:
+    """The rows of one group or client, and its figures, each with how many rows it is of.
+
+    Sums are of the counts as they are, and only what comes of them is brought to where it can be: were the negative
+    ones of a group without rows taken as 0, its noise would look like rows, the more the more classes there are.
+    """
+    figures: dict[str, tuple[float, float]] = {}
+
+    def add(name: str, part: float, size: float, *, low: float = 0.0, scale: float = 1.0) -> None:
+        if size > 0:
+            figures[name] = (min(max(part / size, low), 1.0) * scale, size)
+
+    if isinstance(task.target, Classes):
+        confusion = counts[: task.target.counts].reshape(task.outputs, task.outputs)
+        rows, hits = float(confusion.sum()), float(np.trace(confusion))
+        add("accuracy", hits, rows)
+        if is_calibrated(task):
+            add("overconfidence", float(counts[-1]) - hits, rows, low=-1.0)
+        for label, hit, of_class in zip(task.target.classes, np.diag(confusion), confusion.sum(axis=1), strict=True):
+            add(f"{RECALL}{label}", float(hit), float(of_class))
+    else:
+        rows, span = float(counts[0]), task.target.bounds[1] - task.target.bounds[0]
+        add("mae", float(counts[1]), rows, scale=span)
+        if rows > 0:
+            figures["rmse"] = (math.sqrt(min(max(float(counts[2]) / rows, 0.0), 1.0)) * span, rows)
+        if is_calibrated(task):
+            add("bias", 2 * float(counts[3]) - rows, rows, low=-1.0, scale=span)
+    return max(rows, 0.0), figures
 
 
 def noise_of_figure(name: str, value: float, rows: float, schema: Schema, noise: float) -> float:
@@ -224,16 +245,16 @@ def noise_of_figure(name: str, value: float, rows: float, schema: Schema, noise:
 def headlines_of(totals: Counts, schema: Schema) -> Counts:
     """The figure that says most, accuracy or mae in the (first) target's unit, of several counts: [clients,
     count_size] -> [clients]. NaN where no row was counted."""
-    totals = np.nan_to_num(np.asarray(totals, np.float64))
-    totals = np.clip(_by_task(totals, schema)[0][1].sum(axis=1), 0.0, None)
+    totals = _by_task(np.nan_to_num(np.asarray(totals, np.float64)), schema)[0][1].sum(axis=1)
     if isinstance(schema.target, Classes):
-        cells = totals[:, : cells_of(schema)]
+        cells, scale = totals[:, : schema.target.counts], 1.0
         part, whole = cells[:, :: schema.outputs + 1].sum(axis=1), cells.sum(axis=1)
     else:
         low, high = schema.target.bounds
-        part, whole = totals[:, 1] * (high - low), totals[:, 0]
-    shares: Counts = np.divide(part, whole, out=np.full(len(totals), np.nan), where=whole > 0)
-    return shares
+        part, whole, scale = totals[:, 1], totals[:, 0], high - low
+    shares = np.divide(part, whole, out=np.full(len(totals), np.nan), where=whole > 0)
+    found: Counts = np.clip(shares, 0.0, 1.0) * scale
+    return found
 
 
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ from server.folder import folder as folders
 
 NAME = "model.safetensors"
 COSTS = "what the start has cost the rows and clients that it was trained on is in addition to what stands here"
+NO_OUTPUT = {"weight", "missing", "optional"}  # what of a target moves none of a model's outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,8 @@ def _check_schema(theirs: Federation, ours: Federation, file: Path) -> None:
         raise ModelError(f"{file}: was trained on {has}")
     # As text, in which classes have an order: it says which output is which.
     heads = [
-        ([target.model_dump_json() for target in of.data_schema.targets], of.training.loss) for of in (theirs, ours)
+        ([target.model_dump_json(exclude=NO_OUTPUT) for target in of.data_schema.targets], of.training.loss)
+        for of in (theirs, ours)
     ]
     if not ours.start.new_head and heads[0] != heads[1]:
         raise ModelError(f"{file}: was trained for another target or loss; set start.new_head to true")

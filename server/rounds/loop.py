@@ -266,15 +266,14 @@ def _of_clients(run: Run, counts: Mapping[int, Counts]) -> dict[str, Any]:
     counted = {node: value for node, value in zip(counts, headlines, strict=True) if not math.isnan(value)}
     if not counted:
         return {}
-    by_name = dict(sorted((run.name_of(node), node) for node in counted))
+    if len(counted) > MOST_TOLD:
+        return {"spread": np.quantile(list(counted.values()), QUANTILES).tolist()}
+    metric, by_name = run.federation.metrics[0], dict(sorted((run.name_of(node), node) for node in counted))
+    told: dict[str, Any] = {"per_client": {name: {metric: counted[node]} for name, node in by_name.items()}}
     named = {name: counts[node] for name, node in by_name.items()}
-    told: dict[str, Any] = {}
     if found := gaps_between(named, schema, noise=count_noise(run.federation, 1)):
         told["gaps_between_clients"] = found
-    if len(counted) > MOST_TOLD:
-        return told | {"spread": np.quantile(list(counted.values()), QUANTILES).tolist()}
-    metric = run.federation.metrics[0]
-    return told | {"per_client": {name: {metric: counted[node]} for name, node in by_name.items()}}
+    return told
 
 
 def _privacy(run: Run) -> dict[str, dict[str, Any]]:

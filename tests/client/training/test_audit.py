@@ -1,4 +1,4 @@
-"""An audit passes the true build and catches eleven broken ones, each a real change of what trains.
+"""An audit passes the true build and catches twelve broken ones, each a real change of what trains.
 
 Seeds are fixed, so a test does the same each time; of other seeds one in 500 would fail the true build.
 """
@@ -6,6 +6,7 @@ Seeds are fixed, so a test does the same each time; of other seeds one in 500 wo
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from typer.testing import CliRunner
 
 import cloister
+from client.training import kernel
 from client.training.audit import Check, audit
 from client.training.augment import Augmenter
 from client.training.dpsgd import fit_privately
@@ -23,6 +25,7 @@ from client.training.exact import ExactOptimizer
 from client.training.row_draws import row_ids
 from cloister.audit import lines
 from common.document.augmentation import Augmentation
+from common.document.heads import Head
 from common.privacy import noise
 from common.privacy.noise import NoiseSource
 from tests.support import federation
@@ -183,6 +186,37 @@ def test_rows_in_copies_pass(monkeypatch):
 def test_copies_that_each_count_as_a_row_are_found(monkeypatch):
     copied(monkeypatch, 4)
     monkeypatch.setattr(ExactOptimizer, "__init__", without_copies)
+    assert not all(check.passed for check in audited().values())
+
+
+def with_two_targets(monkeypatch: pytest.MonkeyPatch, weight: float) -> None:
+    """Trains for two targets with a head each, of which every other row lacks the second; the canary has both. Its
+    errors are those that the audit looks for."""
+    heads = (Head("binary_cross_entropy", 1, 1.0), Head("binary_cross_entropy", 1, weight))
+
+    def fit_both(model: Any, x: Any, y: Any, **how: Any) -> None:
+        both = torch.stack([1.0 - y, y.float()], -1)
+        both[: len(y) // 2 * 2 : 2, 1] = math.nan
+        fit_privately(model, x, both, loss=heads, **how)
+
+    monkeypatch.setattr("client.training.audit.fit_privately", fit_both)
+
+
+def test_rows_with_several_targets_pass(monkeypatch):
+    with_two_targets(monkeypatch, 1.0)
+    found = audited()
+    assert all(check.passed for check in found.values()), lines(list(found.values()))
+
+
+def test_a_head_that_is_weighed_after_the_clip_is_found(monkeypatch):
+    with_two_targets(monkeypatch, 1.0)
+    clipped = kernel.ExactMLP.clipped_sum
+
+    def weighed_too_late(self: Any, *args: Any, **how: Any) -> Any:
+        sums = clipped(self, *args, **how)
+        return sums if isinstance(self._loss, str) else [sums[0] * torch.tensor([[1], [6]])]
+
+    monkeypatch.setattr(kernel.ExactMLP, "clipped_sum", weighed_too_late)
     assert not all(check.passed for check in audited().values())
 
 

@@ -27,7 +27,7 @@ from common.inference.onnx_model import to_onnx
 from common.inference.onnx_predictor import OnnxPredictor
 from common.inference.predictor import TorchPredictor
 from common.inference.probes import compare
-from common.inference.public_rows import generated
+from common.inference.public_rows import generated, of_table
 from common.inference.saved import SavedModel
 from tests.support import saved_model, table
 
@@ -104,8 +104,21 @@ def test_a_file_says_how_it_was_made_and_keeps_the_privacy_statement():
         "rows": "320 rows generated from the schema",
         "seed": 5,
     }
-    assert "post-processing" in privacy and "holds as it is" in privacy
+    made = "made of the released model and of rows that were generated (post-processing)"
+    assert privacy == f"{made}: the privacy statement holds as it is"
     assert held == {p.key: p.value for p in onnx.load_from_string(to_onnx(model)).metadata_props}
+
+
+def test_a_file_that_a_table_chose_says_so_and_calls_no_rows_public_by_itself():
+    model = teacher()
+    rows = of_table(tables.of_frame(table(60)), model.federation.data_schema, seed=0)
+    about = [
+        json.loads(metadata["compression"])["privacy"]
+        for made in (next(candidates(model, rows, seed=0, judged=judged)) for judged in (False, True))
+        for metadata in [{p.key: p.value for p in onnx.load_from_string(made.data).metadata_props}]
+    ]
+    assert all("rows that whoever made it called public" in said for said in about)
+    assert [said.endswith("of whose rows the choice tells a little") for said in about] == [False, True]
 
 
 def test_a_seed_gives_one_file():

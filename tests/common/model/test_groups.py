@@ -164,6 +164,27 @@ def test_groups_of_few_rows_or_less_than_their_noise_are_not_compared():
     assert scores_of(total, place, noise=14.0)["by"]["site"]["gaps"] == {}
 
 
+@pytest.mark.parametrize("k", [2, 5, 10, 60])
+def test_the_noise_of_a_group_or_client_without_rows_does_not_look_like_rows(k):
+    classes = {"name": "y", "classes": list(range(k))}
+    place = federation(schema__target=classes, schema__group={"name": "site", "groups": ["a", "b"]}).data_schema
+    full = np.full((k, k), 10.0)
+    np.fill_diagonal(full, 90.0 * (k - 1))
+    exact, noise, rng = np.concatenate([full.ravel(), full.ravel(), np.zeros(k * k)]), 5.0, np.random.default_rng(k)
+    told, of_clients = [], []
+    for _ in range(100):
+        noisy = exact + noise * rng.normal(size=exact.shape)
+        by = scores_of(noisy, place, noise=noise, few=0)["by"]["site"]
+        told.append(OTHER in (by["gaps"]["accuracy"]["worst"], by["gaps"]["accuracy"]["best"]))
+        assert by["groups"]["a"]["rows"] == pytest.approx(full.sum(), abs=5 * noise * k)
+        clients = {name: full.ravel() + noise * rng.normal(size=k * k) for name in ("ada", "ben")}
+        clients["cyd"] = noise * rng.normal(size=k * k)
+        ends = gaps_between(clients, place.ungrouped, noise=noise, few=0)["accuracy"]
+        of_clients.append("cyd" in (ends["worst"], ends["best"]))
+    # Beyond three deviations on one side by chance: 1 in 740.
+    assert sum(told) <= 2 and sum(of_clients) <= 2
+
+
 def test_gaps_between_clients_are_over_all_their_groups():
     place = federation(schema__target={"name": "y", "classes": ["well", "ill"]}, schema__group=GROUP).data_schema
     clients = {

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr.app import MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
@@ -21,6 +22,7 @@ from common.inference.saved import SavedModel
 from common.model import mlp, objective
 from common.model.scores import COUNT_UNIT, count_sensitivity, count_size, headlines_of, rows_of, scores_of
 from common.model.weights import initial_weights
+from common.wire import codec
 from tests.support import federation
 
 ALSO: dict[str, Any] = {
@@ -213,6 +215,29 @@ def test_what_the_rounds_went_by_is_no_part_of_one_targets_document():
 def test_targets_that_make_no_sense_are_refused(changes, said):
     with pytest.raises(documents.Mistakes, match=said):
         federation(**changes)
+
+
+def test_more_counts_than_travel_are_refused_where_there_are_evaluations():
+    many = {"name": "y", "classes": list(range(60))}
+    groups = {"name": "a", "cuts": [i / 20 for i in range(10)]}
+    with pytest.raises(documents.Mistakes, match=r"schema.group makes 43,200 counts in each evaluation"):
+        federation(schema__target=many, schema__group=groups)
+    with pytest.raises(documents.Mistakes, match=r"schema.target makes 40,401 counts in each evaluation"):
+        federation(schema__target={"name": "y", "classes": list(range(201))})
+    fed = federation(schema__target=many, schema__group=groups, privacy__evaluation={"every": 0})
+    assert count_size(fed.data_schema) == fed.data_schema.counts == 12 * 60**2
+    most = federation(schema__target={"name": "y", "classes": list(range(200))})
+    # Noise gives each as many digits as it may have.
+    rng = np.random.default_rng(0)
+    noisy = np.rint((1e5 * rng.normal(size=40_000)) / COUNT_UNIT) * COUNT_UNIT
+    content = RecordDict({"metrics": MetricRecord({"counts": noisy.tolist()})})
+    assert count_size(most.data_schema) == 40_000 and codec.decode(codec.encode(content)) == content
+
+
+def test_a_value_of_a_class_is_no_marker_of_what_is_missing():
+    target = {"name": "y", "classes": {"no": [0], "yes": [1, "1.5"]}, "missing": ["?", "1"]}
+    with pytest.raises(documents.Mistakes, match=r"schema.target.missing has a value of class yes"):
+        federation(schema__target=target)
 
 
 def test_a_document_of_one_target_is_the_text_that_it_was():

@@ -191,6 +191,18 @@ def test_a_model_that_is_not_of_the_document_is_refused(before, changes, said):
         read_start(before, begun(before / "model.safetensors", **changes))
 
 
+def test_what_of_a_target_moves_no_output_may_change(before):
+    changed = {"name": "y", "classes": [0, 1], "weight": 0.3, "missing": ["?"], "optional": True}
+    also = [{"name": "z", "bounds": [0, 1], "weight": 2.0}]
+    theirs = federation(schema__also=also, model__hidden=[8])
+    model = SavedModel(federation=theirs, weights=initial_weights(theirs, seed=7), round=3)
+    path = before / "several.safetensors"
+    path.write_bytes(to_bytes(model))
+    fed = begun(path, schema__target=changed, schema__also=[{**also[0], "weight": 0.5}], model__hidden=[8])
+    start = read_start(path, fed)
+    assert start is not None and np.array_equal(start.weights["layers.1.bias"], model.weights["layers.1.bias"])
+
+
 def test_what_is_no_model_is_refused(before, tmp_path):
     path = tmp_path / "file.safetensors"
     path.write_bytes(b"nothing of the kind")
