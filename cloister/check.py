@@ -3,6 +3,7 @@ copy of the federation, its table is checked against that."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from cloister.verbs import app, verb
 
 if TYPE_CHECKING:
     from client.settings import ClientFile
+    from common.document.federation import Federation
 
 
 @app.command()
@@ -97,6 +99,23 @@ def _energy(settings: ClientFile) -> list[str]:
     return [f"energy is measured, with electricity of {settings.energy.country or 'the world, on average'}"]
 
 
+def _counted(federation: Federation) -> list[str]:
+    """By what evaluations count, and by how much more noise their figures then have."""
+    from common.model.scores import count_sensitivity
+
+    schema, said = federation.data_schema, list[str]()
+    if schema.group is not None:
+        said.append(f"evaluations count by {schema.group.name}: {', '.join(schema.groups)}")
+    alone = count_sensitivity(schema.tasks[0].ungrouped)
+    factor = count_sensitivity(schema) / alone * math.sqrt(len(schema.groups))
+    if factor > 1 and federation.privacy.evaluation.noise:
+        said.append(
+            f"with its groups and targets an evaluation's figures over all rows have {factor:.1f} times the noise that "
+            "they would have without"
+        )
+    return said
+
+
 def _floating(settings: ClientFile) -> list[str]:
     return [] if settings.arithmetic == "exact" else ["arithmetic opacus: floating point, which can tell more of a row"]
 
@@ -142,6 +161,7 @@ def _federation(path: Path) -> list[str]:
     if federation.data_schema.also:
         weighed = (f"{target.name} (weight {target.weight:g})" for target in federation.data_schema.targets)
         more.append(f"several targets, a head each: {', '.join(weighed)}; the first is what the model is judged by")
+    more += _counted(federation)
     if federation.energy:
         kept = "tell the server" if federation.tells_energy else "keep to themselves, for privacy,"
         more.append(f"clients measure, and {kept} what energy they take")

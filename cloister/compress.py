@@ -58,7 +58,7 @@ def compress(
 
     limit = None if target_size is None else bytes_of(target_size)
     saved = models.load(model, target)
-    path = out or Path(f"{saved.federation.name}.onnx")
+    path = out or Path(f"{models.named(saved)}.onnx")
     if path.suffix.lower() != ".onnx":
         raise ConfigError([f"{path}: its name must end in .onnx"])
     example = path.with_name(f"{path.stem}_onnx.py")
@@ -94,6 +94,10 @@ def compress(
         exported.write(path, chosen.candidate.data, example, "example_onnx.py")
     number = isinstance(schema.target, NumericTarget)
     lines = basis(public, rows, table, number=number)
+    if "personal" in saved.privacy:
+        lines.append("the original was made of its owner's rows without noise: what comes of it can reveal them, too")
+    if chosen is measured[0] and limit is not None:
+        lines.append(f"the original itself is no larger than {exported.shown(limit)}: nothing was compressed")
     if as_json:
         told = [m.to_json() for m in measured]
         name = None if chosen is None else chosen.candidate.name

@@ -48,7 +48,7 @@ def export(
         raise ConfigError(["--table: is for --quantize, which changes what the model predicts"])
     saved = models.load(model, target)
     ending = ".onnx" if format == "onnx" else ".pt"
-    path = out or Path(f"{saved.federation.name}{ending}")
+    path = out or Path(f"{models.named(saved)}{ending}")
     if path.suffix.lower() != ending:
         raise ConfigError([f"{path}: its name must end in {ending}"])
     example = path.with_name(f"{path.stem}_{format}.py")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,6 +81,13 @@ def predictor(path: Path, target: str | None = None) -> Predictor:
         found.federation.alone(target or found.federation.data_schema.target.name)  # it has one, and says so
         return found
     return TorchPredictor(load(path, target))
+
+
+def named(model: SavedModel) -> str:
+    """What a file of it is called by default: after its federation, and of one of several targets after that, too."""
+    name = model.federation.name
+    target = re.sub(r"[^A-Za-z0-9._-]+", "-", model.federation.data_schema.target.name)
+    return f"{name}-{target}" if model.whole else name
 
 
 def needs(extra: str, *packages: str) -> None:

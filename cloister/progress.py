@@ -18,6 +18,7 @@ from rich.table import Table
 from cloister.report import after_run
 from cloister.terminal import tell
 from common.model.energy import Energy
+from common.model.gaps import HEADLINES, size_of
 from common.text import duration
 from server.rounds.events import Ended, Event, Refused, RoundEnded, Standing, Waiting, after
 
@@ -203,10 +204,10 @@ def _summary(result: dict[str, Any]) -> Table:
     if result["evaluation"] == {}:
         table.add_row("evaluation", NO_ROWS)
     for target, told in (result["evaluation"] or {}).get("tasks", {}).items():
-        for name, value in _figures(told)[:1]:
-            table.add_row(f"{escape(target)}: {name}{noisy}", value)
+        for name, value in _figures(told)[:1] or [("too few rows" if noisy else "no row has it", "")]:
+            table.add_row(f"{escape(target)}: {name}{noisy if value else ''}", value)
     for name, value in _gaps(result["evaluation"] or {}):
-        table.add_row(name + noisy, value)
+        table.add_row(name, value)
     for name, value in _held_out(result["held_out"] or {}):
         table.add_row(name, value)
     if (row := result["privacy"]["row"]) is not None:
@@ -230,14 +231,19 @@ def _summary(result: dict[str, Any]) -> Table:
 
 
 def _gaps(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """How far groups are apart, where the schema declares any: in accuracy or error."""
+    """How far groups are apart, where the schema declares any: in accuracy or error, and the largest in recall."""
     found = []
     for column, compared in metrics.get("by", {}).items():
-        for figure in ("accuracy", "mae"):
-            if (gap := compared["gaps"].get(figure)) is not None:
-                points = "accuracy" in figure
-                size = f"{100 * gap['gap']:.1f} points" if points else f"{gap['gap']:.4g}"
-                found.append((f"gap in {'accuracy' if points else 'MAE'} by {escape(column)}", size))
+        gaps = compared["gaps"]
+        recalls = sorted((name for name in gaps if name.startswith("recall")), key=lambda name: -gaps[name]["gap"])
+        named = [name for name in (*HEADLINES, *recalls[:1]) if name in gaps]
+        for name in named:
+            gap = gaps[name]
+            noise = f" ± {size_of(name, gap['noise'])} of noise" if "noise" in gap else ""
+            said = f"{size_of(name, gap['gap'])}{noise}, worst {escape(str(gap['worst']))}"
+            found.append((f"gap in {'MAE' if name == 'mae' else escape(name)} by {escape(column)}", said))
+        if not named:
+            found.append((f"gap by {escape(column)}", "too few rows to tell"))
     return found
 
 

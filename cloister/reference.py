@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from client.account.policy import Policy
-from client.settings import ClientFile, DataFile, TLSFiles
+from client.settings import ClientFile, DataFile, EnergySource, TLSFiles
 from common.document import augmentation, group, schedule, schema, strategy
 from common.document import federation as document
 from common.document.documents import Document
@@ -75,7 +75,7 @@ PAGES: dict[str, tuple[str, str, list[tuple[str, type[Document]]]]] = {
         "What is local to one data owner: the server's address, certificates, the table, and the policy that every "
         "federation must keep to. Paths are relative to the file's folder. [For the data owner](data-owner.md) says "
         "how to choose. `cloister check FILE` names every mistake at once, and, with `federation`, checks the table.",
-        [("", ClientFile), ("tls", TLSFiles), ("data", DataFile), ("policy", Policy)],
+        [("", ClientFile), ("tls", TLSFiles), ("data", DataFile), ("policy", Policy), ("energy", EnergySource)],
     ),
 }
 # By all kinds of one thing.

@@ -107,7 +107,9 @@ def encode_table(
             y[rows : rows + len(index)] = y[rows + index]
         look(block.frame if len(index) == len(fits) else block.frame[index])
         if schema.group is not None:
-            groups.append(_groups(block, table, schema, schema.group)[index])
+            found = _groups(block, table, schema, schema.group)[index]
+            coder.report.in_no_group += int((found == len(schema.groups) - 1).sum())
+            groups.append(found)
         kept.append(coder.report.rows - block.frame.height + index)
         rows += len(index)
     if coder.report.rows == 0 and not leave_out:
@@ -306,7 +308,10 @@ class _Coder:
         self._places = places(schema)
         self._usual = _Usual(table, self._places)
         self.report = EncodingReport()
-        self.report.absent = [f.name for f in schema.features if f.name not in table.types]
+        targets = schema.targets if with_target else ()
+        self.report.absent = [column.name for column in (*schema.features, *targets) if column.name not in table.types]
+        if with_target and schema.also:
+            self.report.targets_missing = tuple(t.name for t in schema.targets if t.may_be_missing)
         if with_target and isinstance(schema.target, Classes):
             self.report.classes = dict.fromkeys(schema.target.classes, 0)
 

@@ -16,7 +16,9 @@ class EncodingReport:
     targets_clamped: int = 0  # of a target that is a number
     unfit_missing: dict[str, int] = field(default_factory=dict)  # also among the missing
     absent: list[str] = field(default_factory=list)
+    targets_missing: tuple[str, ...] = ()  # targets, beside others, that rows may lack
     classes: dict[str, int] = field(default_factory=dict)
+    in_no_group: int = 0  # rows that are in none of the groups that evaluations count by
     nobody: int = 0  # rows that do not say whom they are about
     left_out: int = 0  # rows with a cell that does not fit
     unfit: list[str] = field(default_factory=list)  # the first of those cells, quoted
@@ -36,6 +38,16 @@ class EncodingReport:
             for name, n in self.other.items()
             if n > half
         ]
+        said += [
+            f"warning: target {name}: no row has one, so its head will learn nothing here"
+            for name in self.targets_missing
+            if self.missing.get(name, 0) == self.rows > 0 or name in self.absent
+        ]
+        if self.in_no_group > half:
+            said.append(
+                f"warning: {self.in_no_group} of {self.rows} rows are in none of the groups of schema.group; are they "
+                "spelled in another way?"
+            )
         if self.targets_clamped:
             prefix = "warning: " if self.targets_clamped > half else ""
             said.append(
@@ -55,6 +67,8 @@ class EncodingReport:
         said += [f"column {name} is absent; it is optional and counts as missing" for name in self.absent]
         if sum(1 for n in self.classes.values() if n) == 1:
             said.append(f"all rows are of one class: {next(c for c, n in self.classes.items() if n)}")
+        if 0 < self.in_no_group <= self.rows / 2:
+            said.append(f"rows in none of the groups: {self.in_no_group}")
         if self.nobody:
             said.append(f"rows whose data.id is empty: {self.nobody}; they are dealt as one person's")
         if self.left_out:

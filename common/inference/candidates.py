@@ -26,6 +26,7 @@ SPARSITIES = (0.5, 0.8, 0.9, 0.95)
 DIVISORS = (2, 4, 8)  # of the widths of hidden layers
 MOST_LOST = 0.01
 COSTS_NOTHING = "made of the released model and of {rows} (post-processing): the privacy statement holds as it is"
+NOT_PRIVATE = "made of a model that its owner's rows made without noise: it can reveal them, too"
 CHOSEN = "; chosen by its figures on a table, of whose rows the choice tells a little"
 
 
@@ -97,6 +98,7 @@ class Measured:
 def candidates(model: SavedModel, rows: PublicRows, *, seed: int, judged: bool = False) -> Iterator[Candidate]:
     """The original, then what pruning and distillation make of it, each in float32 and in int8. `judged` by a table."""
     federation, weights = model.federation, model.weights
+    costs_nothing = COSTS_NOTHING.format(rows=rows.kind) + (CHOSEN if judged else "")
 
     def stored(method: str, made: Weights, sparsity: float = 0.0) -> Iterator[Candidate]:
         for int8 in (False, True):
@@ -109,7 +111,7 @@ def candidates(model: SavedModel, rows: PublicRows, *, seed: int, judged: bool =
                 "weights": "int8" if int8 else "float32",
                 "rows": rows.source,
                 "seed": seed,
-                "privacy": COSTS_NOTHING.format(rows=rows.kind) + (CHOSEN if judged else ""),
+                "privacy": NOT_PRIVATE if "personal" in model.privacy else costs_nothing,
             }
             data = to_onnx(model, weights=made, storage=storage, compression=about)
             yield Candidate(method=method, weights=kept, sparsity=sparsity, int8=int8, data=data)

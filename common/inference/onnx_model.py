@@ -99,7 +99,8 @@ def metadata(model: SavedModel) -> dict[str, str]:
     named = dict(zip(schema.feature_names, input_names(schema), strict=True))
     return {
         "cloister": json.dumps(model.about),
-        "fingerprint": model.federation.fingerprint,
+        "fingerprint": model.whole or model.federation.fingerprint,
+        "target": schema.target.name,
         "schema": json.dumps(json.loads(model.federation.canonical)["schema"]),
         "privacy": json.dumps(dict(model.privacy)),
         "inputs": json.dumps(named),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 FEW_ROWS = 30  # of which a figure says little
 LARGER_IS_WORSE = ("mae",)
 SIGNED = ("overconfidence", "bias")  # best at 0
+HEADLINES = ("accuracy", "mae")
 IN_UNITS = ("mae", "bias")  # of the target, not shares
 
 
@@ -44,11 +45,11 @@ def gaps(of_groups: Mapping[str, Mapping[str, Figure]]) -> dict[str, dict[str, A
 
 def in_words(figure: str, gap: Mapping[str, Any], *, between: str) -> str:
     """A gap as a sentence, `between` what."""
-    units = figure in IN_UNITS
-
-    def size(value: float) -> str:
-        return f"{value:.4g}" if units else f"{100 * value:.1f} points"
-
     named = "mean absolute error" if figure == "mae" else figure
-    noise = f" (noise alone: +- {size(gap['noise'])})" if "noise" in gap else ""
-    return f"gap in {named} {between}: {size(gap['gap'])}{noise}; worst {gap['worst']}, best {gap['best']}"
+    noise = f" (noise alone: ± {size_of(figure, gap['noise'])})" if "noise" in gap else ""
+    return f"gap in {named} {between}: {size_of(figure, gap['gap'])}{noise}; worst {gap['worst']}, best {gap['best']}"
+
+
+def size_of(figure: str, value: float) -> str:
+    """A difference between two figures, for a person."""
+    return f"{value:.4g}" if figure in IN_UNITS else f"{100 * value:.1f} points"

@@ -62,6 +62,10 @@ def rows_of(total: Counts, schema: Schema) -> float:
     return max(_rows(by_group, task) for task, by_group in _by_task(total, schema))
 
 
+def _is_class(task: Schema) -> bool:
+    return isinstance(task.target, Classes)
+
+
 def _rows(by_group: Counts, task: Schema) -> float:
     return float(by_group[:, : task.target.counts].sum() if isinstance(task.target, Classes) else by_group[:, 0].sum())
 
@@ -76,8 +80,8 @@ def scores_of(total: Counts, schema: Schema, *, noise: float = 0.0, few: int = F
     between the target's bounds. Where no row was counted there are no metrics.
 
     Where the schema declares a group's column, `by` has for it each group's figures and the gaps between groups. Of
-    several targets these are the first one's, and `tasks` has the others', by their names; where no row has the first
-    there is nothing.
+    several targets these are the first one's, and `tasks` has the others', by their names, with `rows` 0 alone where no
+    row has it; where no row has the first there is nothing.
 
     Args:
         noise: standard deviation of each count's. Groups are compared by what is of more rows than chance makes of it.
@@ -86,8 +90,13 @@ def scores_of(total: Counts, schema: Schema, *, noise: float = 0.0, few: int = F
     (first, its), *others = _by_task(np.nan_to_num(np.asarray(total, np.float64)), schema)
     scores = _scores_of_task(its, first, noise=noise, few=few)
     if scores and others:
-        told = {task.target.name: _scores_of_task(own, task, noise=noise, few=few) for task, own in others}
-        scores["tasks"] = {name: of_task for name, of_task in told.items() if of_task}
+        scores["tasks"] = {
+            # Of no more rows than noise makes there are no figures.
+            task.target.name: _scores_of_task(own, task, noise=noise, few=few)
+            if _rows(own, task) > SURELY * noise * math.sqrt(len(own) * (task.target.counts if _is_class(task) else 1))
+            else {"rows": 0.0}
+            for task, own in others
+        }
     return scores
 
 
@@ -167,8 +176,6 @@ def _compared(groups: Mapping[str, Counts], task: Schema, *, noise: float, few: 
     """Each group's figures, and the gaps between those that are of enough rows."""
     shown: dict[str, Scores] = {}
     comparable: dict[str, dict[str, Figure]] = {}
-    k = task.outputs
-    cells = {"recall": k, "other": task.target.counts} if isinstance(task.target, Classes) else {"other": 1}
     for name, counts in groups.items():
         rows, figures = _figures(counts, task)
         recalls = {figure.removeprefix(RECALL): its for figure, its in figures.items() if figure.startswith(RECALL)}
@@ -179,12 +186,15 @@ def _compared(groups: Mapping[str, Counts], task: Schema, *, noise: float, few: 
         comparable[name] = {
             figure: Figure(value, noise_of_figure(figure, value, size, task, noise))
             for figure, (value, size) in figures.items()
-            # How many rows it is of, is a sum of so many noisy counts.
-            if size >= few
-            and size > SURELY * noise * math.sqrt(cells["recall" if figure.startswith(RECALL) else "other"])
-            and figure != "rmse"
+            if figure != "rmse" and are_enough(figure, size, task, noise=noise, few=few)
         }
     return {"groups": shown, "gaps": gaps(comparable)}
+
+
+def are_enough(figure: str, rows: float, task: Schema, *, noise: float, few: int) -> bool:
+    """Are so many rows enough for a figure to be compared? Their number is a sum of noisy counts, and may be noise."""
+    counts = 1 if not _is_class(task) else task.outputs if figure.startswith(RECALL) else task.target.counts
+    return rows >= few and rows > SURELY * noise * math.sqrt(counts)
 
 
 def _figures(counts: Counts, task: Schema) -> tuple[float, dict[str, tuple[float, float]]]:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from common.document.schema import Categorical, Classes
-from common.model.gaps import FEW_ROWS
 from common.model.scores import Scores
 from common.text import duration
 from server.folder.folder import RunRecord
@@ -14,6 +13,7 @@ from server.folder.start import in_words
 from server.report import facts
 
 MOST_CLIENTS = 50  # with a line each
+MOST_RECALLS = 4  # columns in a table of groups
 
 
 def card(record: RunRecord) -> str:
@@ -112,16 +112,7 @@ def _energy(record: RunRecord) -> Iterator[tuple[str, str]]:
 def _results(record: RunRecord) -> Iterator[str]:
     federation = record.federation
     yield "## Results"
-    found: list[tuple[str, Scores]] = []
-    for who, scores in (
-        ("held-out rows, exact", facts.held_out(record)),
-        (
-            "clients' validation rows" + (", by noisy counts" if federation.privacy.limits else ""),
-            record.standing.evaluation,
-        ),
-    ):
-        if scores:
-            found.append((who, scores))
+    found = _scored(record)
     if not found:
         yield from _paragraph("It was not evaluated.")
         return
@@ -134,9 +125,9 @@ def _results(record: RunRecord) -> Iterator[str]:
         if (score := facts.score_of(scores, federation)) is not None and score.band:
             mean = "the mean over clients" if facts.hides_replies(record) else f"the true {facts.label(score.name)}"
             yield from _paragraph(f"On {who}, {mean} lies {score.band} (95 %).")
-    if others := facts.other_targets(found[0][1]):
+    if others := facts.other_targets(found[0][1], federation):
         yield from _paragraph(f"The other targets, on {found[0][0]}:")
-        yield from _table(("target", "", "", "rows"), others)
+        yield from _table(("target", "", "", "between, by the noise (95 %)", "rows"), others)
     if classes := found[0][1].get("per_class"):
         yield from _paragraph(f"By class, on {found[0][0]}:")
         yield from _table(
@@ -146,6 +137,16 @@ def _results(record: RunRecord) -> Iterator[str]:
                 for label, of in classes.items()
             ],
         )
+
+
+def _scored(record: RunRecord) -> list[tuple[str, Scores]]:
+    """The last evaluations, the exact one first, each with whose rows it is of."""
+    noisy = ", by noisy counts" if record.federation.privacy.limits else ""
+    both = [
+        ("held-out rows, exact", facts.held_out(record)),
+        (f"clients' validation rows{noisy}", record.standing.evaluation),
+    ]
+    return [(who, scores) for who, scores in both if scores]
 
 
 def _by_client(record: RunRecord) -> Iterator[str]:
@@ -171,20 +172,24 @@ def _by_client(record: RunRecord) -> Iterator[str]:
 
 
 def _by_group(record: RunRecord) -> Iterator[str]:
-    scores = facts.held_out(record) or record.standing.evaluation or {}
-    name = record.federation.metrics[0]
-    for column, compared in scores.get("by", {}).items():
-        yield f"## Results by {column}"
-        rows = [
-            (
-                group + (" (few rows)" if told["rows"] < FEW_ROWS else ""),
-                f"{told['rows']:,.0f}",
-                facts.shown(name, told[name]) if name in told else "none",
-            )
-            for group, told in compared["groups"].items()
-        ]
-        yield from _table(("group", "rows", facts.label(name)), rows)
-        yield from _paragraph(*(f"{sentence}." for sentence in facts.gaps_by_group(scores)))
+    found = [(who, scores) for who, scores in _scored(record) if scores.get("by")]
+    group = record.federation.data_schema.group
+    if not found or group is None:
+        return
+    who, scores = found[0]
+    yield f"## Results by {group.name}"
+    yield from _paragraph(f"On {who}:")
+    told = facts.groups(scores, record.federation)
+    target = record.federation.data_schema.target
+    labels = list(target.classes) if isinstance(target, Classes) else []
+    labels = labels if len(labels) <= MOST_RECALLS else []
+    last = [] if not group.calibration else ["too sure by" if isinstance(target, Classes) else "bias"]
+    headings = ["group", "rows", facts.label(record.federation.metrics[0]), *(f"recall of {c}" for c in labels), *last]
+    rows = []
+    for name, size, figure, recalls, calibration in told:
+        rows.append([name, size, figure, *(recalls.get(c, "") for c in labels), *([calibration] if last else [])])
+    yield from _table(headings, rows)
+    yield from _paragraph(*(f"{sentence}." for sentence in facts.gaps_by_group(scores)))
 
 
 def _privacy(record: RunRecord) -> Iterator[str]:

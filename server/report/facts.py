@@ -13,8 +13,8 @@ from common.document.federation import Federation
 from common.document.schema import Categorical, Classes, NumericTarget
 from common.errors import RunFolderError
 from common.model.energy import Energy, sum_of
-from common.model.gaps import in_words
-from common.model.scores import Scores, noise_of_figure
+from common.model.gaps import FEW_ROWS, in_words, size_of
+from common.model.scores import RECALL, Scores, are_enough, noise_of_figure
 from server.folder.folder import RunRecord
 from server.rounds.events import RoundEnded, State
 
@@ -74,12 +74,47 @@ def interval(name: str, value: float, deviation: float) -> tuple[float, float]:
     return max(value - Z * deviation, 0.0), min(value + Z * deviation, highest)
 
 
-def other_targets(scores: Scores) -> list[tuple[str, str, str, str]]:
-    """Of each target but the first: its name, its figure and what that is, and how many rows have it."""
-    found = []
-    for name, told in scores.get("tasks", {}).items():
-        figure = "accuracy" if "accuracy" in told else "mae"
-        found.append((name, label(figure), shown(figure, told[figure]), f"{told['rows']:,.0f}"))
+def other_targets(scores: Scores, federation: Federation) -> list[tuple[str, str, str, str, str]]:
+    """Of each target but the first: its name, what its figure is, that, what noise makes uncertain, and how many rows
+    have it."""
+    found, schema = [], federation.data_schema
+    noise = float(scores.get("count_noise", 0.0)) * math.sqrt(len(schema.groups))
+    for task in schema.tasks[1:]:
+        told = scores.get("tasks", {}).get(task.target.name, {"rows": 0.0})
+        figure = "accuracy" if isinstance(task.target, Classes) else "mae"
+        if figure not in told:
+            found.append((task.target.name, label(figure), "too few rows" if noise else "no row has it", "", "0"))
+            continue
+        value, deviation = told[figure], noise_of_figure(figure, told[figure], told["rows"], task, noise)
+        ends = " to ".join(shown(figure, end) for end in interval(figure, value, deviation)) if deviation else ""
+        found.append((task.target.name, label(figure), shown(figure, value), ends, f"{told['rows']:,.0f}"))
+    return found
+
+
+def groups(scores: Scores, federation: Federation) -> list[tuple[str, str, str, dict[str, str], str]]:
+    """Of each declared group: its name, about how many rows, its accuracy or error with what noise alone makes of it,
+    the recall of each class, and by how much the model is too sure of itself, or off to one side."""
+    schema, found = federation.data_schema, []
+    if schema.group is None or not scores.get("by"):
+        return []
+    name, noise = federation.metrics[0], float(scores.get("count_noise", 0.0))
+    few = 0 if federation.privacy.client is not None else FEW_ROWS
+    for group, told in scores["by"][schema.group.name]["groups"].items():
+        said = "none"
+        if name in told and noise and not are_enough(name, told["rows"], schema, noise=noise, few=few):
+            said = "too few rows"
+        elif name in told:
+            deviation = noise_of_figure(name, told[name], told["rows"], schema, noise)
+            said = shown(name, told[name]) + (f" ± {shown(name, Z * deviation)}" if deviation else "")
+        recalls = {
+            label: f"{100 * value:.1f} %"
+            for label, value in told.get("recall", {}).items()
+            if not noise or are_enough(f"{RECALL}{label}", told["rows_of_class"][label], schema, noise=noise, few=few)
+        }
+        calibration = next((size_of(f, told[f]) for f in ("overconfidence", "bias") if f in told), "")
+        if said == "too few rows":
+            calibration = ""
+        found.append((group, f"{told['rows']:,.0f}", said, recalls, calibration))
     return found
 
 
@@ -88,7 +123,9 @@ def gaps_by_group(scores: Scores) -> list[str]:
     found = []
     for column, compared in scores.get("by", {}).items():
         said = [sentence(in_words(figure, gap, between=f"by {column}")) for figure, gap in compared["gaps"].items()]
-        found += said or [f"No gaps by {column}: fewer than two groups have enough rows for their noise"]
+        noisy = "count_noise" in scores
+        enough = "enough rows for their noise" if noisy else f"{FEW_ROWS} rows"
+        found += said or [f"No gaps by {column}: fewer than two groups have {enough}"]
     return found
 
 

@@ -129,7 +129,8 @@ def groups(record: RunRecord) -> Figure | None:
         tooltip=[alt.Tooltip("group:N"), alt.Tooltip("of:N"), alt.Tooltip("value:Q", format=form)],
     )
     whisker = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q")
-    caption = " ".join(f"{sentence}." for sentence in facts.gaps_by_group(found[0][1]))
+    who, told_of = found[0]
+    caption = f"On {who}: " + " ".join(f"{sentence}." for sentence in facts.gaps_by_group(told_of))
     if any(row["low"] is not None for row in rows):
         caption += " The bars are what the noise in the counts makes uncertain, 95 %."
     title = f"{facts.label(name).capitalize()} by {schema.group.name}"

@@ -60,6 +60,20 @@ def test_the_model_is_shown_as_it_is_built(tmp_path):
     assert "model 5 - 8 - 1, relu; binary_cross_entropy, sgd at 0.1" in lines
 
 
+def test_groups_and_targets_are_told_with_what_they_do_to_evaluations(tmp_path):
+    group = {"name": "c", "groups": ["red"]}
+    also = [{"name": "size", "bounds": [0, 1], "weight": 0.5}]
+    told = check_file(written(tmp_path, document(**PRIVATE, schema__group=group, schema__also=also)))
+    assert "evaluations count by c: red, (other)" in told
+    assert (
+        "several targets, a head each: y (weight 1), size (weight 0.5); the first is what the model is judged by"
+        in told
+    )
+    # sqrt(1 + 3) for the targets, and sqrt(2) for sums over two groups.
+    assert any("have 2.8 times the noise" in line for line in told)
+    assert not any("times the noise" in line for line in check_file(written(tmp_path, document(schema__group=group))))
+
+
 def test_a_client_file_is_summed_up(tmp_path):
     path = written(tmp_path, CLIENT | {"tls": {"ca": "ca.pem", "certificate": "c.pem", "key": "c.key"}})
     assert check_file(path) == [

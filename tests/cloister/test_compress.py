@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import polars as pl
 import pytest
 from typer.testing import CliRunner, Result
@@ -177,3 +179,21 @@ def test_a_missing_package_is_named_with_its_extra(files, monkeypatch):
     done = run("compress", "model.safetensors")
     assert done.exit_code == 2
     assert "this needs onnx and onnxruntime: pip install 'cloister[export]'" in done.output
+
+
+def test_that_nothing_had_to_be_compressed_is_said(files):
+    number = saved_model(schema__target={"name": "y", "bounds": [0, 4]}, training__loss="mse", model={"hidden": [24]})
+    Path("wide.safetensors").write_bytes(saved.to_bytes(number))
+    done = run("compress", "wide.safetensors", "--target-size", "2MB", "-o", "wide.onnx")
+    assert "the original itself is no larger than 2.0 MB: nothing was compressed" in done.output
+
+
+def test_what_comes_of_a_personal_model_is_called_no_more_private_than_that(files):
+    own = replace(saved_model(model={"hidden": [4]}), privacy={"personal": "not to be given away"})
+    Path("own.safetensors").write_bytes(saved.to_bytes(own))
+    done = run("compress", "own.safetensors", "-o", "own.onnx")
+    assert (
+        "the original was made of its owner's rows without noise: what comes of it can reveal them, too" in done.output
+    )
+    held = {p.key: p.value for p in onnx.load("own.onnx").metadata_props}
+    assert json.loads(held["compression"])["privacy"].endswith("it can reveal them, too")

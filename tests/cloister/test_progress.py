@@ -151,17 +151,30 @@ def test_the_closing_table_tells_how_the_run_ended(capsys):
 
 
 def test_the_closing_table_tells_gaps_other_targets_and_energy(capsys):
-    gaps = {"sex": {"groups": {}, "gaps": {"accuracy": {"gap": 0.125, "worst": "f", "best": "m"}}}}
-    tasks = {"size": {"mae": 2.5, "mse": 9.0, "rmse": 3.0, "rows": 40.0}, "kind": {"accuracy": 0.5, "rows": 40.0}}
+    of_sex = {
+        "accuracy": {"gap": 0.125, "worst": "f", "best": "m", "noise": 0.05},
+        "recall of a": {"gap": 0.2, "worst": "m", "best": "f"},
+        "recall of b": {"gap": 0.3, "worst": "f", "best": "m"},
+    }
+    gaps = {"sex": {"groups": {}, "gaps": of_sex}, "age": {"groups": {}, "gaps": {}}}
+    tasks = {
+        "size": {"mae": 2.5, "mse": 9.0, "rmse": 3.0, "rows": 40.0},
+        "kind": {"accuracy": 0.5, "rows": 40.0},
+        "rare": {"rows": 0.0},
+    }
     told = {"accuracy": 0.75, "by": gaps, "tasks": tasks}
     text = closing(result(evaluation=told, energy={"joules": 1500.0, "grams": 0.2, "per_point": None}), capsys)
     for row in (
-        "gap in accuracy by sex │ 12.5 points",
+        "gap in accuracy by sex │ 12.5 points ± 5.0 points of noise, worst f",
+        "gap in recall of b by sex │ 30.0 points, worst f",
+        "gap by age │ too few rows to tell",
+        "rare: no row has it │",
         "size: MAE │ 2.5",
         "kind: accuracy │ 50.0 %",
         "energy of clients │ 1.5 kJ, 200 mg CO2e",
     ):
         assert row in " ".join(text.split()), text
+    assert "recall of a" not in text
 
 
 def test_the_closing_table_shows_a_held_out_score_of_classes_and_of_a_number(capsys):

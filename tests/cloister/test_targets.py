@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import polars as pl
 import pytest
 import torch
@@ -75,6 +76,10 @@ def test_an_exported_file_is_of_one_target_and_says_so(logits):
     assert done.exit_code == 0, done.output
     assert run("predict", "kind.onnx", "table.csv", "-o", "one.csv").exit_code == 0
     assert run("predict", "model.safetensors", "table.csv", "-o", "two.csv", "--target", "kind").exit_code == 0
+    held = {p.key: p.value for p in onnx.load("kind.onnx").metadata_props}
+    whole = saved.from_bytes(Path("model.safetensors").read_bytes(), "it").federation
+    assert (held["target"], held["fingerprint"]) == ("kind", whole.fingerprint)
+    assert run("export", "model.safetensors", "--target", "size").exit_code == 0 and Path("small-size.onnx").is_file()
     assert pl.read_csv("one.csv")["prediction"].equals(pl.read_csv("two.csv")["prediction"])
     other = run("predict", "kind.onnx", "table.csv", "-o", "three.csv", "--target", "size")
     assert other.exit_code == 2 and "the federation has no target size; it has kind" in other.output

@@ -631,3 +631,16 @@ def test_a_row_that_lacks_its_only_target_is_left_out_where_it_may():
     assert encoded.report.missing == {"kind": 1}
     number = encode(pl.DataFrame({"age": [30, 40], "size": ["-9", "5"]}), schema(AGE, target=SIZE))
     assert number.y.tolist() == [0.5] and number.kept.tolist() == [1]
+
+
+def test_targets_and_groups_that_no_row_has_are_warned_of():
+    frame = pl.DataFrame({"age": [30] * 4, "sick": [0, 1, 0, 1], "size": ["-9"] * 4, "sex": [7, 7, 7, 1]})
+    place = schema(AGE, also=[KIND, SIZE], group={"name": "sex", "groups": [0, 1]})
+    said = encode(frame, place).report.lines()
+    assert "warning: target kind: no row has one, so its head will learn nothing here" in said
+    assert "warning: target size: no row has one, so its head will learn nothing here" in said
+    assert any("3 of 4 rows are in none of the groups of schema.group" in line for line in said)
+    assert "column kind is absent; it is optional and counts as missing" in said
+    few = encode(frame.with_columns(sex=pl.Series([0, 1, 1, 7]), size=pl.Series(["1", "2", "-9", "4"])), place)
+    assert "rows in none of the groups: 1" in few.report.lines()
+    assert not any("size: no row" in line for line in few.report.lines())

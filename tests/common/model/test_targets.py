@@ -154,7 +154,13 @@ def test_figures_are_those_of_each_target():
     assert scores_of(nobody, PLACE) == {}
     without = y.clone()
     without[:, 1] = math.nan
-    assert list(scores_of(objective.counts(predicted, without, PLACE), PLACE)["tasks"]) == ["size"]
+    counted = objective.counts(predicted, without, PLACE)
+    assert scores_of(counted, PLACE)["tasks"]["kind"] == {"rows": 0.0}
+    # Noise of 9 counts, of which each of 5 has: 3 x 5 x 3 = 45 rows may be noise.
+    noisy = counted.copy()
+    noisy[4:13] += np.array([44.0, *([0] * 8)])
+    assert scores_of(noisy, PLACE, noise=5.0)["tasks"]["kind"] == {"rows": 0.0}
+    assert scores_of(noisy + np.eye(len(noisy))[4] * 2, PLACE, noise=5.0)["tasks"]["kind"]["accuracy"] == 1.0
 
 
 def test_the_model_of_one_target_is_the_body_with_its_head():

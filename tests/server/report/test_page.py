@@ -146,7 +146,9 @@ def test_groups_that_the_schema_declares_are_drawn_and_told(tmp_path):
     ]
     assert "Gap in accuracy by c: 22.2 points; worst green, best red." in drawn.caption
     told = card(record)
-    assert "## Results by c" in told and "| green | 45 | 66.7 % |" in told and "| (other) (few rows) | 2 |" in told
+    assert (
+        "## Results by c" in told and "| green | 45 | 66.7 % | 66.7 % | 66.7 % |" in told and "| (other) | 2 |" in told
+    )
     assert "Gap in accuracy by c: 22.2 points; worst green, best red." in told
     assert "Gap in accuracy between clients: 10.0 points; worst ada, best ben." in told
     assert "say nothing of groups" not in told and "say nothing of groups" in card(completed(tmp_path / "plain"))
@@ -159,10 +161,20 @@ def test_the_other_targets_are_told_beside_the_first(tmp_path):
     last = replace(rounds(federation(), count=1)[0], evaluation=scores_of(counts, document.data_schema))
     record = written(tmp_path / "run", document, [last, Ended(status="completed")])
     told = card(record)
-    assert "| kind | accuracy | 75.0 % | 80 |" in told and "| size | mean absolute error | 2 | 60 |" in told
+    assert "| kind | accuracy | 75.0 % |  | 80 |" in told and "| size | mean absolute error | 2 |  | 60 |" in told
     assert "| size | also predicted: a number from 0 to 20 | may be missing |" in told
     text = read(page.report(record)).seen
     assert "The other targets" in text and "Predicts y (0, 1); kind (p, q); size (a number from 0 to 20) from" in text
+    noisy = replace(last, evaluation=scores_of(counts, document.data_schema) | {"count_noise": 2.0})
+    with_noise = card(written(tmp_path / "noisy", document, [noisy, Ended(status="completed")]))
+    # sqrt(k - 2 a k + (a k)^2) x noise / rows, with k = 2 and a = 3 / 4
+    half = 1.959964 * math.sqrt(2 - 3 + 2.25) * 2 / 80
+    assert (
+        f"| kind | accuracy | 75.0 % | {100 * (0.75 - half):.1f} % to {100 * (0.75 + half):.1f} % | 80 |" in with_noise
+    )
+    without = scores_of(np.array([40.0, 10, 10, 40, 30, 5, 15, 30, 0, 0, 0]), document.data_schema)
+    empty = written(tmp_path / "empty", document, [replace(last, evaluation=without), Ended(status="completed")])
+    assert "| size | mean absolute error | no row has it |  | 0 |" in card(empty)
     assert "The other targets" not in read(page.report(completed(tmp_path / "plain"))).seen
 
 
@@ -174,10 +186,12 @@ def test_groups_of_noisy_counts_are_drawn_with_what_noise_makes_uncertain(tmp_pa
     # sqrt(k - 2 a k + (a k)^2) x noise / rows, with k = 2 and a = 8 / 9
     half = 1.959964 * math.sqrt(2 - 4 * 8 / 9 + (16 / 9) ** 2) * 5 / 90
     assert (red["low"], red["high"]) == pytest.approx((8 / 9 - half, min(8 / 9 + half, 1.0)))
-    assert "(noise alone: +- " in drawn.caption and "The bars are what the noise" in drawn.caption
+    assert "(noise alone: ± " in drawn.caption and "The bars are what the noise" in drawn.caption
     lost = written(tmp_path / "lost", document, grouped(20.0))
     (drawn,) = [figure for figure in figures.figures(lost) if figure.key == "groups"]
-    assert drawn.caption.startswith("No gaps by c: fewer than two groups have enough rows for their noise.")
+    assert "No gaps by c: fewer than two groups have enough rows for their noise." in drawn.caption
+    assert "| red | 90 | too few rows |" in card(lost)
+    assert "| red | 90 | 88.9 % ± " in card(record) and "| (other) | 2 | too few rows |" in card(record)
 
 
 def test_under_client_privacy_who_was_there_is_told_and_not_who_was_asked(tmp_path):
