@@ -42,7 +42,7 @@ class Energy:
         return self.part(1 / (100 * accuracy)) if accuracy else None
 
     def __str__(self) -> str:
-        return f"{in_words(self.joules, 'J')}, {in_words(self.grams, 'g')} CO2e"
+        return f"{amount(self.joules, 'J')}, {amount(self.grams, 'g')} CO2e"
 
 
 def sum_of(*parts: Energy | None) -> Energy | None:
@@ -51,7 +51,7 @@ def sum_of(*parts: Energy | None) -> Energy | None:
     return Energy.total(known) if known else None
 
 
-def in_words(value: float, unit: str) -> str:
+def amount(value: float, unit: str) -> str:
     """A figure for a person: `1.2 kJ`."""
     for factor, prefix in ((1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m")):
         if value >= factor:

@@ -104,9 +104,8 @@ def _training(record: RunRecord) -> Iterator[str]:
 def _energy(record: RunRecord) -> Iterator[tuple[str, str]]:
     if (energy := facts.energy(record)) is None:
         return
-    total, point = energy
-    each = f"; {point} for each point of accuracy" if point is not None else ""
-    yield "energy of clients, measured or estimated", f"{total}{each}"
+    total, more = energy
+    yield "energy of clients, measured or estimated", f"{total}; {more}"
 
 
 def _results(record: RunRecord) -> Iterator[str]:

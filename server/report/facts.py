@@ -244,10 +244,15 @@ def epsilons(record: RunRecord) -> list[dict[str, Any]]:
     return found
 
 
-def energy(record: RunRecord) -> tuple[Energy, Energy | None] | None:
-    """What clients' tasks took, and for each percentage point of accuracy; None where they did not tell."""
-    total = sum_of(*(Energy.of(event.energy) for event in told(record) if event.energy))
-    return None if total is None else (total, total.per_point(held_out(record) or record.standing.evaluation))
+def energy(record: RunRecord) -> tuple[Energy, str] | None:
+    """What clients' tasks took, and in words what that is for a round and for a percentage point of accuracy; None
+    where they did not tell."""
+    rounds = [Energy.of(event.energy) for event in told(record) if event.energy]
+    if (total := sum_of(*rounds)) is None:
+        return None
+    said = f"{total.part(1 / len(rounds))} a round"
+    point = total.per_point(held_out(record) or record.standing.evaluation)
+    return total, said if point is None else f"{said}; {point} a point of accuracy"
 
 
 def per_client(record: RunRecord) -> dict[str, dict[str, Any]]:

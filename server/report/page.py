@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from common.errors import OutputError
 from common.files import write_out
+from common.model.energy import amount
 from common.text import duration
 from server.folder.folder import RunRecord
 from server.folder.start import in_words
@@ -154,9 +155,11 @@ def _cards(record: RunRecord) -> list[dict[str, str]]:
     if not federation.privacy.limits:
         cards.append({"name": "privacy", "value": "none", "more": "updates were exact, and can reveal rows"})
     if (energy := facts.energy(record)) is not None:
-        total, point = energy
-        more = f"about, at clients; {point} for each point of accuracy" if point is not None else "about, at clients"
-        cards.append({"name": "energy", "value": str(total), "more": more})
+        total, more = energy
+        grams = amount(total.grams, "g")
+        cards.append(
+            {"name": "energy of clients", "value": amount(total.joules, "J"), "more": f"about; {grams} CO2e; {more}"}
+        )
     seconds = record.result.get("seconds")
     if seconds is not None:
         cards.append({"name": "time", "value": duration(seconds), "more": facts.began(record)})

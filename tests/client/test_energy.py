@@ -25,7 +25,7 @@ from client.site import Site, open_site
 from cloister.check import check_file
 from common.document.federation import Federation
 from common.errors import ConfigError
-from common.model.energy import Energy, in_words, sum_of
+from common.model.energy import Energy, amount, sum_of
 from common.model.weights import initial_weights
 from common.wire import codec, records
 from common.wire.identity import identify_process
@@ -259,7 +259,7 @@ def test_energy_adds_up_and_is_told_per_point_of_accuracy():
     assert sum_of(None) is None
     assert other.per_point({"accuracy": 0.6}) == Energy(joules=0.5, grams=0.1)  # 30 / 60 and 6 / 60
     assert [one.per_point(scores) for scores in (None, {}, {"mae": 1.0}, {"accuracy": 0.0})] == [None] * 4
-    assert [in_words(v, "J") for v in (0.0, 2e-6, 0.0125, 3.0, 1234.0, 5.5e6)] == [
+    assert [amount(v, "J") for v in (0.0, 2e-6, 0.0125, 3.0, 1234.0, 5.5e6)] == [
         "0 J",
         "2 \N{MICRO SIGN}J",
         "12.5 mJ",

@@ -313,6 +313,23 @@ def test_real_clients_train_by_what_the_toolbox_offers(federation):
         assert client["epsilon"] <= 4.0
 
 
+@pytest.mark.parametrize("private", [False, True], ids=["without privacy", "with privacy"])
+def test_real_clients_measure_energy_and_tell_the_server_only_without_privacy(federation, private):
+    fed = federation(energy=True, **(PRIVATE if private else {}))
+    server = fed.serve()
+    for client in [fed.start("join", fed.client_file(name)) for name in NAMES[:2]]:
+        assert re.search(r"run \S+ took [0-9.]+ \S?J, [0-9.]+ \S?g CO2e in 3 rounds, about; ", output(client))
+    assert ("energy of clients" in output(server)) == (not private)
+    result = json.loads((fed.run / "result.json").read_text())
+    books = [json.loads(path.read_text()) for path in sorted(fed.folder.glob("**/*.energy.json"))]
+    own = [took["joules"] for book in books for took in book.values()]
+    assert len(own) == 2 and min(own) > 0
+    if private:
+        assert "energy" not in result and "joules" not in (fed.run / "events.jsonl").read_text()
+    else:
+        assert result["energy"]["joules"] == pytest.approx(sum(own))
+
+
 def test_a_model_is_fetched_while_the_run_goes_on(federation):
     private = {"row": {"epsilon": 4.0, "delta": 1e-3, "clip": 1.0}, "evaluation": {"every": 0}}
     fed = federation(training__rounds=2000, privacy=private)

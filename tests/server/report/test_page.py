@@ -123,6 +123,18 @@ def test_a_run_whose_statement_is_not_written_yet_is_as_private_as_its_document_
     assert "can reveal rows" not in seen
 
 
+def test_energy_is_told_in_all_a_round_and_a_point_of_accuracy(tmp_path):
+    used = {"joules": 750.0, "grams": 0.125}
+    told = [replace(each, energy=used) for each in rounds(federation(), count=2)]
+    record = written(tmp_path / "run", federation(), [*told, Ended(status="completed")])
+    accuracy = told[-1].evaluation["accuracy"]  # type: ignore[index]
+    each = f"750 J, 125 mg CO2e a round; {15 / accuracy:.3g} J, {2.5 / accuracy:.3g} mg CO2e a point of accuracy"
+    assert f"| energy of clients, measured or estimated | 1.5 kJ, 250 mg CO2e; {each} |" in card(record)
+    seen = " ".join(read(page.report(record)).seen.split())
+    assert "energy of clients" in seen and "1.5 kJ" in seen and f"about; 250 mg CO2e; {each}" in seen
+    assert "energy of clients" not in read(page.report(completed(tmp_path / "plain"))).seen
+
+
 def grouped(noise: float) -> list[Any]:
     """Rounds whose last one tells groups apart: 90 rows of red, 45 of green, 2 of neither."""
     place = federation(schema__group={"name": "c", "groups": ["red", "green"]}).data_schema
