@@ -151,6 +151,24 @@ def test_figures_of_groups_of_numbers_by_hand():
     assert by["gaps"]["bias"] == pytest.approx({"gap": 2.4, "worst": "b", "best": "a"})
 
 
+def test_figures_of_noisy_groups_stay_where_they_can_be():
+    place = federation(
+        schema__target={"name": "y", "classes": ["well", "ill"]}, schema__group={**GROUP, "calibration": True}
+    ).data_schema
+    # More hits than rows, fewer than none, and no rows at all.
+    total = np.array([[50, -10, -10, 50, 900], [-20, 60, 60, -20, -50], [-5, -5, -5, -5, 3.0]]).ravel()
+    groups = scores_of(total, place, noise=1.0)["by"]["site"]["groups"]
+    assert groups["a"]["accuracy"] == 1.0 and groups["a"]["recall"] == {"well": 1.0, "ill": 1.0}
+    assert groups["a"]["overconfidence"] == 1.0 and groups["b"]["overconfidence"] == pytest.approx(-0.125)
+    assert groups["b"]["accuracy"] == 0.0 and groups["b"]["recall"] == {"well": 0.0, "ill": 0.0}
+    assert groups[OTHER] == {"rows": 0.0, "recall": {}, "rows_of_class": {}}
+    numbers = schema("number", calibration=True)  # the range is 8
+    total = np.array([[50, 70, 60, 90], [50, -7, -6, -9], [-3, 1, 1, 1.0]]).ravel()
+    groups = scores_of(total, numbers, noise=1.0)["by"]["site"]["groups"]
+    assert groups["a"] == {"rows": 50, "mae": 8.0, "rmse": 8.0, "bias": 8.0}
+    assert groups["b"] == {"rows": 50, "mae": 0.0, "rmse": 0.0, "bias": -8.0}
+
+
 def test_groups_of_few_rows_or_less_than_their_noise_are_not_compared():
     place = federation(schema__target={"name": "y", "classes": ["well", "ill"]}, schema__group=GROUP).data_schema
     total = np.array([[50, 50, 50, 50], [40, 0, 40, 0], [5, 5, 5, 5.0]]).ravel()
