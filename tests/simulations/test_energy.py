@@ -75,9 +75,9 @@ def test_a_run_says_what_its_clients_took(tmp_path, by, measured):
     assert sum(joules) % 12.0 == pytest.approx(0.0)  # whole measurements: the parts of each add up to it
     points = 100 * result["evaluation"]["accuracy"]
     assert result["energy"]["per_point"]["joules"] == pytest.approx(sum(joules) / points)
-    told = f"{in_figures(sum(joules))}, "
-    assert told in card(record)
-    assert told in page.report(record)
+    told = in_figures(sum(joules))
+    assert f"{told}, " in card(record)
+    assert f">{told}<" in page.report(record)
 
 
 def in_figures(joules: float) -> str:
