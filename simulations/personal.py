@@ -5,45 +5,35 @@ The table that `python -m simulations.toolbox personal` puts on docs/toolbox.md.
 
 from __future__ import annotations
 
-import multiprocessing as mp
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from client.personal import KINDS, Kind, personalise
-from common.inference.saved import SavedModel
-from common.logs import quiet_flower
-from simulations.engine import run_once
 from simulations.results import PRIVATE_DIGITS, SEEDS
 from simulations.sources import Source
-from simulations.sweeps.points import grid, parse
 from simulations.sweeps.report import gained, markdown
+from simulations.trials import Case, finished, privacy_of, processes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """Where it is tried. Of many clients only so many make models of their own."""
+class Owners(Case):
+    """Of many clients only so many make models of their own."""
 
-    name: str
-    document: str
-    grid: Sequence[str]
-    source: Source
     owners: int
 
 
-def cases(folder: Path) -> list[Case]:
+def cases(folder: Path) -> list[Owners]:
     """In a folder that simulations/toolbox.py has prepared."""
     heart, digits = "simulations/heart/federation.yaml", "simulations/digits.yaml"
     hospitals = Source(data_dir=folder / "simulations" / "heart")
     few = Source(data=folder / "digits.csv", clients=100, partition="iid")
     return [
         *(
-            Case(
-                name=f"hospitals, {_shown(epsilon)}",
+            Owners(
+                name=f"hospitals, {privacy_of(epsilon)}",
                 document=heart,
                 grid=(f"privacy.row.epsilon={epsilon}", "privacy.evaluation.every=0"),
                 source=hospitals,
@@ -52,8 +42,8 @@ def cases(folder: Path) -> list[Case]:
             for epsilon in ("inf", "1", "0.25")
         ),
         *(
-            Case(
-                name=f"digits, 18 images at each of 100, {_shown(epsilon)}",
+            Owners(
+                name=f"digits, 18 images at each of 100, {privacy_of(epsilon)}",
                 document=digits,
                 grid=(f"privacy.row.epsilon={epsilon}", *PRIVATE_DIGITS, "model.hidden=[]"),
                 source=few,
@@ -64,14 +54,10 @@ def cases(folder: Path) -> list[Case]:
     ]
 
 
-def _shown(epsilon: str) -> str:
-    return "no privacy" if epsilon == "inf" else f"epsilon {epsilon}"
-
-
 def figures(folder: Path) -> Iterator[str]:
     """The table, as lines."""
     rows = []
-    with ProcessPoolExecutor(2, mp_context=mp.get_context("spawn"), initializer=_begin) as pool:
+    with processes() as pool:
         for case in cases(folder):
             print(case.name, flush=True)
             of_seeds = list(pool.map(_accuracies, [(case, folder, seed) for seed in range(SEEDS)]))
@@ -82,19 +68,10 @@ def figures(folder: Path) -> Iterator[str]:
     yield ""
 
 
-def _begin() -> None:
-    torch.set_num_threads(1)
-    quiet_flower()
-
-
-def _accuracies(task: tuple[Case, Path, int]) -> dict[Kind, float]:
+def _accuracies(task: tuple[Owners, Path, int]) -> dict[Kind, float]:
     """The share of the owners' validation rows on which each kind of model is right, in %."""
     case, folder, seed = task
-    (point,) = grid(folder / case.document, parse(case.grid))
-    federation = point.federation.with_seed(seed)
-    sites = case.source.sites(federation, device=torch.device("cpu"))
-    weights, _ = run_once(federation, sites)
-    model = SavedModel(federation=federation, weights=weights, round=federation.training.rounds)
+    model, sites = finished(case, folder, seed)
     right: dict[Kind, list[float]] = {kind: [] for kind in KINDS}
     owners = [site for site in sites if site.dataset.rows >= 10 and site.dataset.validation_rows][: case.owners]
     for site in owners:

@@ -5,23 +5,15 @@ The table that `python -m simulations.toolbox compression` puts on docs/toolbox.
 
 from __future__ import annotations
 
-import multiprocessing as mp
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-
-import torch
 
 from common.inference import public_rows, smaller
 from common.inference.candidates import DIVISORS, SPARSITIES, candidates
-from common.inference.saved import SavedModel
-from common.logs import quiet_flower
-from simulations.engine import run_once
 from simulations.results import PRIVATE_DIGITS, SEEDS
 from simulations.sources import Source
-from simulations.sweeps.points import grid, parse
 from simulations.sweeps.report import gained, markdown
+from simulations.trials import Case, finished, privacy_of, processes
 from simulations.vector.score import scores_on_validation_rows
 
 NAMES = (
@@ -32,16 +24,6 @@ NAMES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """Where it is tried."""
-
-    name: str
-    document: str
-    grid: Sequence[str]
-    source: Source
-
-
 def cases(folder: Path) -> list[Case]:
     """In a folder that simulations/toolbox.py has prepared. Models have one hidden layer."""
     digits = Source(data=folder / "digits.csv", clients=100, partition="dirichlet:0.5")
@@ -50,12 +32,14 @@ def cases(folder: Path) -> list[Case]:
     for epsilon in ("inf", "4"):
         settings = (f"privacy.row.epsilon={epsilon}", *PRIVATE_DIGITS, "model.hidden=[64]")
         found.append(
-            Case(name=f"digits, {_shown(epsilon)}", document="simulations/digits.yaml", grid=settings, source=digits)
+            Case(
+                name=f"digits, {privacy_of(epsilon)}", document="simulations/digits.yaml", grid=settings, source=digits
+            )
         )
     for epsilon in ("inf", "1"):
         found.append(
             Case(
-                name=f"hospitals, {_shown(epsilon)}",
+                name=f"hospitals, {privacy_of(epsilon)}",
                 document="simulations/heart/federation.yaml",
                 grid=(f"privacy.row.epsilon={epsilon}", "privacy.evaluation.every=0"),
                 source=hospitals,
@@ -64,14 +48,10 @@ def cases(folder: Path) -> list[Case]:
     return found
 
 
-def _shown(epsilon: str) -> str:
-    return "no privacy" if epsilon == "inf" else f"epsilon {epsilon}"
-
-
 def figures(folder: Path) -> Iterator[str]:
     """The table, as lines."""
     columns: dict[str, list[str]] = {}
-    with ProcessPoolExecutor(2, mp_context=mp.get_context("spawn"), initializer=_begin) as pool:
+    with processes() as pool:
         for case in cases(folder):
             print(case.name, flush=True)
             seeds = list(pool.map(_measured, [(case, folder, seed) for seed in range(SEEDS)]))
@@ -84,24 +64,15 @@ def figures(folder: Path) -> Iterator[str]:
     yield ""
 
 
-def _begin() -> None:
-    torch.set_num_threads(1)
-    quiet_flower()
-
-
 def _measured(task: tuple[Case, Path, int]) -> list[tuple[int, float]]:
     """The size of each model's file in bytes, and its accuracy on all clients' validation rows, in %."""
     case, folder, seed = task
-    (point,) = grid(folder / case.document, parse(case.grid))
-    federation = point.federation.with_seed(seed)
-    sites = case.source.sites(federation, device=torch.device("cpu"))
-    weights, _ = run_once(federation, sites)
-    model = SavedModel(federation=federation, weights=weights, round=federation.training.rounds)
-    rows = public_rows.generated(federation.data_schema, seed=seed)
+    model, sites = finished(case, folder, seed)
+    rows = public_rows.generated(model.federation.data_schema, seed=seed)
     found = []
     for made in candidates(model, rows, seed=seed):
         if made.int8 or made.method == "original":
-            resized = smaller.resized(federation, made.hidden)
+            resized = smaller.resized(model.federation, made.hidden)
             scores = scores_on_validation_rows(resized, made.weights, sites)
             found.append((len(made.data), 100 * float(scores["accuracy"])))
     return found

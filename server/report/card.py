@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from common.document.schema import Categorical, Classes
-from common.model.scores import Scores
 from common.text import duration
 from server.folder.folder import RunRecord
 from server.folder.start import in_words
@@ -111,7 +110,7 @@ def _energy(record: RunRecord) -> Iterator[tuple[str, str]]:
 def _results(record: RunRecord) -> Iterator[str]:
     federation = record.federation
     yield "## Results"
-    found = _scored(record)
+    found = facts.last_scores(record)
     if not found:
         yield from _paragraph("It was not evaluated.")
         return
@@ -138,16 +137,6 @@ def _results(record: RunRecord) -> Iterator[str]:
         )
 
 
-def _scored(record: RunRecord) -> list[tuple[str, Scores]]:
-    """The last evaluations, the exact one first, each with whose rows it is of."""
-    noisy = ", by noisy counts" if record.federation.privacy.limits else ""
-    both = [
-        ("held-out rows, exact", facts.held_out(record)),
-        (f"clients' validation rows{noisy}", record.standing.evaluation),
-    ]
-    return [(who, scores) for who, scores in both if scores]
-
-
 def _by_client(record: RunRecord) -> Iterator[str]:
     name = record.federation.metrics[0]
     held_out = (record.result.get("held_out") or {}).get("per_client", {})
@@ -171,7 +160,7 @@ def _by_client(record: RunRecord) -> Iterator[str]:
 
 
 def _by_group(record: RunRecord) -> Iterator[str]:
-    found = [(who, scores) for who, scores in _scored(record) if scores.get("by")]
+    found = [(who, scores) for who, scores in facts.last_scores(record) if scores.get("by")]
     group = record.federation.data_schema.group
     if not found or group is None:
         return

@@ -8,9 +8,6 @@ from typing import Any
 
 import altair as alt
 
-from common.model.scores import Scores
-from server.folder.folder import RunRecord
-from server.report import facts
 from server.rounds.events import RoundEnded
 
 MOST_POINTS = 400  # of a line
@@ -131,13 +128,3 @@ def histogram(rows: Rows, field: str, title: str, form: str = ".3g") -> Any:
             ],
         )
     )
-
-
-def last_scores(record: RunRecord) -> list[tuple[str, Scores]]:
-    """The last evaluations, the exact one first, each with whose rows it is of."""
-    noisy = ", by noisy counts" if record.federation.privacy.limits else ""
-    found = [
-        ("held-out rows", facts.held_out(record)),
-        (f"the clients' validation rows{noisy}", record.standing.evaluation),
-    ]
-    return [(who, scores) for who, scores in found if scores]

@@ -19,6 +19,7 @@ from server.folder.folder import RunRecord
 from server.rounds.events import RoundEnded, State
 
 Z = 1.959964  # of a 95 % interval
+EXACT = "held-out rows, exact"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,16 @@ def label(name: str) -> str:
 def held_out(record: RunRecord) -> Scores | None:
     """The last scores on rows that were held out: those of result.json, which may have been added after the run."""
     return record.result.get("held_out") or record.standing.held_out
+
+
+def last_scores(record: RunRecord) -> list[tuple[str, Scores]]:
+    """The last evaluations, the exact one first, each with whose rows it is of."""
+    noisy = ", by noisy counts" if record.federation.privacy.limits else ""
+    found = [
+        (EXACT, held_out(record)),
+        (f"the clients' validation rows{noisy}", record.standing.evaluation),
+    ]
+    return [(who, scores) for who, scores in found if scores]
 
 
 def score_of(scores: Scores | None, federation: Federation) -> Score | None:

@@ -21,12 +21,9 @@ from server.report.drawing import (
     figure_of,
     format_of,
     height_of,
-    last_scores,
     thinned,
 )
 from server.report.people import clients, groups, participation, spent, times
-
-EXACT = "held-out rows, exact"
 
 
 def figures(record: RunRecord) -> list[Figure]:
@@ -54,7 +51,7 @@ def learning(record: RunRecord) -> Figure | None:
     of_clients = "clients' validation rows" + (", noisy" if private else "")
     rows: Rows = []
     for event in thinned(facts.complete(record)):
-        for who, scores in ((of_clients, event.evaluation), (EXACT, event.held_out)):
+        for who, scores in ((of_clients, event.evaluation), (facts.EXACT, event.held_out)):
             if (score := facts.score_of(scores, federation)) is not None:
                 rows.append(
                     {"round": event.round, "of": who, "value": score.value, "low": score.low, "high": score.high}
@@ -64,7 +61,7 @@ def learning(record: RunRecord) -> Figure | None:
     name = federation.metrics[0]
     form = format_of(name)
     scale = alt.Scale(zero=False)
-    kinds = [of_clients, EXACT]
+    kinds = [of_clients, facts.EXACT]
     base = alt.Chart(data(rows)).encode(x=by_round(), color=colour("of:N", kinds, present={row["of"] for row in rows}))
     band = (
         base.transform_filter("isValid(datum.low)")
@@ -151,7 +148,7 @@ def epsilon(record: RunRecord) -> Figure | None:
 
 def classes(record: RunRecord) -> Figure | None:
     """Precision and recall of each class."""
-    found = last_scores(record)
+    found = facts.last_scores(record)
     rows: Rows = []
     for who, scores in found[:1]:
         for label, of_class in list(scores.get("per_class", {}).items())[:MOST_NAMED]:
@@ -185,7 +182,7 @@ def classes(record: RunRecord) -> Figure | None:
 def confusion(record: RunRecord) -> Figure | None:
     """What was predicted of the rows of each class."""
     target = record.federation.data_schema.target
-    found = [(who, scores) for who, scores in last_scores(record) if "confusion" in scores]
+    found = [(who, scores) for who, scores in facts.last_scores(record) if "confusion" in scores]
     if not found or not isinstance(target, Classes):
         return None
     who, counts = found[0][0], found[0][1]["confusion"]

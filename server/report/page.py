@@ -22,7 +22,7 @@ from common.text import duration
 from server.folder.folder import RunRecord
 from server.folder.start import in_words
 from server.report import facts, look
-from server.report.drawing import Figure, last_scores
+from server.report.drawing import Figure
 from server.report.figures import figures
 
 MOST_LINES = 200  # of a table
@@ -39,7 +39,7 @@ def report(record: RunRecord) -> str:
 def _report(record: RunRecord) -> str:
     federation = record.federation
     drawn = figures(record)
-    scores = [scores for _, scores in last_scores(record)]
+    scores = [scores for _, scores in facts.last_scores(record)]
     return rendered(
         "report.html.jinja",
         drawn,
@@ -59,7 +59,7 @@ def _report(record: RunRecord) -> str:
         stated=list(facts.per_client(record).items())[:MOST_LINES],
         refusals=facts.refusals(record)[:MOST_LINES],
         other_targets=facts.other_targets(scores[0], federation) if scores else [],
-        scored_on=last_scores(record)[0][0] if scores else "",
+        scored_on=facts.last_scores(record)[0][0] if scores else "",
         groups=facts.groups(scores[0], federation) if scores else [],
         figures_of_classes=scores[0].get("per_class", {}) if scores else {},
         document=yaml.safe_dump(json.loads(federation.canonical), sort_keys=False, allow_unicode=True),
@@ -138,7 +138,7 @@ def _cards(record: RunRecord) -> list[dict[str, str]]:
     held_out = facts.score_of(facts.held_out(record), federation)
     evaluated = facts.score_of(standing.evaluation, federation)
     if held_out is not None:
-        cards.append({"name": facts.label(held_out.name), "value": str(held_out), "more": "on held-out rows, exact"})
+        cards.append({"name": facts.label(held_out.name), "value": str(held_out), "more": f"on {facts.EXACT}"})
     if evaluated is not None:
         more = evaluated.band or "on the clients' validation rows"
         name = facts.label(evaluated.name) + (", noisy" if evaluated.band else "")

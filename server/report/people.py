@@ -26,7 +26,6 @@ from server.report.drawing import (
     format_of,
     height_of,
     histogram,
-    last_scores,
     span,
     stacked,
     thinned,
@@ -68,7 +67,7 @@ def clients(record: RunRecord) -> Figure | None:
     name = record.federation.metrics[0]
     form = format_of(name)
     rows: Rows = []
-    for who, scores in last_scores(record):
+    for who, scores in facts.last_scores(record):
         for client, own in scores.get("per_client", {}).items():
             if name in own:
                 rows.append({"client": client, "value": own[name], "of": who})
@@ -109,7 +108,7 @@ def clients(record: RunRecord) -> Figure | None:
 def groups(record: RunRecord) -> Figure | None:
     """Accuracy or error by group, where the schema declares groups, with what the noise makes uncertain."""
     schema, name = record.federation.data_schema, record.federation.metrics[0]
-    found = [(who, scores) for who, scores in last_scores(record) if scores.get("by")]
+    found = [(who, scores) for who, scores in facts.last_scores(record) if scores.get("by")]
     if schema.group is None or not found:
         return None
     form, rows = format_of(name), Rows()

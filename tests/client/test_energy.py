@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -150,6 +151,17 @@ def test_a_task_that_cannot_be_measured_is_done_all_the_same(monkeypatch, caplog
     assert "could not be measured, and counts as nothing: OSError: no counters" in caplog.text
     with pytest.raises(ConfigError, match="codecarbon cannot measure energy here: OSError: no counters"):
         meter.check()
+
+
+def test_of_gpus_the_one_in_use_is_measured_by_its_uuid(monkeypatch):
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"uuid-{device.index}")
+    )
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr("codecarbon.OfflineEmissionsTracker", lambda **asked: made.append(asked))
+    for device in ("cuda:1", "cpu"):
+        energies._Tracker(CodeCarbon("DEU", device))
+    assert [asked["gpu_ids"] for asked in made] == [["GPU-uuid-1"], []]
 
 
 def test_an_unknown_country_and_a_missing_package_say_what_to_do(monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,19 +15,25 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from client import data
 from client.training import kernel
 from client.training.augment import Augmenter
 from client.training.dpsgd import fit_privately
 from client.training.kernel import ExactMLP, sensitivity
 from client.training.plain import fit
-from client.training.recipe import DPSGD
+from client.training.recipe import DPSGD, Scoring
 from client.training.row_draws import row_ids
+from client.training.train import evaluate
 from common.document.federation import Training
 from common.document.heads import Head
 from common.model import objective
 from common.model.mlp import MLP
+from common.model.scores import count_sensitivity
+from common.model.weights import initial_weights
 from common.privacy import noise
-from tests.support import federation
+from tests.support import PRIVATE, federation, table
+
+CPU = torch.device("cpu")
 
 HEADS = (Head("binary_cross_entropy", 1, 1.0), Head("cross_entropy", 3, 0.5), Head("mse", 1, 2.0))
 SIZES = [4, 6, 5]
@@ -196,3 +203,24 @@ def test_a_step_without_privacy_is_the_mean_over_rows():
     told = fit(net, x, y, training=TRAINING, loss=HEADS, steps=1, noise=noise.seeded(1), proximal_mu=0.0)
     torch.testing.assert_close(flat(net) - before, -LEARNING_RATE * expected, rtol=1e-4, atol=1e-6)
     assert told == pytest.approx(sum(losses) / 8, rel=1e-5) and math.isfinite(told)
+
+
+@pytest.mark.parametrize("arithmetic", ["exact", "opacus"])
+def test_an_evaluation_counts_targets_and_groups_in_either_arithmetic(arithmetic):
+    fed = federation(
+        **PRIVATE,
+        schema__group={"name": "a", "cuts": [0], "calibration": True},
+        schema__also=[{"name": "s", "bounds": [0, 1], "optional": True, "weight": 0.5}],
+        schema__validation_fraction=0.5,
+    )
+    rows = table(200).with_columns(s=pl.Series([None if i % 3 == 0 else i / 200 for i in range(200)]))
+    key = b"key"
+    dataset = data.split(data.encode_rows(rows, fed.data_schema, key=key), fed.data_schema, key=key, device=CPU)
+    weights = initial_weights(fed)
+    least, source = 2.0**-8, noise.seeded(5)  # the least noise that counts may have
+    scoring = Scoring(federation=fed, noise_multiplier=least, arithmetic=arithmetic)
+    found = evaluate(scoring, weights, dataset, noise=source)
+    exact = evaluate(Scoring(federation=fed, noise_multiplier=None), weights, dataset, noise=source)
+    assert found.shape == exact.shape == (3 * (4 + 1 + 3 + 1),)
+    off = np.abs(found - exact).max()
+    assert 0 < off < 6 * least * count_sensitivity(fed.data_schema)
