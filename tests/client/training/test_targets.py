@@ -221,6 +221,9 @@ def test_an_evaluation_counts_targets_and_groups_in_either_arithmetic(arithmetic
     scoring = Scoring(federation=fed, noise_multiplier=least, arithmetic=arithmetic)
     found = evaluate(scoring, weights, dataset, noise=source)
     exact = evaluate(Scoring(federation=fed, noise_multiplier=None), weights, dataset, noise=source)
-    assert found.shape == exact.shape == (3 * (4 + 1 + 3 + 1),)
+    by_group = exact.reshape(3, 4 + 1 + 3 + 1)
+    high = (dataset.validation_x[:, 0] >= 0).numpy()
+    assert by_group[:, :4].sum(axis=1).tolist() == [(~high).sum(), high.sum(), 0]
+    assert by_group[:, 5].sum() == (~dataset.validation_y[:, 1].isnan()).sum()
     off = np.abs(found - exact).max()
     assert 0 < off < 6 * least * count_sensitivity(fed.data_schema)
