@@ -13,8 +13,8 @@ from cloister.models import ForceOption, ModelArgument, TargetOption
 from cloister.verbs import DecimalOption, EncodingOption, JSONOption, QuietOption, app, file_format, verb
 
 if TYPE_CHECKING:
-    from common.inference.candidates import Measured
-    from common.inference.public_rows import PublicRows
+    from common.inference.compression.candidates import Measured
+    from common.inference.compression.public_rows import PublicRows
 
 SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(|b|kb|mb)")
 UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1_000_000}
@@ -68,8 +68,8 @@ def compress(
     models.needs("export", "onnx", "onnxruntime")
     from common.data import tables
     from common.document.schema import NumericTarget
-    from common.inference import public_rows
-    from common.inference.candidates import candidates, choose, measure, predictor_of, shell
+    from common.inference.compression import public_rows
+    from common.inference.compression.candidates import candidates, choose, measure, predictor_of, shell
     from common.inference.onnx_predictor import OnnxPredictor
     from common.inference.probes import compare
 

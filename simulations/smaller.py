@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.inference import public_rows, smaller
-from common.inference.candidates import DIVISORS, SPARSITIES, candidates
+from common.inference.compression import public_rows, smaller
+from common.inference.compression.candidates import DIVISORS, SPARSITIES, candidates
 from simulations.results import PRIVATE_DIGITS, SEEDS
 from simulations.sources import Source
 from simulations.sweeps.report import gained, markdown

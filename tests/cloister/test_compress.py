@@ -16,7 +16,8 @@ from typer.testing import CliRunner, Result
 import cloister
 from cloister.compress import bytes_of
 from common.errors import ConfigError
-from common.inference import onnx_predictor, saved, smaller
+from common.inference import onnx_predictor, saved
+from common.inference.compression import smaller
 from common.inference.predictor import TorchPredictor
 from tests.support import saved_model, table
 

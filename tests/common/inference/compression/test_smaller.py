@@ -12,8 +12,8 @@ from torch.nn.utils import prune as torch_prune
 from common.data import tables
 from common.data.encoding import RowEncoder
 from common.errors import DataError
-from common.inference import smaller
-from common.inference.public_rows import MISSING, generated, of_table
+from common.inference.compression import smaller
+from common.inference.compression.public_rows import MISSING, generated, of_table
 from common.inference.saved import SavedModel
 from common.model import mlp
 from common.model.weights import Weights

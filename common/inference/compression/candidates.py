@@ -12,13 +12,13 @@ import numpy as np
 from common.data.encoding import RowEncoder
 from common.data.tables import Table
 from common.document.schema import Classes
-from common.inference import smaller
+from common.inference.compression import smaller
+from common.inference.compression.public_rows import PublicRows
 from common.inference.evaluation import evaluate
 from common.inference.onnx_model import to_onnx
 from common.inference.onnx_predictor import OnnxPredictor
 from common.inference.onnx_weights import Storage, rounded
 from common.inference.predictor import Outputs, Predictor, TorchPredictor
-from common.inference.public_rows import PublicRows
 from common.inference.saved import SavedModel
 from common.model.weights import Weights
 

@@ -11,8 +11,8 @@ from sklearn.metrics import accuracy_score, mean_absolute_error
 
 from common.data import tables
 from common.data.encoding import encode
-from common.inference import smaller
-from common.inference.candidates import (
+from common.inference.compression import smaller
+from common.inference.compression.candidates import (
     Candidate,
     Measured,
     candidates,
@@ -23,11 +23,11 @@ from common.inference.candidates import (
     predictor_of,
     shell,
 )
+from common.inference.compression.public_rows import generated, of_table
 from common.inference.onnx_model import to_onnx
 from common.inference.onnx_predictor import OnnxPredictor
 from common.inference.predictor import TorchPredictor
 from common.inference.probes import compare
-from common.inference.public_rows import generated, of_table
 from common.inference.saved import SavedModel
 from tests.support import saved_model, table
 

@@ -1,0 +1,1 @@
+"""A smaller model that does nearly the same: made, measured, and chosen."""
