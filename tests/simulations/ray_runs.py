@@ -18,7 +18,7 @@ from server.rounds.events import Event, RoundEnded
 from simulations import engine
 from simulations.engine import simulate
 from simulations.ray_grid import RayGrid
-from tests.simulations.test_ray_grid import RUNS
+from tests.simulations.test_ray_grid import PATIENT, RUNS
 from tests.simulations.vector.test_grid import run, sites_of
 from tests.support import federation
 
@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
     machines.wait_for_nodes()
     for name, changes in RUNS.items():
         run(federation(**changes), folder / name, "ray", ray_address=machines.address)
-    run(federation(energy=True), folder / "energy", "ray", ray_address=machines.address)
+    run(federation(energy=True, **PATIENT), folder / "energy", "ray", ray_address=machines.address)
     machines.shutdown()
 
 
@@ -46,7 +46,7 @@ def lose_a_worker(where: Path) -> None:
         if isinstance(event, RoundEnded) and event.round == of_three.training.rounds:
             ray.kill(grids[0]._backend.pool.pool[0])
 
-    of_three = federation()
+    of_three = federation(**PATIENT)
     fed = of_three.with_rounds(5)
     engine.RayGrid = Noted  # type: ignore[misc]
     try:

@@ -29,11 +29,12 @@ TOOLS = {
     **frozen(0),
     "strategy__average": 0.9,
     "schema__group": {"name": "c", "groups": ["red", "green"], "calibration": True},
+    "schema__also": [{"name": "size", "bounds": [10, 30], "optional": True, "weight": 0.5}],
 }
+PATIENT = {"strategy__round_timeout": 200}  # on a busy machine Ray's workers take longer to start than a round may
 RUNS = {
-    "row": {**PRIVATE, "strategy__fraction": 0.6, "strategy__over_selection": 0.4, **TOOLS},
-    "client": {**WHOLE, "wire__dtype": "int8", "training__augmentation": {"mixup": 0.5, "jitter": 0.1}},
-    "targets": {**PRIVATE, "schema__also": [{"name": "size", "bounds": [10, 30], "optional": True, "weight": 0.5}]},
+    "row": {**PRIVATE, "strategy__fraction": 0.6, "strategy__over_selection": 0.4, **TOOLS, **PATIENT},
+    "client": {**WHOLE, "wire__dtype": "int8", "training__augmentation": {"mixup": 0.5, "jitter": 0.1}, **PATIENT},
 }
 
 
