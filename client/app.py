@@ -202,7 +202,8 @@ def _simulated_site(context: Context, federation: Federation) -> Site:
     device = resolve_device("auto", exact=federation.privacy.row is not None)
     rows = data.read(files[number], federation.data_schema, key=key)
     source = noise.secure()
-    state = Path(tempfile.gettempdir()) / f"cloister-{os.getuid()}" / f"run-{context.run_id}"
+    own = f"cloister-{os.getuid()}" if os.name == "posix" else "cloister"  # elsewhere each user has a folder for them
+    state = Path(tempfile.gettempdir()) / own / f"run-{context.run_id}"
     return simulated_site(
         federation,
         data.split(rows, federation.data_schema, key=key, device=device, use_up=True),

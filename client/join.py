@@ -14,6 +14,8 @@ from client.tls import client_tls
 from common.certificates import identity
 
 INTERRUPTED = 130
+# Ctrl-C, a service manager's word, and on Windows also Ctrl-Break.
+INTERRUPTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
 LONGEST_FAREWELL_S = 4.0  # for the task in hand, so that all is over within 10
 
 
@@ -41,8 +43,8 @@ def join(settings: ClientFile, document: Path, *, wait_s: float, say: Say, ask: 
 async def _until_interrupted(node: Node, say: Say) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    for number in INTERRUPTS:  # by the signal module, since loops on Windows take none
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
     work = asyncio.create_task(node.run())
     interrupt = asyncio.create_task(stop.wait())
     await asyncio.wait([work, interrupt], return_when=asyncio.FIRST_COMPLETED)
@@ -50,8 +52,7 @@ async def _until_interrupted(node: Node, say: Say) -> int:
     if work.done():
         say(f"the run is over: {work.result()}")
         return 0
-    for number in (signal.SIGINT, signal.SIGTERM):  # a second one does not wait for the task in hand
-        loop.remove_signal_handler(number)
+    for number in INTERRUPTS:  # a second one does not wait for the task in hand
         signal.signal(number, signal.SIG_DFL)
     await node.leave("interrupted by its owner")
     work.cancel()

@@ -40,7 +40,7 @@ def read(folder: Path) -> dict[str, Any]:
     """The statement in a run folder. Raises `RunFolderError` if there is none, or it is damaged."""
     path = folder / "privacy.json"
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be read: {error.strerror}; is this a run folder?") from error
     except ValueError as error:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
+import threading
+from contextlib import suppress
 
 from rich.console import Console
 
@@ -39,17 +42,24 @@ class ConsoleHandler(logging.Handler):
 
 
 async def ask(question: str) -> bool:
-    """Asks on the terminal; anything but yes is no. Waits without a thread, so that Ctrl-C still works."""
+    """Asks on the terminal; anything but yes is no. A thread waits for the line, so that Ctrl-C still works, also where
+    a loop cannot watch a terminal (Windows)."""
     print(question, end="", flush=True)
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[str] = loop.create_future()
 
-    def read() -> None:
+    def heard(line: str) -> None:
         if not answer.done():
-            answer.set_result(sys.stdin.readline())
+            answer.set_result(line)
 
-    loop.add_reader(sys.stdin, read)
-    try:
-        return (await answer).strip().lower() in ("y", "yes")
-    finally:
-        loop.remove_reader(sys.stdin)
+    def read() -> None:
+        line = b""
+        while not line.endswith(b"\n") and (
+            more := os.read(sys.stdin.fileno(), 1)
+        ):  # it holds no lock that an exit needs
+            line += more
+        with suppress(RuntimeError):  # the loop is over, and nobody waits for it any more
+            loop.call_soon_threadsafe(heard, line.decode(errors="replace"))
+
+    threading.Thread(target=read, daemon=True).start()
+    return (await answer).strip().lower() in ("y", "yes")

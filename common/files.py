@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
 from common.errors import OutputError
 
 MODE = 0o666  # less what the process' umask takes away
 OWN = 0o600  # of what nobody else is to read
+
+POSIX = os.name == "posix"
+READ_ELSEWHERE_S = 2.0  # for whoever reads a file that is to be replaced, where that stands in the way
 
 
 def replace(path: Path, data: bytes, *, durable: bool = True, mode: int = MODE) -> None:
@@ -51,7 +56,7 @@ def replacing(path: Path, *, durable: bool = True, exclusive: bool = False, mode
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        draft.replace(path)
+        _take_place(draft, path)
     except BaseException:
         with suppress(OSError):
             draft.unlink(missing_ok=True)  # a part of it would take up what room there is
@@ -62,20 +67,41 @@ def replacing(path: Path, *, durable: bool = True, exclusive: bool = False, mode
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time, as long as the context lasts, also if it is killed: the system ends its lock.
+    """One process at a time, as long as the context lasts, also if it is killed: the system ends its lock. Where the
+    system has no locks for files, the file itself is one, and names its process.
 
     Raises:
-        BlockingIOError: another process has it.
-        OSError: the file cannot be made, or its system has no locks.
+        BlockingIOError: another process has it, or this one has it already.
+        OSError: the file cannot be made.
     """
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock = FileLock(path, blocking=False, thread_local=False)  # a ledger is closed by another thread than opened it
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BlockingIOError(f"{path}: another process has this lock") from error
+    try:
         yield
+    finally:
+        lock.release()
+
+
+def _take_place(draft: Path, path: Path) -> None:
+    """Renames a draft. Windows lets nobody replace a file while another process has it open, so there it is tried again
+    for a while."""
+    began = time.monotonic()
+    while True:
+        try:
+            draft.replace(path)
+            return
+        except PermissionError:
+            if POSIX or time.monotonic() - began > READ_ELSEWHERE_S:
+                raise
+            time.sleep(0.02)
 
 
 def _sync(folder: Path) -> None:
     """Makes a rename outlast a power cut."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+    if POSIX:  # elsewhere a folder cannot be opened
         opened = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(opened)

@@ -447,6 +447,23 @@ def test_a_question_to_the_owner_is_answered_on_the_terminal(files):
     assert done.stdout.endswith("[True, False, False]\n"), done.stderr
 
 
+def test_a_letter_that_the_output_cannot_take_is_replaced(tmp_path):
+    """As where a pipe on Windows takes its own code page."""
+    (tmp_path / "federation.yaml").write_text(
+        yaml.safe_dump(document(schema__group={"name": "color", "groups": {"grün": ["red"]}}), allow_unicode=True),
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "cloister", "check", "federation.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "evaluations count by color: gr?n" in done.stdout
+
+
 def test_every_flag_that_the_operators_page_names_exists(files):
     text = (ROOT / "docs/operations.md").read_text()
     verbs = ("serve", "join", "status", ("certs", "list"), ("certs", "client"))

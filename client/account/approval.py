@@ -36,7 +36,7 @@ def check_approval(policy: Policy, federation: Federation, record: Path) -> None
 def is_remembered(federation: Federation, record: Path) -> bool:
     """Did the owner say yes to this document before? Raises `LedgerError` if the record cannot be read."""
     try:
-        lines = record.read_text().splitlines()
+        lines = record.read_text(encoding="utf-8").splitlines()
         return federation.fingerprint in {json.loads(line)["fingerprint"] for line in lines}
     except FileNotFoundError:
         return False
@@ -51,7 +51,7 @@ def remember(federation: Federation, record: Path) -> None:
     entry = {"fingerprint": federation.fingerprint, "time": datetime.now(UTC).isoformat(timespec="seconds")}
     try:
         record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with record.open("a") as file:
+        with record.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
     except OSError as error:
         raise LedgerError(f"{record}: your yes cannot be written down: {error.strerror}") from error

@@ -221,7 +221,7 @@ class Ledger:
         if self._head_path is None:
             return None
         try:
-            return Head.parse(self._head_path.read_text())
+            return Head.parse(self._head_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:
