@@ -38,6 +38,10 @@ def calling(address: str, tls: TLSMaterial | None) -> Iterator[service.SessionSt
                 raise CertificateError(f"{address}: the server does not accept this certificate") from error
             if error.code() == grpc.StatusCode.NOT_FOUND:
                 raise ModelError(f"{address}: {details}") from error
+            if error.code() == grpc.StatusCode.UNIMPLEMENTED:
+                raise ConnectionFailed(
+                    f"{address}: is no server that knows this call: an older Cloister, or something else"
+                ) from error
             if (fault := identity.fault_in(error.details())) is not None:
                 raise CertificateError(f"{address}: the server is not accepted: {fault}") from error
             raise ConnectionFailed(f"{address}: no answer ({details})") from error

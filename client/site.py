@@ -34,6 +34,8 @@ from common.privacy.noise import NoiseSource
 
 Result = TypeVar("Result")
 
+SPLIT_KEY = "split.key"  # in the state folder
+
 
 @dataclass
 class Site:
@@ -102,7 +104,7 @@ class Site:
         return [
             f"device {describe_device(self.device)}{self._how()}",
             f"{rows + validation} rows: {rows} to train on, {validation} to validate on{self._share()}",
-            *self._size_warning(rows),
+            *size_warnings(self.federation, rows),
             *self.dataset.report.lines(),
         ]
 
@@ -112,22 +114,19 @@ class Site:
         wanted = self.federation.data_schema.validation_fraction
         return f" ({validation / (rows + validation):.1%} for {wanted:.1%})" if rows + validation and wanted else ""
 
-    def _size_warning(self, rows: int) -> list[str]:
-        """What the server is not told: it would say something about the exact number of rows."""
-        row, batch = self.federation.privacy.row, self.federation.training.batch_size
-        if row is None:
-            few = f"fewer rows than training.batch_size {batch}: each step takes all of them"
-            return [few] if rows < batch else []
-        said = []
-        if row.delta * rows > 1:
-            said.append(
-                f"warning: privacy.row.delta {row.delta:g} is above 1 / rows: it allows to publish a row outright"
-            )
-        if row.sampling_rate is None and rows < batch:
-            said.append(
-                f"warning: fewer rows than training.batch_size {batch}: each step takes all, and is mostly noise"
-            )
-        return said
+
+def size_warnings(federation: Federation, rows: int) -> list[str]:
+    """What so many rows to train on mean for a federation: for the owner alone: their exact number is not told."""
+    row, batch = federation.privacy.row, federation.training.batch_size
+    if row is None:
+        few = f"fewer rows than training.batch_size {batch}: each step takes all of them"
+        return [few] if rows < batch else []
+    said = []
+    if row.delta * rows > 1:
+        said.append(f"warning: privacy.row.delta {row.delta:g} is above 1 / rows: it allows to publish a row outright")
+    if row.sampling_rate is None and rows < batch:
+        said.append(f"warning: fewer rows than training.batch_size {batch}: each step takes all, and is mostly noise")
+    return said
 
 
 def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Site:
@@ -146,7 +145,7 @@ def open_site(settings: ClientFile, federation: Federation, *, name: str) -> Sit
     meter = CodeCarbon.on(device, country=settings.energy.country) if federation.energy else None
     key = split_key(state)
     head = Path(settings.head) if settings.head else None
-    ledger = Ledger(settings.ledger, head=head, authority=_authority(settings))
+    ledger = Ledger(settings.ledger, head=head, authority=authority_of(settings))
     try:
         rows = _read(settings, federation, key, ledger)
         dataset = data.split(rows, federation.data_schema, key=key, device=device, use_up=True)
@@ -214,14 +213,14 @@ def _read(settings: ClientFile, federation: Federation, key: bytes, ledger: Ledg
         raise
 
 
-def _authority(settings: ClientFile) -> str:
+def authority_of(settings: ClientFile) -> str:
     """Who stands behind the servers that this client hears: a digest of its authority's key; "" without TLS."""
     return identity.key_digest(Path(settings.tls.ca)) if settings.tls else ""
 
 
 def split_key(state: Path) -> bytes:
     """The owner's secret for dealing rows to train and validation, made once and kept."""
-    path = state / "split.key"
+    path = state / SPLIT_KEY
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not path.exists():

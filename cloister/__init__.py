@@ -10,7 +10,7 @@ from io import TextIOWrapper
 
 from cloister import demo, serve, status, join, fetch, simulate, sweep
 from cloister import report, predict, evaluate, explain, personalise, export, compress
-from cloister import check, audit, budget, plan, privacy, schema, certs
+from cloister import check, doctor, audit, budget, plan, privacy, schema, certs
 from cloister.verbs import app
 
 __all__ = ["app", "main"]

@@ -31,10 +31,10 @@ def check(
 
 def check_file(path: Path) -> list[str]:
     """What the document says, in a few lines. Raises `ConfigError` with every mistake."""
-    return _client(path) if _looks_like_client_file(path) else _federation(path)
+    return _client(path) if is_client_file(path) else _federation(path)
 
 
-def _looks_like_client_file(path: Path) -> bool:
+def is_client_file(path: Path) -> bool:
     """Does it have keys of a client file? Whatever cannot be read counts as a federation, whose check says why."""
     import yaml
 

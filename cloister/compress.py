@@ -72,6 +72,7 @@ def compress(
     from common.inference.compression.candidates import candidates, choose, measure, predictor_of, shell
     from common.inference.onnx_predictor import OnnxPredictor
     from common.inference.probes import compare
+    from common.text import in_bytes
 
     schema, form = saved.federation.data_schema, file_format(encoding, decimal)
     scored = None if table is None else tables.read(table, schema, form)
@@ -97,7 +98,7 @@ def compress(
     if "personal" in saved.privacy:
         lines.append("the original was made of its owner's rows without noise: what comes of it can reveal them, too")
     if chosen is measured[0] and limit is not None:
-        lines.append(f"the original itself is no larger than {exported.shown(limit)}: nothing was compressed")
+        lines.append(f"the original itself is no larger than {in_bytes(limit)}: nothing was compressed")
     if as_json:
         told = [m.to_json() for m in measured]
         name = None if chosen is None else chosen.candidate.name
@@ -115,8 +116,8 @@ def compress(
         raise ConfigError(
             [
                 f"--target-size {target_size}: nothing is written: the smallest found is {least.candidate.name}, of "
-                f"{exported.shown(least.size)}; encoding, document and privacy statement alone take about "
-                f"{exported.shown(rest)}"
+                f"{in_bytes(least.size)}; encoding, document and privacy statement alone take about "
+                f"{in_bytes(rest)}"
             ]
         )
 
@@ -169,11 +170,11 @@ def _show(measured: Sequence[Measured], chosen: Measured | None, lines: Sequence
 
 
 def _cells(each: Measured, *, number: bool) -> list[str]:
-    from cloister.exported import shown
+    from common.text import in_bytes
 
     scores = [f"{100 * value:.1f} %" if name == "accuracy" else f"{value:.4g}" for name, value in each.scores.items()]
     return [
-        shown(each.size),
+        in_bytes(each.size),
         f"{each.candidate.parameters:,}",
         f"{1e6 * each.row_s:.0f} µs",
         f"{1e3 * each.thousand_s:.2f} ms",

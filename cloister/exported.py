@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from common.text import in_bytes
+
 TOLERANCE = 1e-5  # by which a file may differ from `cloister predict`
 
 
@@ -19,9 +21,4 @@ def write(path: Path, data: bytes, example: Path, template: str) -> None:
 
 def size(path: Path) -> str:
     """A file's size, for people."""
-    return shown(path.stat().st_size)
-
-
-def shown(size: int) -> str:
-    """Bytes, for people."""
-    return f"{size / 1000:,.1f} kB" if size < 1e6 else f"{size / 1e6:,.1f} MB"
+    return in_bytes(path.stat().st_size)

@@ -53,10 +53,8 @@ async def ask(question: str) -> bool:
             answer.set_result(line)
 
     def read() -> None:
-        line = b""
-        while not line.endswith(b"\n") and (
-            more := os.read(sys.stdin.fileno(), 1)
-        ):  # it holds no lock that an exit needs
+        line, place = b"", sys.stdin.fileno()
+        while not line.endswith(b"\n") and (more := os.read(place, 1)):  # holds no lock that an exit would wait for
             line += more
         with suppress(RuntimeError):  # the loop is over, and nobody waits for it any more
             loop.call_soon_threadsafe(heard, line.decode(errors="replace"))

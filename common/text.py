@@ -33,3 +33,11 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def in_bytes(number: float) -> str:
+    """So many bytes for a person: 42.6 kB, 1.3 GB."""
+    for factor, prefix in ((1e9, "G"), (1e6, "M")):
+        if number >= factor:
+            return f"{number / factor:,.1f} {prefix}B"
+    return f"{number / 1000:,.1f} kB"

@@ -31,6 +31,7 @@ FOLDERS = {
     "common/wire": {"common/document", "common/model"},
     "client/training": set(),
     "client/account": {"client/training"},
+    "client/doctor": {"client/account"},
     "server/rounds": set(),
     "server/sessions": {"server/rounds"},
     "server/folder": {"server/rounds"},

@@ -114,6 +114,19 @@ class Ledger:
             ledger._opened = opened.pop_all()
         return ledger
 
+    @classmethod
+    def copy_of(cls, path: Path, *, authority: str = "") -> Ledger:
+        """A copy in memory, to try out what would be charged next. An empty one where there is no ledger yet."""
+        ledger = cls(None, authority=authority)
+        try:
+            if path.exists():
+                with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True)) as kept:
+                    kept.backup(ledger._db)
+        except sqlite3.Error as error:
+            ledger.close()
+            raise LedgerError(f"{path}: cannot be read as a ledger: {error}") from error
+        return ledger
+
     def _connect(self, opened: ExitStack, name: str, *, uri: bool = False) -> None:
         # One connection for the thread that runs a task and the one that keeps the link, in turns.
         db = sqlite3.connect(name, check_same_thread=False, isolation_level=None, uri=uri)

@@ -3,7 +3,9 @@ what is allowed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -45,26 +47,39 @@ class Policy(Document):
     )
 
     def check(self, federation: Federation) -> None:
-        """Raises `Refusal` if the federation asks for what the policy does not allow."""
+        """Raises `Refusal` if the federation asks for what the policy does not allow: the first of `refusals_of`."""
+        for refusal in self.refusals_of(federation):
+            raise refusal
+
+    def refusals_of(self, federation: Federation) -> list[Refusal]:
+        """All that the federation asks and the policy does not allow."""
         training, row = federation.training, federation.privacy.row
-        if row is None and not self.without_privacy:
+        checks: list[Callable[[], None]] = []
+        if row is None:
+            checks.append(self._check_without_privacy)
+        else:
+            checks += [
+                partial(_at_most, "delta", row.delta, self.delta),
+                partial(_at_most, "federation_delta", row.delta, self.federation_delta),
+                partial(_at_most, "federation_epsilon", row.epsilon, self.federation_epsilon),
+                partial(_at_most, "max_clip", row.clip, self.max_clip),
+            ]
+            if federation.evaluates(training.rounds) and "evaluation" in self.releases:
+                checks.append(partial(self.check_noise, federation.privacy.evaluation.noise))
+        checks.append(partial(self.check_rounds, training.rounds))
+        if training.local_steps is not None:
+            checks.append(partial(self.check_steps, training.local_steps))
+        checks.append(partial(self.check_release, "model"))
+        if row is None or row.count_epsilon is not None:
+            checks.append(partial(self.check_release, "row_count"))
+        return [refusal for check in checks if (refusal := _refused(check)) is not None]
+
+    def _check_without_privacy(self) -> None:
+        if not self.without_privacy:
             raise Refusal(
                 "policy.without_privacy is false, and the federation trains without differential privacy "
                 "(privacy.row is null)"
             )
-        if row is not None:
-            _at_most("delta", row.delta, self.delta)
-            _at_most("federation_delta", row.delta, self.federation_delta)
-            _at_most("federation_epsilon", row.epsilon, self.federation_epsilon)
-            _at_most("max_clip", row.clip, self.max_clip)
-            if federation.evaluates(training.rounds) and "evaluation" in self.releases:
-                self.check_noise(federation.privacy.evaluation.noise)
-        self.check_rounds(training.rounds)
-        if training.local_steps is not None:
-            self.check_steps(training.local_steps)
-        self.check_release("model")
-        if row is None or row.count_epsilon is not None:
-            self.check_release("row_count")
 
     def check_noise(self, multiplier: float) -> None:
         """Raises `Refusal` if that is too little noise for a release."""
@@ -100,6 +115,14 @@ class Policy(Document):
                 f"a round at {now.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC",
                 f"from {earliest:%Y-%m-%d %H:%M:%S} UTC on",
             )
+
+
+def _refused(check: Callable[[], None]) -> Refusal | None:
+    try:
+        check()
+    except Refusal as refusal:
+        return refusal
+    return None
 
 
 def _at_most(rule: str, asked: float, allowed: float | None) -> None:

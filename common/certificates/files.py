@@ -48,18 +48,27 @@ class Kind(StrEnum):
     OTHER = "other"  # made by other tools, and for nothing that a federation knows
 
 
+def open_to_others(path: Path) -> tuple[str, str] | None:
+    """What is wrong with who may read a private file, and what mends it; None where nothing is, or nothing can tell."""
+    try:
+        mode = path.stat().st_mode & 0o777
+    except OSError:
+        return None
+    if not mode & 0o077 or os.name != "posix":
+        return None
+    return f"{path}: open to others than its owner (mode {mode:03o})", f"run `chmod 600 {path}`"
+
+
 def read(path: Path, *, private: bool = False) -> bytes:
     """Reads a file. Warns of a `private` one that is open to others than its owner."""
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode & 0o777
-            pem = file.read()
+        pem = path.read_bytes()
     except OSError as error:
         raise CertificateError(
             f"{path}: cannot be read ({error.strerror}); `cloister certs` makes certificates"
         ) from error
-    if private and mode & 0o077 and os.name == "posix":
-        log.warning("%s: open to others than its owner (mode %03o); run `chmod 600 %s`", path, mode, path)
+    if private and (said := open_to_others(path)) is not None:
+        log.warning("%s; %s", *said)
     return pem
 
 
@@ -173,6 +182,15 @@ def purposes_of(certificate: x509.Certificate) -> list[x509.ObjectIdentifier]:
         return list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
     except x509.ExtensionNotFound:
         return []
+
+
+def hosts(certificate: x509.Certificate) -> list[str]:
+    """The names and addresses that a certificate is for."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
 
 
 def attributes(certificate: x509.Certificate, oid: x509.ObjectIdentifier) -> list[str | bytes]:

@@ -144,6 +144,24 @@ class FetchRequest(_message.Message):
     name: str
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
+class DocumentRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class DocumentReply(_message.Message):
+    __slots__ = ("federation", "name", "version", "time")
+    FEDERATION_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    federation: str
+    name: str
+    version: str
+    time: float
+    def __init__(self, federation: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., time: _Optional[float] = ...) -> None: ...
+
 class StatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

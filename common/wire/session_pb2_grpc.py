@@ -61,6 +61,11 @@ class SessionStub:
                 request_serializer=common_dot_wire_dot_session__pb2.FetchRequest.SerializeToString,
                 response_deserializer=common_dot_wire_dot_session__pb2.Chunk.FromString,
                 _registered_method=True)
+        self.Document = channel.unary_unary(
+                '/cloister.session.v1.Session/Document',
+                request_serializer=common_dot_wire_dot_session__pb2.DocumentRequest.SerializeToString,
+                response_deserializer=common_dot_wire_dot_session__pb2.DocumentReply.FromString,
+                _registered_method=True)
 
 
 class SessionServicer:
@@ -98,6 +103,14 @@ class SessionServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Document(self, request, context):
+        """The federation's document, to a client that looks at it before it joins, perhaps days ahead. What it makes of it, it
+        does not say.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -115,6 +128,11 @@ def add_SessionServicer_to_server(servicer, server):
                     servicer.Fetch,
                     request_deserializer=common_dot_wire_dot_session__pb2.FetchRequest.FromString,
                     response_serializer=common_dot_wire_dot_session__pb2.Chunk.SerializeToString,
+            ),
+            'Document': grpc.unary_unary_rpc_method_handler(
+                    servicer.Document,
+                    request_deserializer=common_dot_wire_dot_session__pb2.DocumentRequest.FromString,
+                    response_serializer=common_dot_wire_dot_session__pb2.DocumentReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -210,6 +228,33 @@ class Session:
             '/cloister.session.v1.Session/Fetch',
             common_dot_wire_dot_session__pb2.FetchRequest.SerializeToString,
             common_dot_wire_dot_session__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Document(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.session.v1.Session/Document',
+            common_dot_wire_dot_session__pb2.DocumentRequest.SerializeToString,
+            common_dot_wire_dot_session__pb2.DocumentReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TypeAlias
 
 import grpc
@@ -245,6 +246,18 @@ class Sessions(service.SessionServicer):
         finally:
             self._fetching.discard(peer.name)
 
+    async def Document(self, request: pb.DocumentRequest, stream: Stream) -> pb.DocumentReply:
+        """What the federation is, to any client of it. Whether it then takes part is heard when it joins."""
+        try:
+            peer = self._gate.peer(stream, said=request.name)
+        except TurnedAway as turned:
+            await stream.abort(turned.code, str(turned))
+            raise AssertionError from turned
+        log.info("%s asks for the document", peer.name, extra={"client": peer.name})
+        return pb.DocumentReply(
+            federation=self._federation.canonical, name=peer.name, version=version("cloister"), time=time.time()
+        )
+
     async def _read_model(self) -> bytes:
         """The model as it is now. Raises an error of ours where there is none."""
         if self.model is None:
@@ -422,6 +435,11 @@ def handlers(sessions: Sessions) -> grpc.GenericRpcHandler:
             sessions.Fetch,
             request_deserializer=pb.FetchRequest.FromString,
             response_serializer=pb.Chunk.SerializeToString,
+        ),
+        "Document": grpc.unary_unary_rpc_method_handler(
+            sessions.Document,
+            request_deserializer=pb.DocumentRequest.FromString,
+            response_serializer=pb.DocumentReply.SerializeToString,
         ),
         "Status": grpc.unary_unary_rpc_method_handler(
             sessions.Status,

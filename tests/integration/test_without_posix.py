@@ -43,6 +43,7 @@ def test_a_client_trains_charges_its_ledger_and_is_interrupted_without_posix(fed
     assert "in use by another client" in python(f"{OPEN_LEDGER}({str(fed.ledger('ben'))!r}))")
     ben.send_signal(signal.SIGTERM)
     assert "left the federation" in ben.output(130)
+    assert fed.start("doctor", fed.folder / "ben.yaml", **BARE).output().endswith("ready\n")
     for client in (fed.join("ada", **BARE), fed.join("ben", **BARE)):
         assert "the run is over: completed" in client.output()
     server.output()

@@ -64,7 +64,7 @@ ONLY_POSIX = ("fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tt
 
 def _forget_posix() -> None:
     sys.modules.update(dict.fromkeys(ONLY_POSIX))  # type: ignore[arg-type]  # None: an import of it fails
-    for name in ("getuid", "geteuid", "getgid", "fork", "mkfifo", "chown", "fchmod", "getpgid", "setsid", "statvfs"):
+    for name in ("getuid", "geteuid", "getgid", "fork", "mkfifo", "chown", "fchmod", "getpgid", "setsid"):
         delattr(os, name)
 
     def none(*_: object) -> None:
