@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import json
+import shlex
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cloister.verbs import FederationFile, JSONOption, app, print_told, verb
+
+if TYPE_CHECKING:
+    from common.document.federation import Federation
+
+WIDTH = 100
 
 
 @app.command()
@@ -15,16 +25,80 @@ def plan(
     federation: FederationFile,
     rows: Annotated[int, typer.Option(min=1, help="Rows of the table.")],
     epsilon: Annotated[float | None, typer.Option(help="Instead of the federation's own, for each row.")] = None,
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="Propose settings by measured rules, and plan with them.")
+    ] = False,
+    clients: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With --suggest: how many clients [default: privacy.client.clients or strategy.min_clients]."
+        ),
+    ] = None,
     as_json: JSONOption = False,
 ) -> None:
     """What a federation would cost each row of a table, and the noise it needs, before anything runs.
 
+    With `--suggest`: a learning rate, a clip, a batch, rounds, steps and hidden layers to begin with, and why.
+
     Example: `cloister plan simulations/heart/federation.yaml --rows 199`
     """
+    from common.errors import ConfigError
     from common.privacy import forecast as forecasts
 
-    told = forecasts.forecast(forecasts.load(federation, epsilon=epsilon), rows)
-    print_told(told, lines(told), as_json=as_json)
+    if clients is not None and not suggest:
+        raise ConfigError(["--clients is for --suggest; a plan is of one client, whatever their number"])
+    document = forecasts.load(federation, epsilon=epsilon)
+    if suggest:
+        told, shown = suggested(document, federation, rows=rows, clients=clients)
+    else:
+        told = forecasts.forecast(document, rows)
+        shown = lines(told)
+    print_told(told, shown, as_json=as_json)
+
+
+def suggested(document: Federation, path: Path, *, rows: int, clients: int | None) -> tuple[dict[str, Any], list[str]]:
+    """Settings for a document, and what they would cost, for a program and for a person."""
+    from common.privacy.forecast import forecast
+    from common.privacy.suggestion import changed, suggest
+
+    whole = document.privacy.client
+    clients = clients or (whole.clients if whole is not None else document.strategy.min_clients)
+    found = suggest(document, rows=rows, clients=clients)
+    planned = forecast(changed(document, found.changes), rows) if document.privacy.row is not None else None
+    changes = {".".join(map(str, key)): value for key, value in found.changes.items()}
+    told = {
+        "suggestion": {
+            "rows": rows,
+            "clients": clients,
+            "changes": changes,
+            "reasons": list(found.reasons),
+            "caveats": list(found.caveats),
+            "noise_per_reach": found.noise_per_reach,
+            "reach": found.reach,
+            "found_on": list(found.found_on),
+            "held_back": list(found.held_back),
+        },
+        "plan": planned,
+    }
+    row = document.privacy.row
+    everything = {**changes, "privacy.row.epsilon": row.epsilon} if row is not None else changes
+    settings = " ".join(shlex.quote(f"{key}={json.dumps(value)}") for key, value in everything.items())
+    out = [f"settings to begin with, for {clients} clients of about {rows} rows each:"]
+    for reason in (*found.reasons, *(f"not measured: {caveat}" for caveat in found.caveats)):
+        out += textwrap.wrap(f"- {reason}", WIDTH, initial_indent="  ", subsequent_indent="    ")
+    out += textwrap.wrap(
+        f"The rules were found on {_listed(found.found_on)}, and tried on {_listed(found.held_back)} "
+        '(docs/results.md, "Settings that work"). They know nothing of your rows.',
+        WIDTH,
+    )
+    out += ["", "try them on a table that you may use for that:"]
+    out.append(f"  cloister sweep {shlex.quote(str(path))} --data TABLE --clients {clients} --grid {settings}")
+    return told, [*out, "", "with them:", *lines(planned)] if planned is not None else out
+
+
+def _listed(names: Sequence[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}"
 
 
 def lines(forecast: dict[str, Any]) -> list[str]:
