@@ -42,9 +42,11 @@ test: lint browser
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m simulations.benchmarks.speed
 
-# What privacy costs on two real tables, by `cloister sweep`; writes docs/results.md. A minute or two.
+# What privacy costs on two real tables, by `cloister sweep`, and how far suggested settings get; writes docs/results.md. Some
+# minutes.
 results: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m simulations.results
+	OMP_NUM_THREADS=1 $(BIN)/python -m simulations.settings
 
 # What each setting of the toolbox does to accuracy, by `cloister sweep`; writes the tables of docs/toolbox.md.
 toolbox: setup

@@ -23,12 +23,13 @@ from simulations.sweeps.report import PICTURE, TABLE
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "results.md"
+SETTINGS = "<!-- from here on by simulations/settings.py -->"
 WIDTH = 120
 SEEDS = 5
 EPSILONS = "inf,8,4,1"
 WRITTEN = """
-Written by `make results` ({date}, Cloister {version}); nothing here is edited by hand. Each table is one that `cloister
-sweep` leaves; the command above it, given in the project's folder, makes it again.
+Written by `make results` ({date}, Cloister {version}); nothing here is edited by hand. Each table but the last is one
+that `cloister sweep` leaves; the command above it, given in the project's folder, makes it again.
 """
 FIGURES = """
 Accuracy and macro F1 of the last model, exactly, on the validation rows of all clients: means of {seeds} seeds and
@@ -140,7 +141,18 @@ def main() -> None:
         for study in STUDIES:
             run(study, folder)
             shutil.copyfile(folder / study.name / PICTURE, PAGE.parent / picture_of(study))
-        PAGE.write_text("\n".join(page(folder)) + "\n")
+        rest = settings_of(PAGE.read_text()) if PAGE.exists() else ""
+        PAGE.write_text("\n".join(page(folder)) + "\n" + rest)
+
+
+def without_settings(text: str) -> str:
+    """The page but for its last section, which is another program's."""
+    return text.partition(f"\n{SETTINGS}\n")[0]
+
+
+def settings_of(text: str) -> str:
+    """That section, from the line on that begins it; nothing if the page has none."""
+    return text.removeprefix(without_settings(text))
 
 
 def run(study: Study, folder: Path) -> None:

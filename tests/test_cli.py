@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from typer.testing import CliRunner, Result
 
 import cloister
 from client.account.ledger import Ledger
+from common.privacy.forecast import forecast
+from simulations.sweeps.points import grid, parse
 from tests.client.account.test_ledger import entry
 from tests.support import HEART, PRIVATE, ROOT, WHOLE, document, table
 
@@ -413,6 +416,30 @@ def test_plan_refuses_with_2(files, arguments, said):
     refused = run("plan", "private.yaml", *arguments)
     assert refused.exit_code == 2
     assert said in refused.stderr
+
+
+def test_plan_suggests_settings_and_plans_with_them(files):
+    asked = ("plan", "private.yaml", "--rows", 200, "--clients", 4, "--epsilon", 2, "--suggest")
+    told = json.loads(run(*asked, "--json").stdout)
+    assert told["plan"]["limit"] == 2.0 and told["plan"]["epsilon"] <= 2.0
+    assert told["suggestion"]["changes"]["training.rounds"] == told["plan"]["rounds"]
+    shown = run(*asked)
+    assert shown.exit_code == 0, shown.output
+    assert "They know nothing of your rows." in shown.output
+    # The sweep that it names is of the document that it planned, with the epsilon that was asked about.
+    (command,) = [line for line in shown.output.splitlines() if line.startswith("  cloister sweep")]
+    words = shlex.split(command)
+    (point,) = grid(Path(words[2]), parse(words[words.index("--grid") + 1 :]))
+    assert point.federation.privacy.row.epsilon == 2.0
+    assert point.federation.training.learning_rate == told["suggestion"]["changes"]["training.learning_rate"]
+    assert forecast(point.federation, 200) == told["plan"]
+
+
+def test_plan_suggests_without_privacy_where_there_is_nothing_to_plan(files):
+    told = json.loads(run("plan", "federation.yaml", "--rows", 200, "--suggest", "--json").stdout)
+    assert told["plan"] is None and told["suggestion"]["clients"] == 2  # strategy.min_clients
+    refused = run("plan", "federation.yaml", "--rows", 200, "--clients", 4)
+    assert refused.exit_code == 2 and "--clients is for --suggest" in refused.stderr
 
 
 def test_privacy_reads_a_run_folder(files):

@@ -234,8 +234,11 @@ def _reasons(federation: Federation, changes: Mapping[Key, Any], noise: float, r
     if not federation.privacy.limits:
         on = "the hospitals, digits, breast cancer and diabetes"
     elif not row:
-        on = "the digits at 100 clients and breast cancer at 50"
-    bound = f"a run then moves the model by at most {reach or 0:.2g}, where each unit of it gives an output noise of {noise:.2g}"
+        on = "the digits and breast cancer"
+    bound = (
+        f"a run then moves the model by at most {reach or 0:.2g}, and each unit of that gives an output noise of "
+        f"{noise:.2g}"
+    )
     why: dict[Key, str] = {
         ("training", "rounds"): (
             "more brought little, as noise depends on how far the run moves the model and hardly on the number of steps"
