@@ -8,7 +8,7 @@ What a verb needs is imported when it runs, so that help is quick.
 import sys
 from io import TextIOWrapper
 
-from cloister import demo, serve, status, join, fetch, simulate, sweep
+from cloister import demo, init, serve, status, join, fetch, simulate, sweep
 from cloister import report, predict, evaluate, explain, personalise, export, compress
 from cloister import check, doctor, audit, budget, plan, privacy, schema, certs
 from cloister.verbs import app

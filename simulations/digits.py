@@ -12,14 +12,19 @@ from pathlib import Path
 import polars as pl
 
 
-def write(path: Path) -> None:
-    """Writes the table: columns p00 to p77 (row and column of a pixel) and digit."""
+def table() -> pl.DataFrame:
+    """The table: columns p00 to p77 (row and column of a pixel) and digit."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     names = [f"p{row}{column}" for row in range(8) for column in range(8)]
-    table = pl.DataFrame(digits.data.astype(int), schema=names, orient="row")
-    table.with_columns(pl.Series("digit", digits.target)).write_csv(path)
+    pixels = pl.DataFrame(digits.data.astype(int), schema=names, orient="row")
+    return pixels.with_columns(pl.Series("digit", digits.target))
+
+
+def write(path: Path) -> None:
+    """Writes the table."""
+    table().write_csv(path)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -113,6 +113,7 @@ class Table:
             ("privacy", "row", "sampling_rate"): 1.0,
             ("privacy", "row", "count_epsilon"): None,
         }
+        ways: Iterable[tuple[dict[Key, Any], dict[Key, Any]]]
         if epsilon is None:
             ways = itertools.product(
                 _each(("training", "learning_rate"), 0.1, 0.5), _each(("training", "local_steps"), 1, 8)

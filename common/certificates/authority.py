@@ -188,7 +188,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _check_name(whose: str, name: str) -> None:
-    if name.lower() in ("ca", "server", "revoked"):  # some file systems do not tell CA.pem from ca.pem
+    if name.lower() in files.RESERVED:  # some file systems do not tell CA.pem from ca.pem
         other = "revocation list" if name.lower() == "revoked" else name.lower()
         raise CertificateError(f"{whose} cannot be called {name}: its files would be the {other}'s")
     if not re.fullmatch(CLIENT, name):

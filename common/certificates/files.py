@@ -22,6 +22,7 @@ EXPIRES_SOON_DAYS = 30
 REVOKED = "revoked.pem"  # the revocation list, beside ca.pem
 OPERATOR = "operator"  # the organizational unit of those who run the federation; clients have none
 
+RESERVED = ("ca", "server", "revoked")  # names of the folder's own files
 CLIENT = PLAIN_NAME
 CLIENT_RULE = "a name is 1 to 64 letters, digits, dots, dashes and underscores, and begins with a letter or digit"
 

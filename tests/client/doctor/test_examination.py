@@ -15,7 +15,9 @@ from client.account.entries import Entry
 from client.account.ledger import Ledger
 from client.doctor import account, machine, table
 from client.doctor.examination import examine
+from client.settings import load_client_file
 from client.site import split_key
+from common.document import federation as federations
 from common.errors import LedgerError
 from common.findings import State, is_ready
 from tests.client.account.test_ledger import entry
@@ -251,3 +253,15 @@ def test_each_mistake_in_a_client_file_is_a_finding(tmp_path):
     path = client_file(tmp_path, server="nowhere", state=7)
     wrong = of(examine(path), State.WRONG)
     assert len(wrong) == 2 and all(line.endswith("docs/client-file.md has every key") for line in wrong)
+
+
+def plan_in(folder: Path, document: Path) -> list[str]:
+    """What of a client file, with its table, is wrong for a federation: policy, budget and plan."""
+    settings = load_client_file(folder / "client.yaml").model_copy(update={"tls": None})
+    asked = federations.load(document)
+    looking = table.look(settings, asked)
+    try:
+        while True:
+            next(looking)
+    except StopIteration as end:
+        return of(account.look(settings, folder / "client.yaml", asked, end.value), State.WRONG)

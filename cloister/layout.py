@@ -1,0 +1,376 @@
+"""What `cloister init` writes: a federation.yaml, a folder for each participant, and the certificates' script."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from common.document.federation import Federation
+    from common.privacy.suggestion import Suggestion
+    from common.wire.address import Address
+
+PARTICIPANTS, TABLES = "participants", "tables"
+LOOPBACK = ("127.0.0.1", "localhost")
+POLICY_FACTOR = 2.0  # an owner's whole budget, in epsilons of this federation
+
+FEDERATION = Template("""\
+# $about
+#
+# All parties agree on this document, and each data owner sees it before taking part. Written by `cloister init`; edit
+# it before anybody joins. Cloister's docs/federation-file.md has every key.
+name: $name
+
+$schema
+model: {hidden: $hidden, activation: relu}
+
+training:
+  rounds: $rounds
+  local_steps: $local_steps # of each participant in a round
+  batch_size: $batch_size
+  optimizer: sgd
+  learning_rate: $learning_rate
+  loss: $loss
+
+# Each participant takes part in each round, and a round waits so many seconds for the slowest.
+strategy: {name: fedavg, fraction: 1.0, min_clients: $clients, round_timeout: 120}
+
+privacy:
+$privacy
+  client: null
+  evaluation: {every: $every$noise} # counts of right and wrong, after so many rounds
+""")
+
+ROW = Template("""\
+  # Each row of each participant, against whoever sees all messages; each participant adds its own noise.
+  row: {epsilon: $epsilon, delta: $delta, clip: $clip, sampling_rate: $sampling_rate, count_epsilon: null}""")
+
+NO_ROW = "  row: null # NO differential privacy: updates can reveal rows"
+
+CLIENT = Template("""\
+# What is local to $participant. Paths are relative to this file; Cloister's docs/client-file.md has every key.
+server: $server
+tls: {ca: certs/ca.pem, certificate: certs/$participant.pem, key: certs/$participant.key}
+data: {path: table.csv, name: $participant-$federation}
+device: auto # the GPU if there is one that computes exactly, else the processor
+state: state # the ledger of this table's budget, and the models that this participant has: back it up
+policy:
+$policy
+  approved: any-within-policy # or: ask, or the fingerprints of the documents that you agree to
+""")
+
+POLICY = Template("""\
+  epsilon: $epsilon # all federations together may cost one row of this table so much ...
+  delta: $delta # ... at this delta""")
+
+NO_PRIVACY_POLICY = """
+  without_privacy: true # this federation asks for NO differential privacy: its updates can reveal rows"""
+
+SCRIPT = Template("""\
+#!/bin/sh
+# The certificates of federation $federation, and each participant's beside its client file. Run it once, on the machine
+# where the authority's key (certs/ca.key) may stay:
+#
+#     sh certificates.sh
+set -eu
+cd "$$(dirname "$$0")"
+cloister="$${CLOISTER:-$cloister}"
+"$$cloister" certs init
+"$$cloister" certs server $hosts
+"$$cloister" certs operator
+for name in $participants; do
+    "$$cloister" certs client "$$name"
+    mkdir -p "participants/$$name/certs"
+    cp certs/ca.pem "certs/$$name.pem" "participants/$$name/certs/"
+    mv "certs/$$name.key" "participants/$$name/certs/"
+done
+""")
+
+COORDINATOR = Template("""\
+# Federation $federation
+
+Written by `cloister init`, for whoever coordinates. Each participant gets its folder under `participants/`, and nothing
+else.
+
+1. Read `federation.yaml`$warned.
+   It is what all parties agree on; `cloister check federation.yaml` says what it means, and
+   `cloister plan federation.yaml --rows $rows` what it costs each row of such a table.
+2. Try it on this machine, without a network:
+
+       $simulate
+
+3. Make the certificates: `sh certificates.sh`. Keep `certs/ca.key` where only you read it.
+4. Send each participant its folder `participants/NAME`, over a way that others cannot read: its key is in it.
+5. `cloister doctor federation.yaml --certificates certs --address $listen`, and then the server, which waits for all
+   $clients participants:
+
+       cloister serve federation.yaml --certificates certs --address $listen
+
+6. When the run is over, its folder under `runs/` has the model and `report.html`. Each participant has the model, too.
+""")
+
+PARTICIPANT = Template("""\
+# $participant in federation $federation
+
+You take part in training one model with $others. Your table stays with you: only model updates
+leave$noised.
+
+1. Install Cloister as its README says (Python 3.11 or newer); on Windows the command is `.venv\\Scripts\\cloister`.
+$table
+3. Read `client.yaml`, above all its `policy`: what all federations together may cost one row of your table. It is yours
+   to change. Your key is `certs/$participant.key`: whoever has it can take part in your name.
+4. Once whoever coordinates says that the server is up, examine your side. Each line is ok, a warning, or wrong with
+   what to do; the server hears that you asked for the federation's document, and nothing of what is found:
+
+       cloister doctor client.yaml
+
+5. Take part. This waits for the others, and ends when the run is over; `Ctrl-C` leaves at any time:
+
+       cloister join client.yaml
+
+6. Afterwards the model is yours to use, and the ledger says what was spent:
+
+       cloister evaluate client.yaml table.csv
+       cloister predict client.yaml table.csv -o predictions.csv
+       cloister budget client.yaml --verify
+
+The columns of the table, by the federation's document:
+
+$columns
+""")
+
+OWN_TABLE = """\
+2. Put your table beside this file as `table.csv` (or name another, also Parquet, in `client.yaml`). It has a header and
+   the columns below; others are ignored."""
+DEALT_TABLE = """\
+2. `table.csv` beside this file is your table, to try things out with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """What a federation begins with."""
+
+    name: str
+    about: str  # one sentence
+    schema: str  # the `schema:` section, as YAML, perhaps with a warning on top
+    participants: Sequence[str]
+    server: Address
+    epsilon: float | None  # of each row; None is no privacy
+    rows: int  # of a participant's table, about
+    tables: Mapping[str, Callable[[Path], object]]  # what writes each participant's table; none if all bring their own
+    called: str  # how `cloister` can be called from anywhere on this machine
+    simulate: str  # arguments of `cloister simulate` that try the federation out
+    drafted: bool = False  # was the schema read from a table that is somebody's?
+
+    @property
+    def together(self) -> bool:
+        """Are all tables public, so that they may also lie in one folder, for a simulation?"""
+        return not self.drafted
+
+
+def files_of(begin: Beginning) -> tuple[dict[str, str], Suggestion]:
+    """Every text to be written, by its place in the new folder, and the settings that were chosen for it.
+
+    Raises:
+        ConfigError: the schema, or what goes with it, makes no valid document.
+        PrivacyError: no noise keeps to that epsilon.
+    """
+    federation, suggestion = _federation(begin)
+    texts = {
+        "federation.yaml": _document(begin, federation),
+        "certificates.sh": _script(begin),
+        "README.md": _for_the_coordinator(begin, federation),
+    }
+    for name in begin.participants:
+        texts[f"{PARTICIPANTS}/{name}/client.yaml"] = _client(begin, federation, name)
+        texts[f"{PARTICIPANTS}/{name}/README.md"] = _for_a_participant(begin, federation, name)
+    return texts, suggestion
+
+
+def write(folder: Path, texts: Mapping[str, str], begin: Beginning) -> None:
+    """Writes all of it, or nothing: into a draft beside the folder first. Raises `OutputError` if something of it is
+    there already, or cannot be written."""
+    from common.errors import OutputError
+
+    tops = sorted({place.split("/")[0] for place in texts} | ({TABLES} if begin.together else set()))
+    there = [name for name in tops if (folder / name).exists()]
+    if there:
+        raise OutputError(f"{folder}: {', '.join(there)} is there already; nothing is written. Give another folder")
+    draft = folder.resolve().with_name(f".{folder.resolve().name}.new")
+    try:
+        draft.mkdir(parents=True)
+        for place, text in texts.items():
+            (draft / place).parent.mkdir(parents=True, exist_ok=True)
+            (draft / place).write_text(text, encoding="utf-8", newline="\n")
+        for name, table in begin.tables.items():
+            table(draft / PARTICIPANTS / name / "table.csv")
+            if begin.together:
+                (draft / TABLES).mkdir(exist_ok=True)
+                shutil.copyfile(draft / PARTICIPANTS / name / "table.csv", draft / TABLES / f"{name}.csv")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in tops:
+            (draft / name).rename(folder / name)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _federation(begin: Beginning) -> tuple[Federation, Suggestion]:
+    """The document as a value, with settings by measured rules."""
+    import yaml
+
+    from common.document import documents
+    from common.document.federation import Federation
+    from common.errors import ConfigError
+    from common.privacy.suggestion import changed, suggest
+
+    value: dict[str, Any] = {
+        "name": begin.name,
+        **yaml.safe_load(begin.schema),
+        "model": {"hidden": [32], "activation": "relu"},
+        "training": {
+            "rounds": 30,
+            "local_steps": 1,
+            "batch_size": 32,
+            "optimizer": "sgd",
+            "learning_rate": 0.3,
+            "loss": "cross_entropy",
+        },
+        "strategy": {
+            "name": "fedavg",
+            "fraction": 1.0,
+            "min_clients": len(begin.participants),
+            "round_timeout": 120,
+        },
+        "privacy": {"row": None, "client": None, "evaluation": {"every": 10}},
+    }
+    if "classes" not in value["schema"]["target"]:
+        value["training"]["loss"] = "mse"
+    if begin.epsilon is not None:
+        value["privacy"]["row"] = {
+            "epsilon": begin.epsilon,
+            "delta": delta_for(begin.rows),
+            "clip": 1.0,
+            "sampling_rate": 1.0,
+            "count_epsilon": None,
+        }
+        value["privacy"]["evaluation"]["noise"] = 3.0
+    try:
+        federation = documents.validate(value, Federation)
+    except documents.Mistakes as error:
+        raise ConfigError([f"the federation would not be valid: {error}"]) from error
+    suggestion = suggest(federation, rows=begin.rows, clients=len(begin.participants))
+    return changed(federation, suggestion.changes), suggestion
+
+
+def delta_for(rows: int) -> float:
+    """A power of ten of at most 1 / (2 rows): above 1 / rows, delta would allow to publish a row outright."""
+    power = 1
+    while 10.0**-power * 2 * rows > 1:
+        power += 1
+    return 10.0**-power
+
+
+def _document(begin: Beginning, federation: Federation) -> str:
+    training, privacy = federation.training, federation.privacy
+    row = privacy.row
+    told = NO_ROW
+    if row is not None:
+        told = ROW.substitute(
+            epsilon=f"{row.epsilon:g}",
+            delta=_scientific(row.delta),
+            clip=f"{row.clip:g}",
+            sampling_rate=f"{row.sampling_rate:g}",
+        )
+    return FEDERATION.substitute(
+        about=begin.about,
+        name=begin.name,
+        schema=begin.schema.rstrip() + "\n",
+        hidden=list(federation.model.hidden),
+        rounds=training.rounds,
+        local_steps=training.local_steps,
+        batch_size=training.batch_size,
+        learning_rate=f"{training.learning_rate:g}",
+        loss=training.loss,
+        clients=len(begin.participants),
+        privacy=told,
+        every=privacy.evaluation.every,
+        noise=f", noise: {privacy.evaluation.noise:g}" if row is not None else "",
+    )
+
+
+def _scientific(value: float) -> str:
+    """As YAML takes it for a number: 1.0e-3."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _client(begin: Beginning, federation: Federation, participant: str) -> str:
+    row = federation.privacy.row
+    policy = POLICY.substitute(
+        epsilon=f"{POLICY_FACTOR * row.epsilon:g}" if row else "8.0",
+        delta=_scientific(row.delta if row else delta_for(begin.rows)),
+    )
+    return CLIENT.substitute(
+        participant=participant,
+        server=begin.server,
+        federation=begin.name,
+        policy=policy + ("" if row else NO_PRIVACY_POLICY),
+    )
+
+
+def _script(begin: Beginning) -> str:
+    host = begin.server.host.strip("[]")
+    return SCRIPT.substitute(
+        federation=begin.name,
+        cloister=begin.called,
+        hosts=" ".join(dict.fromkeys([host, *LOOPBACK])),
+        participants=" ".join(begin.participants),
+    )
+
+
+def _for_the_coordinator(begin: Beginning, federation: Federation) -> str:
+    local = begin.server.host in LOOPBACK
+    warned = ", above all its bounds and categories, which were read from a table" if begin.drafted else ""
+    return COORDINATOR.substitute(
+        federation=begin.name,
+        warned=warned,
+        rows=begin.rows,
+        simulate=f"cloister simulate federation.yaml {begin.simulate}",
+        listen=f"127.0.0.1:{begin.server.port}" if local else f"0.0.0.0:{begin.server.port}",
+        clients=len(begin.participants),
+    )
+
+
+def _for_a_participant(begin: Beginning, federation: Federation, participant: str) -> str:
+    schema = federation.data_schema
+    columns = [f"- `{feature.name}`: {_words(feature)}" for feature in schema.features]
+    columns.append(f"- `{schema.target.name}`: {_words(schema.target)}; what is predicted")
+    noised = ", with noise that bounds what they can reveal about any one row" if federation.privacy.row else ""
+    return PARTICIPANT.substitute(
+        participant=participant,
+        federation=begin.name,
+        others="one other" if len(begin.participants) == 2 else f"{len(begin.participants) - 1} others",
+        noised=noised,
+        table=DEALT_TABLE if begin.tables else OWN_TABLE,
+        columns="\n".join(columns),
+    )
+
+
+def _words(column: Any) -> str:
+    """A feature or a target, for whoever prepares a table."""
+    from common.document.values import spelled
+
+    if (bounds := getattr(column, "bounds", None)) is not None:
+        return f"a number, from {bounds[0]:g} to {bounds[1]:g}"
+    if (categories := getattr(column, "categories", None)) is not None:
+        return f"one of {', '.join(map(str, categories))}"
+    labels = ((label, [spelled(value) for value in values]) for label, values in column.classes.items())
+    return "one of " + ", ".join(
+        " or ".join(values) + ("" if values == [label] else f" ({label})") for label, values in labels
+    )
