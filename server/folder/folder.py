@@ -38,7 +38,7 @@ from common.inference import saved
 from common.inference.saved import SavedModel, read_arrays
 from common.model.weights import Weights
 from server.folder.statement import for_clients
-from server.rounds.events import Event, Refused, Resumed, RoundEnded, Standing, Started, after, from_json
+from server.rounds.events import Event, Refused, Resumed, RoundEnded, Serving, Standing, Started, after, from_json
 
 START = "start.json"
 
@@ -85,6 +85,19 @@ class RunFolder:
             except BlockingIOError:
                 raise RunFolderError(f"{self.path}: another server is at work in this folder") from None
             yield
+
+    def is_served(self) -> bool | None:
+        """Is a server at work here? None if that is not known: none ever was, as of a simulation, or the lock cannot be
+        tried. It is held for an instant, in which a server that starts would be kept out."""
+        if not any(isinstance(event, Serving) for event in self.events()):
+            return None
+        try:
+            with self.lock():
+                return False
+        except RunFolderError:
+            return True
+        except OSError:
+            return None
 
     def result(self) -> dict[str, Any]:
         """How the run ended; empty while it goes on. Raises `RunFolderError` if result.json is damaged."""
