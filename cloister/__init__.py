@@ -9,7 +9,7 @@ import sys
 from io import TextIOWrapper
 
 from cloister import demo, init, serve, status, join, fetch, simulate, sweep
-from cloister import report, predict, evaluate, explain, personalise, export, compress
+from cloister import report, track, predict, evaluate, explain, personalise, export, compress
 from cloister import check, doctor, audit, budget, plan, privacy, schema, certs
 from cloister.verbs import app
 

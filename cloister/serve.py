@@ -15,6 +15,7 @@ from cloister.verbs import (
     OutOption,
     QuietOption,
     StartFromOption,
+    TrackOption,
     app,
     verb,
 )
@@ -39,6 +40,7 @@ def serve(
     ] = False,
     max_clients: Annotated[int, typer.Option(min=1, help="Sessions at a time; more are told to wait.")] = 10_000,
     metrics: Annotated[int | None, typer.Option(metavar="PORT", help="Prometheus metrics on 127.0.0.1.")] = None,
+    track: TrackOption = None,
     no_report: NoReportOption = False,
     log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
@@ -54,6 +56,7 @@ def serve(
     from cloister.progress import ProgressDisplay, leave, show_end
     from cloister.report import reported
     from cloister.terminal import ConsoleHandler, progress_console
+    from cloister.track import usable
     from common.logs import json_handler, log_to, quiet_flower
     from server import serve as server
     from server.sessions.gate import Limits
@@ -64,6 +67,7 @@ def serve(
         raise typer.BadParameter("--out is for a new run; with --resume the run stays in its folder")
     if resume is not None and start_from is not None:
         raise typer.BadParameter("--start-from is for a new run; with --resume the run goes on from its checkpoint")
+    trackers = usable(track or [])
     if federation is not None:
         if rounds is not None:
             raise typer.BadParameter("--rounds belongs to --resume; a new run has the rounds of its document")
@@ -88,6 +92,7 @@ def serve(
             limits=Limits(sessions=max_clients),
             metrics_port=metrics,
             stay=stay,
+            track=trackers,
             observers=[display, server.log_event] if as_json else [display],
             ended=functools.partial(show_end, no_report=no_report),
         )

@@ -24,6 +24,7 @@ from cloister.verbs import (
     QuietOption,
     SeedOption,
     StartFromOption,
+    TrackOption,
     app,
     file_format,
     verb,
@@ -67,6 +68,7 @@ def simulate(
     explain_every: ExplainEveryOption = None,
     encoding: EncodingOption = None,
     decimal: DecimalOption = None,
+    track: TrackOption = None,
     no_report: NoReportOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -80,6 +82,7 @@ def simulate(
     from cloister.progress import ProgressDisplay, finish
     from cloister.report import reported
     from cloister.terminal import progress_console, tell, warn
+    from cloister.track import usable
     from common.document import federation as federations
     from common.errors import ConfigError
     from common.logs import quiet_flower
@@ -87,11 +90,12 @@ def simulate(
     from server.folder.start import read_start
     from server.observers.scoring import HeldOut
     from server.observers.summary import Summary
+    from server.observers.trackers.tracking import live
     from server.rounds.events import all_of
     from simulations.engine import opened, run_on
     from simulations.sources import Source
 
-    console = progress_console(quiet)
+    console, trackers = progress_console(quiet), usable(track or [])
     source = Source(
         data=data,
         data_dir=data_dir,
@@ -127,7 +131,8 @@ def simulate(
         console.print(
             f"simulating {federation.name}: {len(sites)} clients on {describe_device(where)}", highlight=False
         )
-        observe = all_of(display, Summary(federation, folder.path))
+        told = live(trackers, federation, folder.path, past=(), warn=lambda text: warn(console, text))
+        observe = all_of(display, *told, Summary(federation, folder.path))
         with reported(no_report=no_report), display:
             result = run_on(grid, federation, sites, folder, run=run, observe=observe, held_out=scorer, start=start)
     if len(sites.refused) > MOST_LINES:

@@ -57,6 +57,10 @@ StartFromOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 NoReportOption = Annotated[bool, typer.Option("--no-report", help="Write no report.html and model_card.md.")]
+TrackOption = Annotated[
+    list[str] | None,
+    typer.Option("--track", click_type=Choice(["tensorboard", "mlflow"]), help="As it goes; may be repeated."),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
 LogFormatOption = Annotated[str, typer.Option(click_type=Choice(["text", "json"]), help="What stderr carries.")]
 JSONOption = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]

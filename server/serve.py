@@ -32,6 +32,7 @@ from server.sessions.grid import GrpcGrid
 
 if TYPE_CHECKING:
     from server.observers.scoring import HeldOut
+    from server.observers.trackers.tracking import Kind
 
 log = logging.getLogger("cloister.server")
 
@@ -120,6 +121,7 @@ def serve(
     metrics_port: int | None,
     stay: bool,
     observers: Sequence[Callable[[Event], None]],
+    track: Sequence[Kind] = (),
     ended: Callable[[dict[str, Any], Path], None] = lambda result, folder: None,
 ) -> tuple[dict[str, Any], Path]:
     """Serves one run to its end, and gives its model to clients. Returns what result.json holds, and the run folder.
@@ -131,6 +133,7 @@ def serve(
         wait_s: seconds to wait for the quorum; None waits for ever.
         metrics_port: where Prometheus may ask; None is nowhere.
         observers: are given each event.
+        track: also in which trackers the run is to be seen (server/observers/trackers).
         ended: is told what is returned, once clients know that the run is over.
 
     Raises:
@@ -166,12 +169,15 @@ def serve(
                 return result, folder.path
             begun.prepare(folder)
             folder.record(Serving(address=served, time=time.time()))
+            trackers = _trackers(track, federation, folder) if track else []
             result = execute(
                 federation,
                 grid,
                 folder,
                 name=begun.name,
-                observe=all_of(*observers, watch, *filter(None, [metrics]), Summary(federation, folder.path)),
+                observe=all_of(
+                    *observers, watch, *filter(None, [metrics]), *trackers, Summary(federation, folder.path)
+                ),
                 name_of=grid.name_of,
                 held_out=scorer,
                 wait_s=wait_s,
@@ -220,6 +226,12 @@ def log_event(event: Event) -> None:
     """An observer for a log in JSON."""
     told = event.to_json()
     log.info(told["event"], extra={"event": told})
+
+
+def _trackers(track: Sequence[Kind], federation: Federation, folder: RunFolder) -> list[Callable[[Event], None]]:
+    from server.observers.trackers.tracking import live  # only for who wants them
+
+    return live(track, federation, folder.path, past=folder.events(), warn=log.warning)
 
 
 def _metrics(port: int, grid: GrpcGrid) -> Callable[[Event], None]:

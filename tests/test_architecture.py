@@ -65,6 +65,8 @@ EDGES = {
     "onnx": ("common/inference/",),
     "onnxruntime": ("common/inference/",),
     "captum": ("common/inference/explanation.py",),
+    "tensorboard": ("server/observers/trackers/tensorboard.py",),
+    "mlflow": ("server/observers/trackers/mlflow.py",),
     "opacus": ("client/training/", "common/privacy/second_opinion.py", "simulations/benchmarks/"),
 }
 
@@ -145,7 +147,7 @@ def test_what_leaves_a_client_passes_one_door(called, where):
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("server.serve", {"torch", "opacus", "polars", "codecarbon"}),
+        ("server.serve", {"torch", "opacus", "polars", "codecarbon", "tensorboard", "mlflow"}),
         ("client.join", {"opacus", "codecarbon"}),
         ("simulations.engine", {"codecarbon"}),
         ("cloister", {"torch", "opacus", "polars", "flwr", "grpc", "pydantic", "numpy", "rich"}),

@@ -61,12 +61,13 @@ def test_help_loads_nothing_heavy():
 
 @pytest.mark.parametrize("package", ["client.app", "server.app", "simulations.engine"])
 def test_nothing_we_use_reports_home_unless_it_is_asked_to(package):
-    code = f"import os, {package}; print(os.environ['FLWR_TELEMETRY_ENABLED'], os.environ['RAY_USAGE_STATS_ENABLED'])"
-    silent = {k: v for k, v in os.environ.items() if k not in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED")}
+    names = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    code = f"import os, {package}; print(*(os.environ[name] for name in {list(names)}))"
+    silent = {k: v for k, v in os.environ.items() if k not in names}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=silent, capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == ["0", "0"]
+    assert done.stdout.split() == list(names.values())
 
 
 @pytest.mark.parametrize(

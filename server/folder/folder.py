@@ -9,6 +9,7 @@
     summary.md         what the model relies on as the run goes, if asked for (server/observers/summary.py)
     explanation.json   what the model goes by, if somebody asked (`cloister explain`)
     report.html        the run to look at, and model_card.md to read (`cloister report`)
+    tensorboard/       the run for TensorBoard, if asked for (`cloister track`)
     checkpoint/        what a restarted server goes on from (server/folder/checkpoint.py)
 
 Files are replaced whole, by rename; events are appended a line at a time.

@@ -16,6 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from safetensors import numpy as safetensors
 from safetensors.numpy import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from client.account.entries import Entry, cost_of_run
 from client.account.ledger import Ledger
@@ -232,13 +233,15 @@ def test_a_port_in_use_is_one_clear_line_and_leaves_no_run_folder(federation):
 
 def test_every_client_has_the_model_in_the_end_and_who_was_away_fetches_it(federation):
     fed = federation(training__rounds=4, **PRIVATE)
-    server = fed.serve("--stay")
+    server = fed.serve("--stay", "--track", "tensorboard")
     ada, ben = (fed.start("join", fed.client_file(name)) for name in NAMES[:2])
     for name, client in zip(NAMES, (ada, ben), strict=False):
         told = output(client)
         assert f"the model after round 4 is kept: {fed.folder / 'state' / name / f'{name}.models'}" in told
     server.until("clients can fetch its model until Ctrl-C")
     assert "completed after 4 rounds" in server.text and (fed.run / "report.html").exists()
+    tracked = EventAccumulator(str(fed.run / "tensorboard")).Reload()
+    assert [told.step for told in tracked.Scalars("epsilon/row")] == [1, 2, 3, 4]
 
     away = fed.client_file("cyd")
     assert "after round 4 is kept: " in output(fed.start("fetch", away))

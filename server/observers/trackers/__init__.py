@@ -1,0 +1,1 @@
+"""A run beside others, where people look at theirs: TensorBoard, MLflow."""
