@@ -52,7 +52,7 @@ class Reach:
 
 
 ROWS = Reach(per_noise=1.0, least=15.0, most=60.0)  # classes, with each row protected
-WHOLE = Reach(per_noise=1.0, least=5.0, most=15.0)  # classes, with each client protected
+WHOLE = Reach(per_noise=1.0, least=7.5, most=15.0)  # classes, with each client protected
 NUMBERS = Reach(per_noise=0.15, least=2.0, most=10.0)  # whose outputs lie between 0 and 1
 ROUNDS, ROUNDS_OF_NUMBERS = 30, 60  # a number's loss has no bounded slope, and wants smaller steps
 CLIP, CLIP_OF_NUMBERS = 1.0, 0.3  # of a row's gradient
@@ -143,7 +143,7 @@ def _steps(federation: Federation, part: int) -> dict[Key, Any]:
     changes: dict[Key, Any] = {
         ("training", "rounds"): _rounds(federation),
         ("training", "local_steps"): 1 if row is not None else STEPS if whole is None else WHOLE_STEPS,
-        ("training", "batch_size"): min(part, BATCH if row is None else MOST_ROWS),
+        ("training", "batch_size"): _batch(federation, part),
         ("training", "learning_rate"): RATE,
     }
     if row is not None:
@@ -153,6 +153,13 @@ def _steps(federation: Federation, part: int) -> dict[Key, Any]:
             ("privacy", "row", "count_epsilon"): None,
         }
     return changes
+
+
+def _batch(federation: Federation, part: int) -> int:
+    """Rows in a step. A batch a little smaller than a table would leave a second one of very few rows."""
+    if federation.privacy.row is not None:
+        return min(part, MOST_ROWS)
+    return BATCH if federation.privacy.client is None else min(max(BATCH, 2 * part), MOST_ROWS)
 
 
 def _leftovers(federation: Federation) -> dict[Key, Any]:
@@ -254,6 +261,8 @@ def _reasons(federation: Federation, changes: Mapping[Key, Any], noise: float, r
             "all of a client's training rows share the noise; the noisy sum is divided by this number"
             if row
             else "it did as well as all rows at once, or better"
+            if not federation.privacy.limits
+            else "a step takes all rows of a client, also of one with twice as many; small batches mostly did no better"
         ),
         ("training", "learning_rate"): bound if row else "0.1 was too slow and 1 did not always converge",
         ("privacy", "row", "clip"): "from 0.1 to 1 it hardly mattered while learning_rate x clip stayed the same",
