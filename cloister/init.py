@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,8 +19,10 @@ from cloister.verbs import DecimalOption, EncodingOption, app, file_format, verb
 if TYPE_CHECKING:
     from cloister.layout import Beginning
     from common.data.tables import FileFormat
+    from common.privacy.suggestion import Suggestion
     from common.wire.address import Address
 
+WIDTH = 100
 KINDS = ("heart", "digits", "regression")
 USUAL = "site-1,site-2,site-3"
 HOSPITALS = "cleveland,hungarian,switzerland,va"
@@ -53,6 +55,10 @@ def init(
     epsilon: Annotated[
         str | None, typer.Option(help=f"Privacy of each row in a whole run, or none [default: {EPSILON}].")
     ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --from: of each participant's table, about [default: its share of this table]."),
+    ] = None,
     deal: Annotated[
         bool, typer.Option("--deal", help="With --from: deal its rows to the participants, to try it out.")
     ] = False,
@@ -76,8 +82,8 @@ def init(
         question = f"A table to begin from, or an example ({', '.join(KINDS)})"
         said = asking.answer(None, "--from TABLE or --example NAME", question, str, default=None)
         table, example = (None, said) if said in KINDS else (Path(said), None)
-    if example is not None and (target is not None or deal):
-        raise ConfigError(["--target and --deal belong to --from; an example has both"])
+    if example is not None and (target is not None or rows is not None or deal):
+        raise ConfigError(["--target, --rows and --deal belong to --from; an example has all of them"])
     usual = HOSPITALS if example == "heart" else USUAL
     called = _plain(example or directory.resolve().name)
     given = Given(
@@ -90,12 +96,12 @@ def init(
         begin = _from_example(example, given)
     else:
         assert table is not None
-        begin = _from_table(table, target, given, deal=deal, form=file_format(encoding, decimal))
+        begin = _from_table(table, target, given, rows=rows, deal=deal, form=file_format(encoding, decimal))
     texts, suggestion = layout.files_of(begin)
     layout.write(directory, texts, begin)
     if begin.drafted:
         print("warning: bounds and categories were read from the data and are not private", file=sys.stderr)
-    print("\n".join(_told(directory, begin, suggestion.reasons)))
+    print("\n".join(_told(directory, begin, suggestion)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +128,9 @@ def _from_example(example: str, given: Given) -> Beginning:
     )
 
 
-def _from_table(table: Path, target: str | None, given: Given, *, deal: bool, form: FileFormat) -> Beginning:
+def _from_table(
+    table: Path, target: str | None, given: Given, *, rows: int | None, deal: bool, form: FileFormat
+) -> Beginning:
     from common.data import tables
     from common.data.drafting import draft
     from simulations import examples
@@ -138,7 +146,7 @@ def _from_table(table: Path, target: str | None, given: Given, *, deal: bool, fo
         given,
         about=f"What will be said of the column to predict, from {table.name}? Replace this line by the question.",
         schema=schema,
-        rows=-(-read.frame.height // number) if deal else read.frame.height,
+        rows=rows or -(-read.frame.height // number),
         tables=dealt,
         drafted=True,
         simulate=" ".join(options),
@@ -151,9 +159,13 @@ def _beginning(given: Given, **more: Any) -> Beginning:
     return Beginning(**vars(given), called=_called(), **more)
 
 
-def _told(directory: Path, begin: Beginning, reasons: Sequence[str]) -> list[str]:
+def _told(directory: Path, begin: Beginning, suggestion: Suggestion) -> list[str]:
     """What was written, why it is as it is, and what to do next."""
     where = "" if directory == Path(".") else f"{directory}/"
+
+    def wrap(text: str, first: str, rest: str) -> list[str]:
+        return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=rest)
+
     go = "" if not where else f"cd {_quoted(directory)} && "
     return [
         f"{where}federation.yaml: what all parties agree on",
@@ -161,8 +173,9 @@ def _told(directory: Path, begin: Beginning, reasons: Sequence[str]) -> list[str
         f"{where}certificates.sh: makes the certificates",
         f"{where}README.md: what to do, step by step",
         "",
-        "settings, by rules that were measured:",
-        *(f"  - {reason}" for reason in reasons),
+        f"settings for tables of about {begin.rows:,} rows, by rules that were measured:",
+        *(line for reason in suggestion.reasons for line in wrap(reason, "  - ", "    ")),
+        *wrap(suggestion.measured, "  ", "  "),
         "",
         "next, try it on this machine, without a network:",
         f"  {go}{begin.called} simulate federation.yaml {begin.simulate}",

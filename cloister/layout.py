@@ -98,7 +98,8 @@ else.
 
 1. Read `federation.yaml`$warned.
    It is what all parties agree on; `cloister check federation.yaml` says what it means, and
-   `cloister plan federation.yaml --rows $rows` what it costs each row of such a table.
+   `cloister plan federation.yaml --rows $rows` what it costs each row of such a table. Its settings were chosen for
+   $clients tables of about $rows rows; for others, `cloister plan federation.yaml --rows N --suggest` proposes more.
 2. Try it on this machine, without a network:
 
        $simulate

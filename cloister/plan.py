@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,19 +85,10 @@ def suggested(document: Federation, path: Path, *, rows: int, clients: int | Non
     out = [f"settings to begin with, for {clients} clients of about {rows} rows each:"]
     for reason in (*found.reasons, *(f"not measured: {caveat}" for caveat in found.caveats)):
         out += textwrap.wrap(f"- {reason}", WIDTH, initial_indent="  ", subsequent_indent="    ")
-    out += textwrap.wrap(
-        f"The rules were found on {_listed(found.found_on)}, and tried on {_listed(found.held_back)} "
-        '(docs/results.md, "Settings that work"). They know nothing of your rows.',
-        WIDTH,
-    )
+    out += textwrap.wrap(found.measured, WIDTH)
     out += ["", "try them on a table that you may use for that:"]
     out.append(f"  cloister sweep {shlex.quote(str(path))} --data TABLE --clients {clients} --grid {settings}")
     return told, [*out, "", "with them:", *lines(planned)] if planned is not None else out
-
-
-def _listed(names: Sequence[str]) -> str:
-    *most, last = names
-    return f"{', '.join(most)} and {last}"
 
 
 def lines(forecast: dict[str, Any]) -> list[str]:

@@ -426,7 +426,7 @@ def test_plan_suggests_settings_and_plans_with_them(files):
     assert told["suggestion"]["changes"]["training.rounds"] == told["plan"]["rounds"]
     shown = run(*asked)
     assert shown.exit_code == 0, shown.output
-    assert "They know nothing of your rows." in shown.output
+    assert "The rules know nothing of your rows." in " ".join(shown.output.split())
     # The sweep that it names is of the document that it planned, with the epsilon that was asked about.
     (command,) = [line for line in shown.output.splitlines() if line.startswith("  cloister sweep")]
     words = shlex.split(command)
@@ -494,7 +494,7 @@ def test_a_letter_that_the_output_cannot_take_is_replaced(tmp_path):
 
 def test_every_flag_that_the_operators_page_names_exists(files):
     text = (ROOT / "docs/operations.md").read_text()
-    verbs = ("serve", "join", "status", ("certs", "list"), ("certs", "client"))
+    verbs = ("serve", "join", "status", "track", "doctor", ("certs", "list"), ("certs", "client"))
     helps = " ".join(run(*([verb] if isinstance(verb, str) else verb), "--help").output for verb in verbs)
     named = set(re.findall(r"`?(--[a-z][a-z-]+)", text))
     assert named >= {"--resume", "--certificates", "--metrics", "--log-format", "--max-clients", "--wait"}

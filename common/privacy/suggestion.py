@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,9 +72,22 @@ class Suggestion:
     reasons: tuple[str, ...]  # a sentence a value
     noise_per_reach: float  # deviation of an output's noise, for each unit by which a run can move the model
     reach: float | None  # L2 norm; None without privacy
+    found_on: tuple[str, ...]  # the tables that the rules for such a document come from
+    held_back: tuple[str, ...] = HELD_BACK  # ... and those that they were only tried on
     caveats: tuple[str, ...] = ()  # what of this document was not measured
-    found_on: tuple[str, ...] = FOUND_ON
-    held_back: tuple[str, ...] = HELD_BACK
+
+    @property
+    def measured(self) -> str:
+        """What all of it was measured on, in a sentence or two."""
+        return (
+            f'Measured on {_listed(self.found_on)}, and tried on {_listed(self.held_back)} (docs/results.md, "Settings '
+            'that work"). The rules know nothing of your rows.'
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def suggest(federation: Federation, *, rows: int, clients: int) -> Suggestion:
@@ -101,6 +114,7 @@ def suggest(federation: Federation, *, rows: int, clients: int) -> Suggestion:
         reasons=tuple(_reasons(federation, changes, noise, reach)),
         noise_per_reach=noise,
         reach=reach,
+        found_on=_measured_on(federation),
         caveats=tuple(_caveats(federation)),
     )
 
@@ -235,13 +249,6 @@ def _rounded(value: float) -> float:
 def _reasons(federation: Federation, changes: Mapping[Key, Any], noise: float, reach: float | None) -> list[str]:
     """A sentence a value, in the order of the changes."""
     row = federation.privacy.row is not None
-    numeric = _is_numeric(federation)
-    kind = "numbers" if numeric else "classes"
-    on = "diabetes, wine, the digits and the hospitals" if numeric else "the hospitals, digits, breast cancer and wine"
-    if not federation.privacy.limits:
-        on = "the hospitals, digits, breast cancer and diabetes"
-    elif not row:
-        on = "the digits and breast cancer"
     bound = (
         f"a run then moves the model by at most {reach or 0:.2g}, and each unit of that gives an output noise of "
         f"{noise:.2g}"
@@ -282,10 +289,18 @@ def _reasons(federation: Federation, changes: Mapping[Key, Any], noise: float, r
         ("privacy", "evaluation", "noise"): "one evaluation then leaves half of what there is for them",
     }
     return [
-        f"{'.'.join(map(str, key))} is {json.dumps(value)}: "
-        + (f"{why[key]} (measured on {kind}: {on})" if key in why else "the rules were measured so")
+        f"{'.'.join(map(str, key))} is {json.dumps(value)}: {why.get(key, 'the rules were measured so')}"
         for key, value in changes.items()
     ]
+
+
+def _measured_on(federation: Federation) -> tuple[str, ...]:
+    """The tables that the rules for such a federation come from."""
+    if _is_numeric(federation):
+        return ("diabetes",)
+    if federation.privacy.client is not None and federation.privacy.row is None:
+        return ("the digits", "breast cancer")
+    return ("the hospitals", "the digits", "breast cancer", "wine")
 
 
 def _why_hidden(federation: Federation, hidden: object, noise: float) -> str:

@@ -134,6 +134,15 @@ def check_table(settings, document: Path) -> list[str]:
     return of(table.look(settings, federations.load(document)), State.WRONG)
 
 
+def test_settings_are_for_the_rows_that_each_participant_has(folder):
+    people().write_csv("people.csv")
+    batches = []
+    for i, more in enumerate([(), ("--rows", 1000)]):
+        assert run("init", f"fed-{i}", "--from", "people.csv", "--target", "bought", *more).exit_code == 0
+        batches.append(check_and_load(folder / f"fed-{i}").training.batch_size)
+    assert batches == [107, 800]  # of 400 / 3 rows and of 1000, those to train on: 4 of 5
+
+
 def test_without_privacy_the_document_says_so_and_the_owners_policy_allows_it(folder):
     people().write_csv("people.csv")
     assert run("init", "shop", "--from", "people.csv", "--target", "bought", "--epsilon", "none").exit_code == 0
@@ -165,7 +174,7 @@ def test_delta_is_a_power_of_ten_of_at_most_half_a_row(rows, delta):
     [
         ((), "--from TABLE or --example NAME is missing"),
         (("--from", "people.csv", "--example", "heart"), "give --from TABLE or --example NAME, not both"),
-        (("--example", "heart", "--deal"), "--target and --deal belong to --from"),
+        (("--example", "heart", "--deal"), "--target, --rows and --deal belong to --from"),
         (("--example", "heart", "--participants", "a,b"), "the example heart has its own four"),
         (("--example", "regression", "--participants", "a,a"), "--participants must be different names (got a,a)"),
         (
