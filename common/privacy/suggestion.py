@@ -79,10 +79,9 @@ class Suggestion:
     @property
     def measured(self) -> str:
         """What all of it was measured on, in a sentence or two."""
-        return (
-            f'Measured on {_listed(self.found_on)}, and tried on {_listed(self.held_back)} (docs/results.md, "Settings '
-            'that work"). The rules know nothing of your rows.'
-        )
+        found, held_back = _listed(self.found_on), _listed(self.held_back)
+        page = 'docs/results.md, "Settings that work"'
+        return f"Measured on {found}, and tried on {held_back} ({page}). The rules know nothing of your rows."
 
 
 def _listed(names: Sequence[str]) -> str:
