@@ -11,9 +11,12 @@ from io import TextIOWrapper
 from cloister import demo, init, serve, status, join, fetch, simulate, sweep
 from cloister import report, track, predict, evaluate, explain, personalise, export, compress
 from cloister import check, doctor, audit, budget, plan, privacy, schema, certs
-from cloister.verbs import app
+from cloister.verbs import app, put_examples_last
 
 __all__ = ["app", "main"]
+
+
+put_examples_last(app)
 
 
 def main() -> None:

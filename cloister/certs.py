@@ -38,7 +38,7 @@ HEADER = ("name", "kind", "serial", "valid until", "days left", "state")
 def certs_init(folder: CertsFolder = Path("certs")) -> None:
     """Make a federation's certificate authority. Keep ca.key where only its owner reads it.
 
-    Example: `cloister certs init`
+    Example: `cloister certs init --folder simulations/heart/certs`
     """
     from common.certificates import authority
 
@@ -55,7 +55,7 @@ def certs_server(
 ) -> None:
     """Make the server's certificate, valid for the given hosts.
 
-    Example: `cloister certs server 127.0.0.1 localhost`
+    Example: `cloister certs server 127.0.0.1 localhost --folder simulations/heart/certs`
     """
     from common.certificates import authority
 
@@ -72,7 +72,7 @@ def certs_client(
 ) -> None:
     """Make a client's certificate. Send it its NAME.pem, NAME.key and ca.pem, nothing else.
 
-    Example: `cloister certs client cleveland`
+    Example: `cloister certs client cleveland --folder simulations/heart/certs`
     """
     from common.certificates import authority
 
@@ -90,7 +90,7 @@ def certs_operator(
 ) -> None:
     """Make a certificate for whoever runs the federation: it may see all clients, so it is for no client.
 
-    Example: `cloister certs operator`
+    Example: `cloister certs operator --folder simulations/heart/certs`
     """
     from common.certificates import authority
 
@@ -107,7 +107,7 @@ def certs_revoke(
 ) -> None:
     """Revoke a certificate, for good: the server lets nobody in with it any more. Its files are moved aside.
 
-    Example: `cloister certs revoke cleveland`
+    Example: `cloister certs revoke cleveland --folder simulations/heart/certs`
     """
     from common.certificates import authority
 
@@ -126,7 +126,7 @@ def certs_revoke(
 def certs_list(folder: CertsFolder = Path("certs"), as_json: JSONOption = False) -> None:
     """Show every certificate of a folder: for whom, until when, and whether it still holds.
 
-    Example: `cloister certs list`
+    Example: `cloister certs list --folder simulations/heart/certs`
     """
     from rich.console import Console
 

@@ -43,7 +43,7 @@ def compress(
 ) -> None:
     """Try smaller models that do as a finished one does, and write the one that suits as an ONNX file.
 
-    Example: `cloister compress runs/... --target-size 50kB -o small.onnx`
+    Example: `cloister compress runs/heart --target-size 50kB -o small.onnx`
 
     It is pruned, distilled into fewer units, and rounded to int8. Training sees what the model itself puts out for rows
     that are public or made up, so it costs no privacy. Without --target-size the smallest is written that loses no more

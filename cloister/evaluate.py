@@ -35,7 +35,7 @@ def evaluate(
 ) -> None:
     """How good a finished model is on a table with its target: metrics, confusion, calibration, gaps between groups.
 
-    Example: `cloister evaluate runs/... table.csv --by sex --by age:40,60`
+    Example: `cloister evaluate runs/heart simulations/heart/va.data --by sex --by age:50,60`
 
     Groups are those of --by, and those that the federation's schema declares.
     """

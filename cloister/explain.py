@@ -39,7 +39,7 @@ def explain(
 ) -> None:
     """Which columns of a table drive a model's predictions, overall and for one row.
 
-    Example: `cloister explain runs/... table.csv --row 2`
+    Example: `cloister explain runs/heart simulations/heart/va.data --row 2`
 
     With the target in the table, a column is also permuted, to see how much worse predictions become without it. In a
     run folder the result is kept for the report.

@@ -34,7 +34,7 @@ def export(
 ) -> None:
     """Write a finished model as one file that needs no Cloister, and a short program beside it that uses it.
 
-    Example: `cloister export runs/... -o model.onnx`
+    Example: `cloister export runs/heart -o heart.onnx`
 
     An ONNX file takes rows as they stand in a table and gives classes with their probabilities, or numbers in the
     target's units. It carries the schema and the privacy statement, and is checked against `cloister predict`.

@@ -70,7 +70,7 @@ def init(
 
     On a terminal it asks for what is not given. Settings are chosen by measured rules, as by `cloister plan --suggest`.
 
-    Example: `cloister init heart-federation --example heart`
+    Example: `cloister init flats --example regression`
     """
     from cloister import layout
     from common.errors import ConfigError

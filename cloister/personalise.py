@@ -37,7 +37,7 @@ def personalise(
 ) -> None:
     """Fit a finished model to your own rows, and see whether joining was worth it. Nothing leaves, so it costs nothing.
 
-    Example: `cloister personalise simulations/heart/cleveland.yaml runs/...`
+    Example: `cloister personalise simulations/heart/cleveland.yaml runs/heart`
     """
     import json
 

@@ -27,7 +27,7 @@ def predict(
 ) -> None:
     """Predict with a finished model: the class and its probabilities, or a number, for each row of a table.
 
-    Example: `cloister predict runs/... new.csv -o out.csv`
+    Example: `cloister predict runs/heart simulations/heart/va.data -o predictions.csv`
 
     The table needs the schema's columns, but not the target. Rows that cannot be read are listed with their lines;
     with --skip-bad their predictions stay empty. Tables may be larger than memory.

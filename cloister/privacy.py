@@ -30,7 +30,7 @@ def privacy(
 ) -> None:
     """What a run has revealed about whom, in words. The figures are those of its privacy.json.
 
-    Example: `cloister privacy runs/2026-05-01T12-00-00-heart-disease`
+    Example: `cloister privacy runs/heart`
     """
     for line in lines(folder):
         print(line)

@@ -30,7 +30,7 @@ def report(
 ) -> None:
     """Write a run's report and model card: one page that asks no network for anything. Of several runs, a comparison.
 
-    Example: `cloister report runs/...`
+    Example: `cloister report runs/heart`
     """
     from cloister import models
     from common import files

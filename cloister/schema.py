@@ -24,7 +24,7 @@ def schema_draft(
 ) -> None:
     """Write a first schema from a table, for a human to edit. It shows what was read from the data.
 
-    Example: `cloister schema draft data.csv > schema.yaml`
+    Example: `cloister schema draft flats/tables/site-1.csv --target demand`
     """
     from common.data.drafting import draft
 

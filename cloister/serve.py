@@ -47,9 +47,9 @@ def serve(
 ) -> None:
     """Coordinate a federation: the server process.
 
-    Example: `cloister serve simulations/heart/federation.yaml --certificates simulations/heart/certs`
+    After a crash or an upgrade `cloister serve --resume RUN_DIR`, with the flags of before, goes on with the run.
 
-    After a crash or an upgrade: `cloister serve --resume runs/... --certificates simulations/heart/certs`
+    Example: `cloister serve simulations/heart/federation.yaml --certificates simulations/heart/certs`
     """
     import functools
 

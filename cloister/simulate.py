@@ -74,7 +74,7 @@ def simulate(
 ) -> None:
     """Run a whole federation on this machine, without a network.
 
-    Example: `cloister simulate simulations/article.yaml --generate 1000 --clients 4`
+    Example: `cloister simulate simulations/heart/federation.yaml --data-dir simulations/heart --out runs/heart`
     """
     import secrets
 

@@ -31,11 +31,10 @@ def status(
 ) -> None:
     """How a run goes: its round, its clients, and what each is doing. A client's certificate shows that client alone.
 
-    Of a run folder: how its run goes or how it ended, what it cost, who refused, and how to go on with it.
+    A running server is asked: `cloister status 127.0.0.1:8443 --certificates simulations/heart/certs`. A run folder is
+    read: how its run goes or how it ended, what it cost, who refused, and how to go on with it.
 
-    Example: `cloister status 127.0.0.1:8443 --certificates simulations/heart/certs`
-
-    Without asking its server: `cloister status runs/...`
+    Example: `cloister status runs/heart`
     """
     from rich.console import Console
 

@@ -84,8 +84,8 @@ def sweep(
 
     Started again, with more of either too, it runs what is missing. An epsilon of `inf` is no privacy.
 
-    Example: `cloister sweep simulations/article.yaml --grid training.learning_rate=0.001,0.01 model.hidden=[20],[50]
-    --seeds 3 --generate 2000 --clients 10`
+    Example: `cloister sweep simulations/article.yaml --grid training.learning_rate=0.001,0.01 --seeds 2 --generate 500
+    --clients 2`
     """
     from client.device import resolve_device
     from cloister.terminal import progress_console, warn

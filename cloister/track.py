@@ -33,8 +33,9 @@ def track(
     """Write a run to TensorBoard's event files, or to MLflow. What is there already is left, what is missing is added.
 
     `cloister serve` and `cloister simulate` do the same as a run goes: `--track tensorboard`, `--track mlflow`.
+    `tensorboard --logdir runs` then shows all runs.
 
-    Example: `cloister track runs/... --to tensorboard`, then `tensorboard --logdir runs`
+    Example: `cloister track runs/heart --to tensorboard`
     """
     from common.errors import RunFolderError
     from server.folder.folder import RunFolder, read_run

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from click import Choice
+from click import Choice, Context, HelpFormatter
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from common.data.tables import FileFormat
 
+EXAMPLE = "Example: "
+
 app = typer.Typer(
-    help="Federated learning for data that may not be shared: the data owner holds the privacy budget.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 FederationFile = Annotated[Path, typer.Argument(metavar="FEDERATION.YAML", help="The federation document.")]
@@ -64,6 +68,50 @@ TrackOption = Annotated[
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
 LogFormatOption = Annotated[str, typer.Option(click_type=Choice(["text", "json"]), help="What stderr carries.")]
 JSONOption = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"cloister {version('cloister')}")
+        raise typer.Exit
+
+
+@app.callback()
+def cloister(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Federated learning for data that may not be shared: the data owner holds the privacy budget."""
+
+
+class Verb(TyperCommand):
+    """A command whose help ends with its example, on a line of its own, which is pasted whole however wide the terminal
+    is."""
+
+    def format_help(self, ctx: Context, formatter: HelpFormatter) -> None:
+        super().format_help(ctx, formatter)
+        assert self.callback is not None
+        print(f" Example:\n\n   {split_example(self.callback)[1]}\n")
+
+
+def split_example(callback: Callable[..., Any]) -> tuple[str, str]:
+    """What a verb's docstring says, and its example: the paragraph that begins with the word."""
+    paragraphs = (inspect.getdoc(callback) or "").split("\n\n")
+    examples = [text for text in paragraphs if text.startswith(EXAMPLE)]
+    assert len(examples) == 1, f"{callback.__name__}: its docstring must have one example"
+    said = "\n\n".join(text for text in paragraphs if text not in examples)
+    return said, " ".join(examples[0].removeprefix(EXAMPLE).split()).strip("`")
+
+
+def put_examples_last(commands: typer.Typer) -> None:
+    """Has the help of each verb end with its example."""
+    for command in commands.registered_commands:
+        assert command.callback is not None
+        command.help, command.cls = split_example(command.callback)[0], Verb
+    for group in commands.registered_groups:
+        assert group.typer_instance is not None
+        put_examples_last(group.typer_instance)
 
 
 def verb(function: Callable[..., None]) -> Callable[..., None]:

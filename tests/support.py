@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dp_accounting import DpEvent, GaussianDpEvent, PoissonSampledDpEvent
 from dp_accounting.pld import PLDAccountant
+from filelock import FileLock
 
 from common.inference.saved import SavedModel
 from common.model.weights import initial_weights
@@ -20,6 +24,7 @@ __all__ = [
     "WHOLE",
     "document",
     "federation",
+    "port_8443",
     "recomputed",
     "saved_model",
     "stated",
@@ -27,6 +32,13 @@ __all__ = [
 ]
 
 ROOT = Path(__file__).parent.parent
+
+
+@contextmanager
+def port_8443() -> Iterator[None]:
+    """The port of the README's examples, for one test at a time, also of several pytest processes."""
+    with FileLock(Path(tempfile.gettempdir()) / "cloister-tests-8443.lock"):
+        yield
 
 
 def stated(**changes: float) -> dict[str, float]:

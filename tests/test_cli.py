@@ -70,20 +70,11 @@ def test_nothing_we_use_reports_home_unless_it_is_asked_to(package):
     assert done.stdout.split() == list(names.values())
 
 
-@pytest.mark.parametrize(
-    "verb", ["demo", "serve", "join", "simulate", "check", "budget", "plan", "privacy", "schema draft", "certs client"]
-)
-def test_the_help_of_each_verb_ends_with_an_example(verb):
-    shown = run(*verb.split(), "--help")
-    assert shown.exit_code == 0
-    assert f"cloister {verb}" in shown.output
-
-
 @pytest.mark.parametrize("package, verb", [("server", "serve"), ("client", "join"), ("simulations", "simulate")])
 def test_a_package_run_as_a_module_is_its_verb(package, verb):
     done = subprocess.run([sys.executable, "-m", package, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
-    assert f"Example: cloister {verb}" in done.stdout
+    assert done.stdout.rstrip().splitlines()[-1].startswith(f"   cloister {verb} ")
 
 
 def test_simulate_deals_a_table_and_writes_the_run_folder(files):

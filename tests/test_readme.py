@@ -13,7 +13,7 @@ import pytest
 
 from cloister.reference import PAGES, page
 from common.inference import saved
-from tests.support import ROOT, recomputed
+from tests.support import ROOT, port_8443, recomputed
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(1200)]
 
@@ -130,7 +130,8 @@ def test_the_server_and_its_clients_run_as_printed(clone):
     script += "\n".join([f"{line} > log-{i}.txt 2>&1 & p{i}=$!" for i, line in enumerate(lines)])
     script += "".join(f"\nwait $p{i}" for i in range(len(lines)))
     try:
-        sh(script, home)
+        with port_8443():
+            sh(script, home)
     except (AssertionError, subprocess.TimeoutExpired) as error:
         logs = "\n".join(f"{p.name}: {p.read_text()[-1500:]}" for p in sorted(home.glob("log-*.txt")))
         raise AssertionError(logs) from error

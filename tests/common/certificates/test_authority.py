@@ -546,4 +546,4 @@ def test_a_verb_that_fails_is_one_line_and_code_two(certs, arguments, message):
 
 @pytest.mark.parametrize("verb", ["init", "server", "client", "operator", "revoke", "list"])
 def test_the_help_of_each_verb_ends_with_an_example(verb):
-    assert f"Example: cloister certs {verb}" in run(verb, "--help").output
+    assert f"   cloister certs {verb} " in run(verb, "--help").output
