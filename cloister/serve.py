@@ -41,6 +41,10 @@ def serve(
     max_clients: Annotated[int, typer.Option(min=1, help="Sessions at a time; more are told to wait.")] = 10_000,
     metrics: Annotated[int | None, typer.Option(metavar="PORT", help="Prometheus metrics on 127.0.0.1.")] = None,
     track: TrackOption = None,
+    dashboard: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="A page that follows the run.")] = None,
+    dashboard_token: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Secret for the page; off this machine there must be one.")
+    ] = None,
     no_report: NoReportOption = False,
     log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
@@ -68,6 +72,8 @@ def serve(
     if resume is not None and start_from is not None:
         raise typer.BadParameter("--start-from is for a new run; with --resume the run goes on from its checkpoint")
     trackers = usable(track or [])
+    if dashboard_token is not None and dashboard is None:
+        raise typer.BadParameter("--dashboard-token belongs to --dashboard HOST:PORT")
     if federation is not None:
         if rounds is not None:
             raise typer.BadParameter("--rounds belongs to --resume; a new run has the rounds of its document")
@@ -91,6 +97,8 @@ def serve(
             wait_s=wait,
             limits=Limits(sessions=max_clients),
             metrics_port=metrics,
+            dashboard=dashboard,
+            dashboard_token=dashboard_token,
             stay=stay,
             track=trackers,
             observers=[display, server.log_event] if as_json else [display],

@@ -26,17 +26,16 @@ from server.folder.folder import RunFolder, model_for_clients
 from server.folder.start import StartModel, read_start
 from server.observers.status import Watch
 from server.observers.summary import Summary
-from server.rounds.events import Event, Serving, all_of
+from server.rounds.events import TERMINATED, Event, Serving, all_of
 from server.sessions.gate import Limits
 from server.sessions.grid import GrpcGrid
 
 if TYPE_CHECKING:
+    from server.dashboard.serving import Dashboard
     from server.observers.scoring import HeldOut
     from server.observers.trackers.tracking import Kind
 
 log = logging.getLogger("cloister.server")
-
-TERMINATED = "terminated; `cloister serve --resume` goes on with the run"
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,8 @@ def serve(
     wait_s: float | None,
     limits: Limits,
     metrics_port: int | None,
+    dashboard: str | None = None,
+    dashboard_token: Path | None = None,
     stay: bool,
     observers: Sequence[Callable[[Event], None]],
     track: Sequence[Kind] = (),
@@ -132,6 +133,8 @@ def serve(
         explain_every: after so many rounds it is also written down what the model relies on there (summary.md).
         wait_s: seconds to wait for the quorum; None waits for ever.
         metrics_port: where Prometheus may ask; None is nowhere.
+        dashboard: HOST:PORT of a page that follows the run; None is nowhere.
+        dashboard_token: file with the secret that whoever opens that page must know.
         observers: are given each event.
         track: also in which trackers the run is to be seen (server/observers/trackers).
         ended: is told what is returned, once clients know that the run is over.
@@ -151,9 +154,10 @@ def serve(
     grid = GrpcGrid(federation, run=begun.name, address=address, identity=identity, limits=limits, status=watch.status)
     watch.clients = grid.sessions.describe
     metrics = _metrics(metrics_port, grid) if metrics_port is not None else None
-    grid.start()
+    page = _dashboard(dashboard, dashboard_token, begun, grid, identity, certificates) if dashboard else None
     reason, comes_back = "the run failed", False
     try:
+        grid.start()
         folder = begun.folder()
         served = f"{host}:{grid.port}"
         with folder.lock():
@@ -161,6 +165,8 @@ def serve(
             log.info("serving %s on %s, fingerprint %s", federation.name, served, federation.fingerprint)
             for warning in identity.warnings() if identity else ():
                 log.warning(warning)
+            if page is not None:
+                page.start(before=folder.events())
             if begun.is_over:
                 result, comes_back = folder.result(), False
                 _give_model(grid, folder, "completed")
@@ -176,7 +182,7 @@ def serve(
                 folder,
                 name=begun.name,
                 observe=all_of(
-                    *observers, watch, *filter(None, [metrics]), *trackers, Summary(federation, folder.path)
+                    *observers, watch, *filter(None, [metrics, page]), *trackers, Summary(federation, folder.path)
                 ),
                 name_of=grid.name_of,
                 held_out=scorer,
@@ -200,6 +206,8 @@ def serve(
         reason, comes_back = "it met an error", True  # which whoever runs it can mend, and then resume
         raise
     finally:
+        if page is not None:
+            page.stop()
         grid.stop(reason, comes_back=comes_back)
     return result, folder.path
 
@@ -240,6 +248,23 @@ def _metrics(port: int, grid: GrpcGrid) -> Callable[[Event], None]:
     metrics = Prometheus(connected=lambda: len(grid.get_node_ids()))
     log.info("metrics on http://127.0.0.1:%d/metrics", metrics.serve(port))
     return metrics
+
+
+def _dashboard(
+    address: str,
+    token: Path | None,
+    begun: Begun,
+    grid: GrpcGrid,
+    identity: ServerIdentity | None,
+    certificates: Path | None,
+) -> Dashboard:
+    from server.dashboard.access import access  # only for who wants it
+    from server.dashboard.serving import Dashboard
+
+    allowed = access(address, token_file=token, identity=identity, certificates=certificates)
+    page = Dashboard(begun.federation, begun.name, allowed, clients=grid.describe)
+    log.info("dashboard on %s%s", page.url, "?token=..., with the token of its file" if allowed.token else "")
+    return page
 
 
 def _identity(certificates: Path | None, insecure: bool) -> ServerIdentity | None:

@@ -37,6 +37,7 @@ FOLDERS = {
     "server/folder": {"server/rounds"},
     "server/observers": {"server/rounds"},
     "server/report": {"server/rounds", "server/folder"},
+    "server/dashboard": {"server/rounds", "server/report"},
 }
 
 # Where a package may be imported: in a folder, or in one file. So all else is tested without a network.
@@ -67,6 +68,8 @@ EDGES = {
     "captum": ("common/inference/explanation.py",),
     "tensorboard": ("server/observers/trackers/tensorboard.py",),
     "mlflow": ("server/observers/trackers/mlflow.py",),
+    "starlette": ("server/dashboard/",),
+    "uvicorn": ("server/dashboard/",),
     "opacus": ("client/training/", "common/privacy/second_opinion.py", "simulations/benchmarks/"),
 }
 
@@ -147,7 +150,7 @@ def test_what_leaves_a_client_passes_one_door(called, where):
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("server.serve", {"torch", "opacus", "polars", "codecarbon", "tensorboard", "mlflow"}),
+        ("server.serve", {"torch", "opacus", "polars", "codecarbon", "tensorboard", "mlflow", "server.dashboard"}),
         ("client.join", {"opacus", "codecarbon"}),
         ("simulations.engine", {"codecarbon"}),
         ("cloister", {"torch", "opacus", "polars", "flwr", "grpc", "pydantic", "numpy", "rich"}),

@@ -16,6 +16,9 @@ from common.model.scores import Scores
 
 Status = Literal["completed", "budget_exhausted", "stopped", "failed"]
 
+# The reason of an end after which another server is to go on with the run.
+TERMINATED = "terminated; `cloister serve --resume` goes on with the run"
+
 
 @dataclass(frozen=True)
 class Rejected:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +114,14 @@ class GrpcGrid(RunGrid):
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
         self._loop.close()
+
+    def describe(self) -> Future[dict[str, tuple[str, float, str]]]:
+        """Asks the sessions' loop what `Sessions.describe` tells: from any thread, while we serve."""
+
+        async def ask() -> dict[str, tuple[str, float, str]]:
+            return self.sessions.describe()
+
+        return asyncio.run_coroutine_threadsafe(ask(), self._loop)
 
     async def _start(self) -> int:
         self._server, port = await self._open(self._address)
