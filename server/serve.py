@@ -154,9 +154,11 @@ def serve(
     grid = GrpcGrid(federation, run=begun.name, address=address, identity=identity, limits=limits, status=watch.status)
     watch.clients = grid.sessions.describe
     metrics = _metrics(metrics_port, grid) if metrics_port is not None else None
-    page = _dashboard(dashboard, dashboard_token, begun, grid, identity, certificates) if dashboard else None
+    page = None
     reason, comes_back = "the run failed", False
     try:
+        if dashboard is not None:
+            page = _dashboard(dashboard, dashboard_token, begun, grid, identity, certificates)
         grid.start()
         folder = begun.folder()
         served = f"{host}:{grid.port}"

@@ -16,7 +16,9 @@ from typing import Any
 from tests.browser import PATIENCE_S, QUIET, executable
 
 # The browser reads from file 3 and writes to file 4.
-LAUNCH = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+LAUNCH = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+)
 
 
 class Tab:
@@ -60,7 +62,7 @@ class Tab:
 
     def value(self, expression: str) -> Any:
         """What JavaScript makes of an expression, as JSON."""
-        told = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        told = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in told, told
         return told["result"].get("value")
 

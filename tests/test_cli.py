@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -312,6 +313,25 @@ def test_serve_wants_certificates_or_an_explicit_plain_text(files):
     assert "nowhere/ca.pem: cannot be read" in missing.output
 
 
+def test_a_dashboard_that_cannot_be_is_one_line_before_there_is_a_run_folder(files):
+    before = signal.getsignal(signal.SIGTERM)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        for address, problem in (
+            (where, f"error: --dashboard {where}: cannot be served: Address already in use"),
+            (
+                "0.0.0.0:8090",
+                "error: --dashboard 0.0.0.0:8090: others than this machine can reach it: give --certificates",
+            ),
+            ("http://127.0.0.1:8090", "error: --dashboard must be HOST:PORT, without http:// before it"),
+        ):
+            done = run("serve", "federation.yaml", "--insecure", "--address", "127.0.0.1:0", "--dashboard", address)
+            assert done.exit_code == 2
+            assert done.stderr.startswith(problem) and done.stderr.count("\n") == 1
+    signal.signal(signal.SIGTERM, before)
+    assert not (files / "runs").exists()
+
+
 def test_a_bug_keeps_its_traceback(files, monkeypatch):
     def broken(path: Path) -> list[str]:
         raise ZeroDivisionError("a bug")
@@ -501,6 +521,7 @@ def test_every_flag_that_the_operators_page_names_exists(files):
         (("--resume", "runs", "--out", "other"), "--out is for a new run"),
         (("--resume", "runs", "--start-from", "other"), "--start-from is for a new run"),
         (("federation.yaml", "--log-format", "xml"), "'xml' is not one of 'text', 'json'"),
+        (("federation.yaml", "--dashboard-token", "f"), "--dashboard-token belongs to --dashboard HOST:PORT"),
     ],
 )
 def test_serve_says_which_arguments_go_together(files, arguments, problem):

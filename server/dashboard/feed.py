@@ -21,6 +21,7 @@ from server.rounds.events import Event
 
 EVERY_S = 0.5  # between frames, at least
 LOOK_S = 1.0  # between looks at who is there, while someone watches
+GLANCE_S = 5.0  # ... while nobody does
 KEEP_ALIVE_S = 15.0
 RETRY_MS = 1_000  # until a page that lost its connection asks again
 
@@ -48,7 +49,7 @@ class Feed:
         """Follows the run until it is cancelled. `clients` tells who is there."""
         while not self._closed:
             started = time.monotonic()
-            if self.pages and started - self._looked >= LOOK_S:
+            if started - self._looked >= (LOOK_S if self.pages else GLANCE_S):
                 self._looked = started
                 try:
                     self._view.look(await clients(), time.time())

@@ -14,32 +14,51 @@ EPSILONS = {"row": "epsilon_row", "client": "epsilon_client"}
 
 
 class Line:
-    """Points of one curve, each [round, value], or [round, value, low, high] where noise makes it uncertain."""
+    """Points of one curve, each [round, value], or [round, value, low, high] where noise makes it uncertain.
+
+    A long line keeps every second point, then every fourth and so on, and always the last.
+    """
 
     def __init__(self) -> None:
         self.points: list[list[float]] = []
-        self._told = 0  # how many of them pages have
-        self._anew = False  # are those that pages have no longer the first of ours?
+        self._places: list[int] = []  # of each point, among all that there were
+        self._every = 1
+        self._told = self._same = 0  # how many points pages have, and how many of these are still ours
 
     def add(self, number: int, *values: float) -> None:
         """A round's point. One that is not finite is left out; a round that is told again takes its place again."""
         self.cut(number)
-        if all(map(math.isfinite, values)):
-            self.points.append([number, *(float(f"{value:.6g}") for value in values)])
+        if not all(map(math.isfinite, values)):
+            return
+        place = self._places[-1] + 1 if self._places else 0
+        if self._places and self._places[-1] % self._every:  # it was there as the last one
+            self._drop()
+        self.points.append([number, *(float(f"{value:.6g}") for value in values)])
+        self._places.append(place)
         if len(self.points) > 2 * MOST_POINTS:
-            self.points, self._anew = self.points[::-1][::2][::-1], True  # the last one stays
+            self._thin()
 
     def cut(self, number: int) -> None:
         """Drops the points of this round and of later ones, which are made again."""
         while self.points and self.points[-1][0] >= number:
-            self.points.pop()
-        self._anew |= len(self.points) < self._told
+            self._drop()
 
-    def news(self) -> tuple[list[list[float]], bool]:
-        """The points that pages do not have, and whether they replace all that pages have."""
-        anew, first = self._anew, 0 if self._anew else self._told
-        self._anew, self._told = False, len(self.points)
-        return self.points[first:], anew
+    def news(self) -> tuple[int, list[list[float]]] | None:
+        """How many of the points that pages have stay, and those that come after them; None if nothing is new."""
+        keep, told = self._same, self._told
+        self._same = self._told = len(self.points)
+        return None if keep == told == len(self.points) else (keep, self.points[keep:])
+
+    def _drop(self) -> None:
+        self.points.pop()
+        self._places.pop()
+        self._same = min(self._same, len(self.points))
+
+    def _thin(self) -> None:
+        self._every, self._same = 2 * self._every, 0
+        last = len(self.points) - 1
+        kept = [i for i, place in enumerate(self._places) if i == last or place % self._every == 0]
+        self.points, self._places = [self.points[i] for i in kept], [self._places[i] for i in kept]
 
 
 def second_metric(federation: Federation) -> str:

@@ -157,14 +157,14 @@ class View:
         }
 
     def news(self) -> dict[str, Any]:
-        """What is new since this was asked last; {} if nothing is. `more` are points to be added to lines."""
+        """What is new since this was asked last; {} if nothing is. `more` has for a line how many of its points stay,
+        and those that come after them."""
         parts = self._parts()
         told = {name: part for name, part in parts.items() if self._told.get(name) != part}
         self._told = parts
         for key, line in self._lines.items():
-            points, anew = line.news()
-            if points or anew:
-                told.setdefault("lines" if anew else "more", {})[key] = points
+            if (more := line.news()) is not None:
+                told.setdefault("more", {})[key] = more
         return told
 
     def _parts(self) -> dict[str, Any]:
