@@ -111,6 +111,9 @@ class Dashboard:
             await self._server.serve(sockets=[self._socket])
             for task in tasks:
                 task.cancel()
+            for link in self._server.server_state.connections:  # of pages that took too long
+                link.transport.abort()
+            await asyncio.sleep(0)  # until they are closed
 
     async def _clients(self) -> Clients:
         async with asyncio.timeout(PATIENCE_S):

@@ -3,9 +3,9 @@
 The run is real: `cloister serve --dashboard` and two `cloister join`, over TLS on loopback; a process beside them holds
 the pages' connections and reads what they are sent, as fast as it comes. Turns of some seconds alternate; each begins
 half a second after its pages were opened. A round is the time between two of its events. The machine's other work
-is in both kinds of turn alike if they are short and many. On a busy one look at the CPU of the dashboard's thread, which is
-less disturbed: a round waits for that thread (for Python's lock) hardly longer than it works. The readers share the
-machine's cores with the run, which pages elsewhere would not.
+is in both kinds of turn alike if they are short and many. On a busy one look at the CPU of the dashboard's thread,
+which is less disturbed: a round waits for that thread (for Python's lock) hardly longer than it works. The readers
+share the machine's cores with the run, which pages elsewhere would not.
 
     OMP_NUM_THREADS=1 python -m simulations.benchmarks.dashboard [--pages 100] [--turns 20] [--seconds 3] [--clean]
 

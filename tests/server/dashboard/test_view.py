@@ -51,6 +51,9 @@ def test_the_time_left_is_that_of_the_rounds_left_at_their_pace():
     assert made.ends is None
     assert card(made, "time left")["value"] == "not known yet"
     assert card(made, "state")["more"] == "1 of 2 are there"
+    made.take(ended(4), 500.0)
+    made.take(ended(5), 503.0)
+    assert made.ends == 1000 + 4 * 3.0  # how long clients were away tells nothing about rounds
 
 
 def test_scores_are_drawn_with_what_noise_makes_uncertain():
@@ -97,6 +100,7 @@ def test_after_a_restart_curves_go_on_where_the_run_does():
     made = view(Started(rounds=9), ended(1), ended(2), ended(3))
     made.news()
     made.take(Resumed(round=2, rounds=9), 9.0)
+    assert made.whole()["lines"]["loss"] == [[1, 1.0], [2, 0.5]]
     made.take(ended(3, loss=7.0), 10.0)
     assert made.whole()["lines"]["loss"] == [[1, 1.0], [2, 0.5], [3, 7.0]]
     assert made.news()["more"]["loss"] == (2, [[3, 7.0]])  # pages keep two points
