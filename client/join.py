@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from client.device import resolve_device
-from client.node import Ask, Node, Say
+from client.node import Ask, Node, Say, Step
 from client.settings import ClientFile
 from client.tls import client_tls
 from common.certificates import identity
@@ -19,7 +20,15 @@ INTERRUPTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGB
 LONGEST_FAREWELL_S = 4.0  # for the task in hand, so that all is over within 10
 
 
-def join(settings: ClientFile, document: Path, *, wait_s: float, say: Say, ask: Ask | None) -> int:
+def join(
+    settings: ClientFile,
+    document: Path,
+    *,
+    wait_s: float,
+    say: Say,
+    ask: Ask | None,
+    step: Callable[[Step], None] | None = None,
+) -> int:
     """Takes part until the run is over. Returns the exit code: 0, or 130 after Ctrl-C.
 
     Args:
@@ -27,6 +36,7 @@ def join(settings: ClientFile, document: Path, *, wait_s: float, say: Say, ask: 
         wait_s: seconds that the server may be away before it is given up.
         say: tells the owner a line.
         ask: puts a question to the owner; None if nobody is there to answer.
+        step: shows how it goes, in place of a line for each task that is done.
 
     Raises:
         CloisterError: what `Node.run` raises, and mistakes in the file's certificates or its device.
@@ -37,7 +47,8 @@ def join(settings: ClientFile, document: Path, *, wait_s: float, say: Say, ask: 
         if warning is not None:
             say(f"warning: {warning}")
     resolve_device(settings.device)
-    return asyncio.run(_until_interrupted(Node(settings, tls=material, wait_s=wait_s, say=say, ask=ask), say))
+    node = Node(settings, tls=material, wait_s=wait_s, say=say, ask=ask, step=step)
+    return asyncio.run(_until_interrupted(node, say))
 
 
 async def _until_interrupted(node: Node, say: Say) -> int:

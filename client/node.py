@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TypeAlias, TypeVar
 
@@ -54,6 +55,23 @@ from common.wire.records import BUDGET_EXHAUSTED, CLIENT_FAILED, FAILED, REFUSED
 TASKS = ("train", "evaluate")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 15.0
 
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Where a client is in its run: at work on a task, or done with it, and what the run has cost a row so far."""
+
+    round: str  # as the server calls it
+    rounds: int
+    task: str  # train | evaluate
+    done: bool = False
+    epsilon: float | None = None  # None without privacy
+    limit: float | None = None
+
+    def __str__(self) -> str:
+        cost = f", epsilon {self.epsilon:.2f} of {self.limit:g} spent" if self.epsilon is not None else ""
+        return f"round {self.round}: {self.task} {'done' if self.done else 'begun'}{cost}"
+
+
 Say = Callable[[str], None]
 Ask = Callable[[str], Awaitable[bool]]
 Call: TypeAlias = grpc.aio.StreamStreamCall
@@ -71,12 +89,15 @@ class Node:
         wait_s: float,
         say: Say,
         ask: Ask | None = None,
+        step: Callable[[Step], None] | None = None,
     ) -> None:
         """`tls` is asked before each connection, so that a renewed certificate needs no restart; None is plain text on
         loopback. `wait_s` is how long the server may be away before the node gives up. `say` tells the owner; `ask`
-        puts a question that is answered by yes or no, None where nobody can be asked."""
+        puts a question that is answered by yes or no, None where nobody can be asked. `step` shows how it goes, in
+        place of a line for each task that is done."""
         self._settings, self._tls, self._wait_s, self._ask = settings, tls, wait_s, ask
         self._say: Say = lambda text: say(shown(text, 4000))  # it may have words of the server, or of the table
+        self._step = step or (lambda taken: self._say(str(taken)) if taken.done else None)
         self._site: Site | None = None
         self._outbox: Outbox | None = None
         self._fingerprint = ""
@@ -304,6 +325,7 @@ class Node:
                 answer = self._outbox.find(task.id, content)
                 if answer is None:
                     await self._rest(task)
+                    self._step(self._at(task))
                     answer = await self._in_thread(self._work, task, content)
                     done = isinstance(answer, bytes)
             except CloisterError as error:
@@ -340,8 +362,12 @@ class Node:
     def _report(self, task: pb.Task) -> None:
         assert self._site is not None
         budget = self._site.account.budget(self._run)
-        cost = f", epsilon {budget.epsilon:.2f} of {budget.limit:g} spent" if budget else ""
-        self._say(f"round {task.group}: {task.type} done{cost}")
+        taken = replace(self._at(task), done=True)
+        self._step(replace(taken, epsilon=budget.epsilon, limit=budget.limit) if budget else taken)
+
+    def _at(self, task: pb.Task) -> Step:
+        assert self._site is not None
+        return Step(round=task.group, rounds=self._site.federation.training.rounds, task=task.type)
 
     def _keep(self, content: bytes) -> None:
         """Keeps the model of a run that is over, with what we stated ourselves. What is none ends nothing."""

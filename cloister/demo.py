@@ -20,7 +20,8 @@ def demo(
 
     Example: `cloister demo`
     """
-    from cloister.progress import ProgressDisplay, print_result
+    from cloister.closing import print_result
+    from cloister.progress import ProgressDisplay
     from cloister.report import after_run
     from cloister.terminal import progress_console
     from common.document import federation as federations

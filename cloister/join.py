@@ -25,11 +25,12 @@ def join(
     """
     import logging
     import sys
+    from contextlib import nullcontext
 
     from client.join import join as take_part
     from client.settings import load_client_file
     from cloister.check import check_table
-    from cloister.terminal import ask, progress_console, tell
+    from cloister.terminal import JoinDisplay, ask, progress_console, tell
     from common.logs import json_handler, log_to, quiet_flower, text_handler
 
     as_json = log_format == "json"
@@ -44,4 +45,7 @@ def join(
             say(line)
     quiet_flower()
     log_to(json_handler() if as_json else text_handler())
-    raise typer.Exit(take_part(settings, client, wait_s=wait, say=say, ask=ask if sys.stdin.isatty() else None))
+    display = JoinDisplay(console) if console.is_terminal and not as_json and not quiet else None
+    with display or nullcontext():
+        code = take_part(settings, client, wait_s=wait, say=say, ask=ask if sys.stdin.isatty() else None, step=display)
+    raise typer.Exit(code)

@@ -10,6 +10,7 @@ import typer
 from cloister.verbs import (
     ExplainEveryOption,
     HeldOutOption,
+    JSONOption,
     LogFormatOption,
     NoReportOption,
     OutOption,
@@ -48,6 +49,7 @@ def serve(
     no_report: NoReportOption = False,
     log_format: LogFormatOption = "text",
     quiet: QuietOption = False,
+    result_as_json: JSONOption = False,
 ) -> None:
     """Coordinate a federation: the server process.
 
@@ -57,7 +59,8 @@ def serve(
     """
     import functools
 
-    from cloister.progress import ProgressDisplay, leave, show_end
+    from cloister.closing import leave, show_end
+    from cloister.progress import ProgressDisplay
     from cloister.report import reported
     from cloister.terminal import ConsoleHandler, progress_console
     from cloister.track import usable
@@ -82,10 +85,10 @@ def serve(
         assert resume is not None
         begun = server.resumed_run(resume, rounds=rounds, stay=stay)
     as_json = log_format == "json"
-    console = progress_console(quiet)
+    console = progress_console(quiet or as_json)  # one for both: log lines then go above the live line
     quiet_flower()
     log_to(json_handler() if as_json else ConsoleHandler(console))
-    display = ProgressDisplay(progress_console(quiet or as_json), limits=begun.federation.privacy.limits)
+    display = ProgressDisplay(console, limits=begun.federation.privacy.limits)
     with reported(no_report=no_report), display:
         result, _ = server.serve(
             begun,
@@ -102,6 +105,6 @@ def serve(
             stay=stay,
             track=trackers,
             observers=[display, server.log_event] if as_json else [display],
-            ended=functools.partial(show_end, no_report=no_report),
+            ended=functools.partial(show_end, no_report=no_report, as_json=result_as_json),
         )
     leave(result)

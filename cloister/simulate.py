@@ -18,6 +18,7 @@ from cloister.verbs import (
     FederationFile,
     GenerateOption,
     HeldOutOption,
+    JSONOption,
     NoReportOption,
     OutOption,
     PartitionOption,
@@ -71,6 +72,7 @@ def simulate(
     track: TrackOption = None,
     no_report: NoReportOption = False,
     quiet: QuietOption = False,
+    as_json: JSONOption = False,
 ) -> None:
     """Run a whole federation on this machine, without a network.
 
@@ -79,7 +81,8 @@ def simulate(
     import secrets
 
     from client.device import describe_device, resolve_device
-    from cloister.progress import ProgressDisplay, finish
+    from cloister.closing import finish
+    from cloister.progress import ProgressDisplay
     from cloister.report import reported
     from cloister.terminal import progress_console, tell, warn
     from cloister.track import usable
@@ -137,7 +140,7 @@ def simulate(
             result = run_on(grid, federation, sites, folder, run=run, observe=observe, held_out=scorer, start=start)
     if len(sites.refused) > MOST_LINES:
         tell(console, f"and {len(sites.refused) - MOST_LINES} more clients are left out")
-    finish(result, folder.path, no_report=no_report)
+    finish(result, folder.path, no_report=no_report, as_json=as_json)
 
 
 def _changes(settings: Sequence[str]) -> dict[tuple[str | int, ...], Any]:

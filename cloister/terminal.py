@@ -8,10 +8,17 @@ import os
 import sys
 import threading
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
 
 from common.text import shown_lines
+
+if TYPE_CHECKING:
+    from client.node import Step
+
+DOING = {"train": "training", "evaluate": "evaluating"}
 
 
 def progress_console(quiet: bool) -> Console:
@@ -27,6 +34,31 @@ def tell(console: Console, text: str) -> None:
 def warn(console: Console, text: str) -> None:
     """... and what they should not miss."""
     console.print(shown_lines(text), markup=False, highlight=False, soft_wrap=True, style="yellow")
+
+
+class JoinDisplay:
+    """A client's run as one live line: its round, what it is at, and what that has cost. Use it as a context, so that
+    the terminal is left clean; lines that are told meanwhile appear above it."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[cost]}"))
+        self._bar = Progress(*columns, console=console, transient=True)
+        self._task = self._bar.add_task("", total=None, cost="")
+
+    def __enter__(self) -> JoinDisplay:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, step: Step) -> None:
+        self._bar.start()  # not before: the owner may have to answer a question first
+        doing = DOING[step.task] if not step.done else "waiting for the others"
+        self._bar.update(self._task, description=f"round {step.round}/{step.rounds}  {doing}", total=step.rounds)
+        if step.round.isdecimal():
+            self._bar.update(self._task, completed=int(step.round) - (not step.done))
+        if step.epsilon is not None:
+            self._bar.update(self._task, cost=f"epsilon {step.epsilon:.2f} of {step.limit:g} spent")
 
 
 class ConsoleHandler(logging.Handler):

@@ -533,3 +533,10 @@ def test_serve_says_which_arguments_go_together(files, arguments, problem):
 def test_a_folder_that_cannot_be_resumed_is_one_clear_line(files):
     done = run("serve", "--resume", "nowhere", "--insecure")
     assert (done.exit_code, done.output) == (2, "error: nowhere: not the folder of a run: it has no federation.yaml\n")
+
+
+def test_a_simulations_result_may_be_json_for_a_program(files):
+    done = run("simulate", "federation.yaml", *TWO, "--json", "--quiet")
+    told = json.loads(done.stdout)
+    assert (told["status"], told["clients"]) == ("completed", ["client-0", "client-1"])
+    assert json.loads((Path(told["run_folder"]) / "result.json").read_text())["rounds"] == told["rounds"]

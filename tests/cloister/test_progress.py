@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import io
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from client.node import Step
+from cloister import closing as closing_room
 from cloister import progress
-from cloister.progress import ProgressDisplay, print_result
+from cloister.closing import print_result
+from cloister.progress import ProgressDisplay
+from cloister.terminal import JoinDisplay, tell
 from server.rounds.events import from_json
 
 HOSTILE = ["[/red]", "[bold]x", "[link=http://x]y[/link]", "[red", "\\[x]", "[]", "[[a]]"]
@@ -272,3 +278,40 @@ def test_a_simulation_tells_its_pace_and_on_a_terminal_the_time_left(monkeypatch
             display(from_json(event(number)))
     assert "500 client updates/s" in file.getvalue()
     assert ("36.0 s left" in file.getvalue()) is terminal  # eighteen rounds of two seconds
+
+
+def joined(*steps: Step, width: int = 100) -> str:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=width)
+    with JoinDisplay(console) as display:
+        for step in steps:
+            display(step)
+            display._bar.refresh()
+            tell(console, f"a line in round {step.round}")
+    return file.getvalue()
+
+
+def test_a_clients_live_line_tells_its_round_its_task_and_what_that_has_cost():
+    begun = Step(round="3", rounds=30, task="train")
+    text = joined(begun, replace(begun, done=True, epsilon=0.5, limit=4.0))
+    assert "round 3/30  training" in text
+    assert "round 3/30  waiting for the others" in text
+    assert "epsilon 0.50 of 4 spent" in text
+    assert "a line in round 3" in text
+    assert text.endswith("\x1b[?25h\r\x1b[1A\x1b[2K")  # the cursor is back, and the line is gone
+
+
+def test_a_round_that_a_server_calls_otherwise_is_shown_as_it_is_called():
+    assert "round x/30  evaluating" in joined(Step(round="x", rounds=30, task="evaluate"))
+
+
+def test_a_task_that_is_done_is_a_line_where_there_is_no_terminal():
+    step = Step(round="3", rounds=30, task="train", done=True)
+    assert str(step) == "round 3: train done"
+    assert str(replace(step, epsilon=0.5, limit=4.0)) == "round 3: train done, epsilon 0.50 of 4 spent"
+
+
+def test_a_result_as_json_is_all_that_stdout_has(tmp_path, capsys):
+    closing_room.show_end(result(), tmp_path, no_report=True, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told == {**result(), "run_folder": str(tmp_path)}
