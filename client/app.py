@@ -22,7 +22,7 @@ from client import data
 from client.account.ledger import Ledger
 from client.device import resolve_device
 from client.settings import load_client_file
-from client.site import Site, open_site, simulated_site
+from client.site import Site, name_of, open_site, simulated_site
 from client.training.recipe import Pace
 from client.training.train import evaluate, train
 from common.document import federation as federations
@@ -44,23 +44,29 @@ SiteOf = Callable[[Context], AbstractContextManager[Site]]
 log = logging.getLogger("cloister.client")
 
 
-def client_app(site_of: SiteOf) -> ClientApp:
-    """The app, for the sites that `site_of` finds."""
+def client_app(site_of: SiteOf, *, says_name: bool = False) -> ClientApp:
+    """The app, for the sites that `site_of` finds. `says_name`: do its answers say the site's name? A server of ours
+    knows it by the certificate; one on a grid of Flower's knows numbers alone."""
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return _answer(message, context, site_of, _train)
+        return _answer(message, context, site_of, _train, says_name=says_name)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        return _answer(message, context, site_of, _evaluate)
+        return _answer(message, context, site_of, _evaluate, says_name=says_name)
 
     return app
 
 
 def _answer(
-    message: Message, context: Context, site_of: SiteOf, work: Callable[[Site, Message, str], RecordDict]
+    message: Message,
+    context: Context,
+    site_of: SiteOf,
+    work: Callable[[Site, Message, str], RecordDict],
+    *,
+    says_name: bool,
 ) -> Message:
     """Does the work, or says why not. What is not our own error is logged here and not told: it may quote data."""
     try:
@@ -73,6 +79,8 @@ def _answer(
                 content, energy = site.metered(lambda: work(site, message, run), run=run, trains=trains)
                 if energy is not None:
                     records.add_energy(content, energy)
+                if says_name and site.federation.privacy.client is None:  # there nothing may tell who answered
+                    records.add_name(content, site.name)
                 return Message(content, reply_to=message)
     except Exception as error:
         return Message(told_of(error), reply_to=message)
@@ -184,7 +192,7 @@ def _configured_site(context: Context) -> Iterator[Site]:
     federation = federations.load(Path(_setting(context, "federation")))
     if "partition-id" not in context.node_config:
         settings = load_client_file(Path(_setting(context, "client-file", by_run=False)))
-        site = open_site(settings, federation, name=settings.name or settings.data.name)
+        site = open_site(settings, federation, name=name_of(settings))
     else:
         site = _simulated_site(context, federation)
     try:
@@ -235,4 +243,4 @@ def _setting(context: Context, name: str, *, by_run: bool = True) -> str:
     raise ConfigError([f"{name}: not in {where} configuration, nor in {variable}"])
 
 
-app = client_app(_configured_site)
+app = client_app(_configured_site, says_name=True)

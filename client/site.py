@@ -23,7 +23,7 @@ from client.device import describe_device, resolve_device
 from client.energy import CodeCarbon, EnergyBook, Meter
 from client.kept import KeptModels
 from client.settings import ClientFile
-from common.certificates import identity
+from common.certificates import files, identity
 from common.document.federation import Federation
 from common.errors import DataError
 from common.model.energy import Energy
@@ -216,6 +216,17 @@ def _read(settings: ClientFile, federation: Federation, key: bytes, ledger: Ledg
 def authority_of(settings: ClientFile) -> str:
     """Who stands behind the servers that this client hears: a digest of its authority's key; "" without TLS."""
     return identity.key_digest(Path(settings.tls.ca)) if settings.tls else ""
+
+
+def name_of(settings: ClientFile) -> str:
+    """What a client calls itself where no server tells it who it is: its certificate's name, or else its file's.
+
+    Raises:
+        CertificateError: `tls.certificate` cannot be read, or is no client's.
+    """
+    if settings.tls is None:
+        return settings.name or settings.data.name
+    return identity.peer(files.read(Path(settings.tls.certificate))).name
 
 
 def split_key(state: Path) -> bytes:

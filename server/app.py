@@ -33,6 +33,7 @@ from server.rounds import strategies
 from server.rounds.client_privacy import ClientLevelDP
 from server.rounds.cohort import note_refusals
 from server.rounds.events import Ended, Event, Resumed, Standing, Started, after
+from server.rounds.flower_grid import FlowerGrid
 from server.rounds.loop import run_rounds
 from server.rounds.run import Ending, Progress, Run
 
@@ -179,6 +180,7 @@ def _energy(standing: Standing) -> dict[str, Any]:
 
 
 app = ServerApp()
+NODES = "nodes.json"  # in the run folder: the numbers of Flower's nodes, by the names that are shown
 
 
 @app.main()
@@ -194,4 +196,13 @@ def main(grid: Grid, context: Context) -> None:
     folder = RunFolder.create(federation, root=root)
     # Whoever has refused stays away, so a run that has lost its quorum should not wait for it for ever.
     wait_s = federation.strategy.round_timeout * federation.strategy.max_failed_rounds
-    execute(federation, grid, folder, name=f"{context.run_id}", wait_s=wait_s, start=start)
+    named = FlowerGrid(grid, names=federation.privacy.client is None)
+    written: dict[str, str] = {}
+
+    def write_nodes(event: Event) -> None:
+        if named.nodes != written:
+            written.update(named.nodes)
+            folder.write_json(NODES, written)
+
+    run = f"{context.run_id}"
+    execute(federation, named, folder, name=run, observe=write_nodes, name_of=named.name_of, wait_s=wait_s, start=start)

@@ -9,7 +9,7 @@ from typing import Any
 
 import flwr.app
 import numpy as np
-from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from common.model.energy import Energy
@@ -20,6 +20,10 @@ ARRAYS = "arrays"  # the model
 CONFIG = "config"  # the server's settings: RUN, and Flower's own
 METRICS = "metrics"
 PRIVACY = "privacy"  # a private client's statement of what it has released
+CLIENT = "client"  # who answers, for a server on a grid of Flower's: NAME
+
+# The value in CLIENT.
+NAME = "name"
 
 # Values in CONFIG.
 RUN = "run"
@@ -127,6 +131,18 @@ def energy_of(content: RecordDict) -> Energy | None:
     if JOULES not in metrics:
         return None
     return Energy(joules=float(metrics[JOULES]), grams=float(metrics[GRAMS]))  # type: ignore[arg-type]
+
+
+def add_name(content: RecordDict, name: str) -> None:
+    """Adds to an answer what its client calls itself."""
+    content[CLIENT] = ConfigRecord({NAME: name})
+
+
+def take_name(content: RecordDict) -> str | None:
+    """Removes from an answer what its client calls itself, if it says so. It may be any text at all."""
+    record = content.pop(CLIENT, None)
+    said = record.get(NAME) if isinstance(record, ConfigRecord) else None
+    return said if isinstance(said, str) else None
 
 
 def weight_of(content: RecordDict) -> float:
