@@ -20,6 +20,7 @@ but whoever registered the nodes' keys sees that the number is not the other's.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Generator, Iterable
 from typing import Any
@@ -30,7 +31,7 @@ from flwr.serverapp import Grid
 from common.text import is_name, shown
 from common.wire import records
 
-POLL_S = 0.25  # between looks for answers; Flower's own `send_and_receive` looks every 3 s
+POLL_S = 0.25  # between looks for answers, or for who is there; Flower's own `send_and_receive` looks every 3 s
 
 log = logging.getLogger("cloister.server")
 
@@ -42,6 +43,8 @@ class FlowerGrid(Grid):
         self._grid, self._has_names = grid, names
         self._names: dict[int, str] = {}  # by node; its number where it has no other
         self._owners: dict[str, int] = {}  # by name, in lower case
+        self._present: list[int] = []
+        self._looked = -math.inf
 
     def name_of(self, node: int) -> str:
         """What to call a node, in all that is written of the run."""
@@ -87,6 +90,12 @@ class FlowerGrid(Grid):
                 self._hear(reply.metadata.src_node_id, said)
         return reply
 
+    def get_node_ids(self) -> list[int]:
+        """Who is there, as it was at most `POLL_S` seconds ago: who waits for a quorum asks far more often."""
+        if time.monotonic() - self._looked >= POLL_S:
+            self._present, self._looked = list(self._grid.get_node_ids()), time.monotonic()
+        return self._present
+
     # The rest is the grid's own.
 
     def set_run(self, run: Any) -> None:
@@ -100,9 +109,6 @@ class FlowerGrid(Grid):
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
         return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         return self._grid.push_messages(messages)

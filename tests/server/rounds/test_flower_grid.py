@@ -109,3 +109,13 @@ def test_a_round_ends_at_its_deadline_with_what_has_come():
     started = time.monotonic()
     assert list(grid.send_and_receive([Message(RecordDict(), 1, "train", group_id="1")], timeout=0.05)) == []
     assert 0.05 <= time.monotonic() - started < 2
+
+
+def test_who_is_there_is_asked_of_flower_a_few_times_a_second_and_no_more(monkeypatch):
+    grid, asked = named({11: "cleveland", 12: None}), []
+    monkeypatch.setattr("server.rounds.flower_grid.POLL_S", 60.0)
+    there = [[11], [11, 12]]
+    monkeypatch.setattr(grid._grid, "get_node_ids", lambda: asked.append(1) or there[len(asked) - 1])
+    assert [list(grid.get_node_ids()) for _ in range(3)] == [[11]] * 3 and len(asked) == 1
+    monkeypatch.setattr("server.rounds.flower_grid.POLL_S", 0.0)
+    assert list(grid.get_node_ids()) == [11, 12]
