@@ -540,3 +540,20 @@ def test_a_simulations_result_may_be_json_for_a_program(files):
     told = json.loads(done.stdout)
     assert (told["status"], told["clients"]) == ("completed", ["client-0", "client-1"])
     assert json.loads((Path(told["run_folder"]) / "result.json").read_text())["rounds"] == told["rounds"]
+
+
+def test_the_service_of_the_operations_page_begins_a_run_and_then_goes_on_with_it(tmp_path):
+    """Its ExecStart, with a program in place of ours that says what it was told."""
+    (command,) = re.findall(r"^ExecStart=/bin/sh -c '(.*serve.*)'$", (ROOT / "docs/operations.md").read_text(), re.M)
+    program = tmp_path / "cloister"
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o700)
+    command = command.replace("/opt/cloister/.venv/bin/cloister", str(program))
+
+    def told() -> str:
+        return subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    rest = "--certificates certs --address 0.0.0.0:8443 --log-format json\n"
+    assert told() == f"serve federation.yaml --out run {rest}"
+    (tmp_path / "run/checkpoint").mkdir(parents=True)
+    assert told() == f"serve --resume run {rest}"
