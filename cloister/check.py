@@ -122,6 +122,7 @@ def _floating(settings: ClientFile) -> list[str]:
 
 def _federation(path: Path) -> list[str]:
     from common.document import federation as federations
+    from common.document.strategy import title
     from common.errors import ConfigError, PrivacyError
     from common.privacy import reach
     from common.privacy.releases import client_releases, evaluation_release
@@ -172,7 +173,7 @@ def _federation(path: Path) -> list[str]:
         f"fingerprint {federation.fingerprint}",
         f"model {sizes}, {federation.model.activation}; {training.loss}, {training.optimizer} at "
         f"{training.learning_rate:g}",
-        f"{training.rounds} rounds of {local}, batch {training.batch_size}; {federation.strategy.name}, at least "
+        f"{training.rounds} rounds of {local}, batch {training.batch_size}; {title(federation.strategy)}, at least "
         f"{federation.strategy.min_clients} clients",
         *more,
         *(f"privacy of {line}" for line in privacy or ["nothing: no differential privacy"]),

@@ -60,6 +60,7 @@ PAGES: dict[str, tuple[str, str, list[tuple[str, type[Document]]]]] = {
                     strategy.Bulyan,
                     strategy.QFedAvg,
                     strategy.Agnostic,
+                    strategy.Installed,
                 )
             ),
             ("privacy", document.Privacy),

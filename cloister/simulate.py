@@ -94,6 +94,7 @@ def simulate(
     from server.observers.scoring import HeldOut
     from server.observers.summary import Summary
     from server.observers.trackers.tracking import live
+    from server.rounds import strategies
     from server.rounds.events import all_of
     from simulations.engine import opened, run_on
     from simulations.sources import Source
@@ -110,6 +111,7 @@ def simulate(
     federation = federations.load(document, changes=_changes(set_ or []))
     if seed is not None:
         federation = federation.with_seed(seed)
+    strategies.build(federation)  # refuses one that is not installed before tables are read
     start = read_start(start_from, federation)
     where = resolve_device(device, exact=federation.privacy.row is not None)
     if explain_every is not None and held_out is None:

@@ -192,6 +192,7 @@ def main(grid: Grid, context: Context) -> None:
     federation = federations.load(Path(str(path)))
     given = context.run_config.get("start-from") or os.environ.get("CLOISTER_START_FROM")
     start = read_start(Path(str(given)) if given else None, federation)
+    strategies.build(federation)  # refuses one that is not installed before anything is written
     root = Path(str(context.run_config.get("runs") or os.environ.get("CLOISTER_RUNS") or "runs"))
     folder = RunFolder.create(federation, root=root)
     # Whoever has refused stays away, so a run that has lost its quorum should not wait for it for ever.

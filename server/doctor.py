@@ -14,6 +14,7 @@ from common.certificates.identity import ServerIdentity
 from common.certificates.listing import Listed, State, certificates_in
 from common.document import federation as federations
 from common.document.federation import Federation
+from common.document.strategy import Installed, title
 from common.errors import CertificateError, ConfigError, PrivacyError
 from common.findings import Finding, mistakes, ok, warning, wrong
 from common.privacy import reach
@@ -48,6 +49,7 @@ def examine(document: Path, *, certificates: Path | None, address: str, runs: Pa
     if federation is not None:
         yield ok("federation", f"{federation.name}, fingerprint {federation.fingerprint}")
         yield from _privacy(federation)
+        yield from _strategy(federation)
     if certificates is not None:
         yield from _certificates(certificates, federation)
     yield _port(at.host.strip("[]"), at.port)
@@ -80,6 +82,20 @@ def _privacy(federation: Federation) -> Iterator[Finding]:
         )
     if said := reach.warning(federation):
         yield warning("privacy", said.removeprefix("warning: "))
+
+
+def _strategy(federation: Federation) -> Iterator[Finding]:
+    """Of one that a package has to bring."""
+    if not isinstance(federation.strategy, Installed):
+        return
+    from server.rounds import strategies  # Flower
+
+    try:
+        strategies.build(federation)
+    except ConfigError as error:
+        yield from mistakes("strategy", error, "docs/extending.md")
+    else:
+        yield ok("strategy", title(federation.strategy))
 
 
 def _certificates(folder: Path, federation: Federation | None) -> Iterator[Finding]:

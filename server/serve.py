@@ -26,6 +26,7 @@ from server.folder.folder import RunFolder, model_for_clients
 from server.folder.start import StartModel, read_start
 from server.observers.status import Watch
 from server.observers.summary import Summary
+from server.rounds import strategies
 from server.rounds.events import TERMINATED, Event, Serving, all_of
 from server.sessions.gate import Limits
 from server.sessions.grid import GrpcGrid
@@ -62,6 +63,7 @@ class Begun:
 def new_run(document: Path, *, out: Path | None, start_from: Path | None = None) -> Begun:
     """A run of a document's federation. Raises `ConfigError`, and as `read_start` does."""
     federation = federations.load(document)
+    strategies.build(federation)  # refuses one that is not installed before anything is written
     start = read_start(start_from, federation)
     name = f"{federation.name}-{secrets.token_hex(8)}"
     return Begun(federation, name, lambda: RunFolder.create(federation, path=out), start=start)
@@ -80,6 +82,7 @@ def resumed_run(path: Path, *, rounds: int | None, stay: bool = False) -> Begun:
     """
     folder = RunFolder.open(path)
     federation = federations.load(path / "federation.yaml")
+    strategies.build(federation)
     checkpoint = checkpoints.load(path, may_fall_back=federation.privacy.client is None)
     if federation.with_rounds(checkpoint.rounds).fingerprint != checkpoint.fingerprint:
         raise RunFolderError(f"{path}: its federation.yaml is not the one that its checkpoint was made with")

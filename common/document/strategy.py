@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from common.document.documents import Document, unless
 from common.document.numbers import Count, Fraction, NonNegative, Positive, Share
 from common.document.schedule import Schedule
+from common.text import PLAIN_NAME
 
 
 class _Rounds(Document):
@@ -26,7 +27,8 @@ class _Rounds(Document):
 
 class FedAvg(_Rounds):
     """Which clients a round asks, and how replies move the model. Strategies are Flower's, by name: fedavg, fedavgm,
-    fedadam, fedadagrad, fedyogi, fedprox, fedmedian, fedtrimmedavg, krum, multikrum, bulyan, qfedavg; and agnostic."""
+    fedadam, fedadagrad, fedyogi, fedprox, fedmedian, fedtrimmedavg, krum, multikrum, bulyan, qfedavg; and agnostic; and
+    one's own, installed."""
 
     name: Literal["fedavg"]  # or another one
 
@@ -101,6 +103,25 @@ class Agnostic(_Rounds):
     mixture_rate: NonNegative = 0.1  # how fast clients with larger losses gain weight
 
 
+def _sorted(parameters: dict[str, Parameter]) -> dict[str, Parameter]:
+    """Equal documents are equal text, in whatever order they were written."""
+    return dict(sorted(parameters.items()))
+
+
+Parameter = bool | int | float | str
+
+
+class Installed(_Rounds):
+    """A strategy that does not come with Cloister: a class of a Python package that is installed where the server runs
+    ([extending.md](extending.md)). The document names it and holds no code."""
+
+    name: Literal["installed"]
+    entry_point: Annotated[str, Field(pattern=rf"^{PLAIN_NAME}$")]  # its name in the group cloister.strategies
+    version: Annotated[str, Field(min_length=1, max_length=64)]  # of the package; a server with another one refuses
+    # Keyword arguments of its constructor: numbers, text, true or false.
+    parameters: Annotated[dict[str, Parameter], AfterValidator(_sorted)] = Field(default={})
+
+
 StrategyChoice = Annotated[
     FedAvg
     | FedAvgM
@@ -114,10 +135,18 @@ StrategyChoice = Annotated[
     | MultiKrum
     | Bulyan
     | QFedAvg
-    | Agnostic,
+    | Agnostic
+    | Installed,
     Field(discriminator="name"),
 ]
 
 
 BY_LOSSES = ("qfedavg", "agnostic")  # weigh clients by the losses that they tell
 OF_A_MEAN = ("fedavg", "fedavgm", "fedadam", "fedadagrad", "fedyogi", "fedprox")  # move by a mean of updates
+
+
+def title(strategy: StrategyChoice) -> str:
+    """What people are told of which strategy it is."""
+    if isinstance(strategy, Installed):
+        return f"{strategy.entry_point} (installed, version {strategy.version})"
+    return str(strategy.name)

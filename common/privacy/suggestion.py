@@ -29,6 +29,7 @@ from common.document import documents
 from common.document.federation import Federation
 from common.document.mistakes import Key
 from common.document.schema import Classes
+from common.document.strategy import title
 from common.errors import ConfigError
 from common.privacy.plan import plan_for
 from common.privacy.releases import GaussianRelease, calibrate, client_releases, epsilon
@@ -316,7 +317,7 @@ def _caveats(federation: Federation) -> list[str]:
     """What of the document was not measured."""
     privacy, found = federation.privacy, []
     if federation.strategy.name not in ("fedavg", "fedprox"):
-        found.append(f"strategy {federation.strategy.name} takes steps of its own, and was not measured")
+        found.append(f"strategy {title(federation.strategy)} takes steps of its own, and was not measured")
     if privacy.row is not None and privacy.client is not None:
         found.append("both units at once were not measured: each rule is used as if the other's noise were its own")
     if privacy.client is not None and _is_numeric(federation):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from common.document.schema import Categorical, Classes
+from common.document.strategy import title
 from common.text import duration
 from server.folder.folder import RunRecord
 from server.folder.start import in_words
@@ -86,7 +87,7 @@ def _training(record: RunRecord) -> Iterator[str]:
         ("", ""),
         [
             ("rounds", f"{record.standing.round} of {record.standing.rounds or training.rounds}"),
-            ("strategy", str(strategy.name)),
+            ("strategy", title(strategy)),
             ("in each round", f"{local} of batches of {training.batch_size}, {training.optimizer}"),
             ("learning rate", f"{training.learning_rate:g}" + (f", {rates.words}" if rates is not None else "")),
             *([("rows changed at random", changes.words)] if (changes := training.augmentation) is not None else []),

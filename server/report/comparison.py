@@ -7,6 +7,7 @@ from typing import Any
 
 import altair as alt
 
+from common.document.strategy import title
 from common.errors import ConfigError
 from server.folder.folder import RunRecord
 from server.report import facts, page
@@ -20,7 +21,7 @@ def comparison(records: Sequence[RunRecord]) -> str:
     rows = [
         {
             "name": label,
-            "strategy": str(record.federation.strategy.name),
+            "strategy": title(record.federation.strategy),
             "rounds": record.standing.round,
             "clients": len(facts.participants(record)) or record.standing.clients,
             "score": facts.score_of(record.standing.evaluation, record.federation),

@@ -1,4 +1,5 @@
-"""A strategy's name and parameters to Flower's Strategy, or to one of ours (agnostic.py).
+"""A strategy's name and parameters to Flower's Strategy, to one of ours (agnostic.py), or to one that a package brings
+(installed.py).
 
 Which clients a round asks is the round loop's decision (server/rounds/loop.py), so that sampling is reproducible
 and no strategy waits or draws on its own: here every strategy asks all nodes of the grid it is given.
@@ -14,7 +15,9 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from common.document.federation import Federation
+from common.document.strategy import Installed
 from common.wire.records import LOSS
+from server.rounds import installed
 from server.rounds.agnostic import Agnostic
 
 CLASSES: dict[str, type[flower.FedAvg]] = {
@@ -42,24 +45,27 @@ _OURS = {
     "schedule",
     "average",
 }
+_ASKS_ALL: dict[str, Any] = {
+    "fraction_train": 1.0,
+    "fraction_evaluate": 1.0,
+    "min_train_nodes": 1,
+    "min_evaluate_nodes": 1,
+    "min_available_nodes": 1,
+}
 # What some strategies keep from round to round, besides the model.
-_MOMENTS = ("m_t", "v_t", "momentum_vector", "mixture")
+_MOMENTS = ("m_t", "v_t", "momentum_vector", "mixture", "memory")
 
 
 def build(federation: Federation) -> Strategy:
-    """The Flower strategy that the document names, with its parameters."""
+    """The Flower strategy that the document names, with its parameters. Raises `ConfigError` if it is one that a
+    package should bring, and no package does."""
     chosen = federation.strategy
+    if isinstance(chosen, Installed):
+        return installed.build(chosen, **_ASKS_ALL)
     parameters: dict[str, Any] = chosen.model_dump(exclude=_OURS)
     if chosen.name == "qfedavg":
         parameters |= {"client_learning_rate": federation.training.learning_rate, "train_loss_key": LOSS}
-    return CLASSES[chosen.name](
-        fraction_train=1.0,
-        fraction_evaluate=1.0,
-        min_train_nodes=1,
-        min_evaluate_nodes=1,
-        min_available_nodes=1,
-        **parameters,
-    )
+    return CLASSES[chosen.name](**_ASKS_ALL, **parameters)
 
 
 Memory = dict[str, NDArray[Any]]
