@@ -180,8 +180,8 @@ def page(folder: Path) -> Iterator[str]:
         yield ""
         yield filled(study.words)
         yield ""
-        yield "```sh"
-        yield study.shown
+        yield "```console"
+        yield f"$ {study.shown}"
         yield "```"
         yield ""
         yield (folder / study.name / TABLE).read_text().rstrip()

@@ -22,7 +22,7 @@ def test_a_study_is_of_no_privacy_and_three_epsilons_and_is_on_the_page(study):
     assert [unit.epsilon if unit else None for unit in own] == [None, None, 8, 8, 4, 4, 1, 1]
     assert all(row is None or client is None for row, client in units)
     page = PAGE.read_text()
-    assert f"```sh\n{study.shown}\n```\n" in page
+    assert f"```console\n$ {study.shown}\n```\n" in page
     section = page.partition(f"## {study.title}\n")[2].partition("\n## ")[0]
     assert section.count("| 5 |") == 8  # no run of any point has failed
     assert f"({picture_of(study)})" in section and (PAGE.parent / picture_of(study)).exists()
