@@ -74,8 +74,9 @@ PAGES: dict[str, tuple[str, str, list[tuple[str, type[Document]]]]] = {
     "client-file": (
         "The client file",
         "What is local to one data owner: the server's address, certificates, the table, and the policy that every "
-        "federation must keep to. Paths are relative to the file's folder. [The data owner's guide](data-owner.md) says "
-        "how to choose. `cloister check FILE` names every mistake at once, and, with `federation`, checks the table.",
+        "federation must keep to. Paths are relative to the file's folder. [The data owner's guide](data-owner.md) "
+        "says how to choose. `cloister check FILE` names every mistake at once, and, with `federation`, checks the "
+        "table.",
         [("", ClientFile), ("tls", TLSFiles), ("data", DataFile), ("policy", Policy), ("energy", EnergySource)],
     ),
 }
