@@ -56,9 +56,11 @@ toolbox: setup
 bench-wire: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m simulations.benchmarks.wire
 
-# The reference pages of the two documents, from the models that check them; commit what it writes.
+# The reference pages of the two documents, from the models that check them (commit what it writes); then the site of
+# all pages, in site/. No network. `python -m http.server -d site` shows it; opened as a file it has no search.
 docs: setup
 	$(BIN)/python -m cloister.reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # The wire protocol's Python, from its one source; commit what it writes.
 stubs: setup

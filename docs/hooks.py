@@ -1,7 +1,7 @@
 """What MkDocs is told on top of mkdocs.yml, so that one text serves the site and whoever reads the files.
 
-Links in the pages are as they are between files: `tables.md`, `../README.md`, `../server/report/facts.py`. The README, CONTRIBUTING
-and the CHANGELOG become pages of the site; other files that a page links to are put into it as text.
+Links in the pages are as they are between files: `tables.md`, `../README.md`, `../server/report/facts.py`. The README,
+CONTRIBUTING and the CHANGELOG become pages of the site; other files that a page links to are put into it as text.
 """
 
 from __future__ import annotations
