@@ -146,5 +146,10 @@ def _figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     }
     if "accuracy" in metrics:
         return [(shown, f"{100 * metrics[name]:.1f} %") for name, shown in names.items() if name in metrics]
-    shown_first = [("MAE", f"{metrics['mae']:.4g}{scaled(metrics, 'mae')}")] if "mae" in metrics else []
-    return shown_first + [(name.upper(), f"{metrics[name]:.4g}") for name in ("rmse", "mse") if name in metrics]
+    shown = []
+    for name in ("mae", "rmse", "mse"):
+        if name in metrics:
+            value = f"{metrics[name]:.4g}{scaled(metrics, 'mae') if name == 'mae' else ''}"
+            # A sum of noisy squares that came out below zero says nothing; a model without any error is no likely one.
+            shown.append((name.upper(), value if metrics[name] else "lost in the noise"))
+    return shown

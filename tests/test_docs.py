@@ -31,6 +31,7 @@ DOCS = ROOT / "docs"
 HERE = ("tutorial.md", "coordinator.md", "data-owner.md", "operations.md")
 ELSEWHERE = {
     "extending.md": "tests/examples/test_geometric_median.py",
+    "flower.md": "tests/integration/test_flower_deployment.py",  # with TLS and keys; see below for its words
     "toolbox.md": "tests/test_readme.py",
 }
 NOT_RUN = {
@@ -202,3 +203,12 @@ def test_the_commands_that_need_nothing_before_them_run(page, tmp_path, monkeypa
     terminal = Terminal(tmp_path, monkeypatch)
     (block,) = blocks(page)
     assert terminal.paste(block)
+
+
+def test_flowers_commands_are_those_that_its_test_starts():
+    """The page's have other folders and ports. Without TLS they are the same but for `--insecure`."""
+    test = (ROOT / ELSEWHERE["flower.md"]).read_text()
+    words = {word for block in blocks("flower.md") for word in re.findall(r"(?<!\S)(--[a-z-]+|flower-\w+)", block)}
+    words -= {"--insecure", "--folder", "--name"}  # the last two are Cloister's, and a label that Flower shows
+    assert {"flower-superlink", "flower-supernode", "--enable-supernode-auth", "--run-config"} <= words
+    assert [word for word in sorted(words) if f'"{word}"' not in test] == []

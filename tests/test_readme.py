@@ -48,7 +48,7 @@ def sh(script: str, folder: Path, *, timeout: float = 240) -> str:
 
 def blocks() -> list[str]:
     found = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
-    assert len(found) == 6
+    assert len(found) == 7
     return found
 
 
@@ -102,8 +102,18 @@ def test_make_demo_trains_the_four_hospitals(clone):
         assert saved.from_bytes(kept.read_bytes(), "it").round == 30
 
 
-def test_the_simulations_run_as_printed(clone):
+def test_a_federation_of_ones_own_goes_from_a_table_to_predictions(clone):
     told = sh(blocks()[0], clone)
+    assert "warning: bounds and categories were read from the data and are not private" in told
+    assert "flats-predicted.csv: predictions for 2,000 rows" in told
+    statement = json.loads((clone / "runs/flats/privacy.json").read_text())["row"]
+    assert statement["epsilon"] <= 4.0 and len(statement["per_client"]) == 3
+    assert (clone / "runs/flats/report.html").exists()
+    assert (clone / "flats/participants/north/client.yaml").exists()
+
+
+def test_the_simulations_run_as_printed(clone):
+    told = sh(blocks()[1], clone)
     assert told.count("completed after") == 2
 
 
@@ -120,7 +130,7 @@ def test_the_toolboxs_transfer_runs_as_printed(clone):
 
 
 def test_the_server_and_its_clients_run_as_printed(clone):
-    certificates, server, clients = blocks()[1:4]
+    certificates, server, clients = blocks()[2:5]
     sh(certificates, clone)
     home = clone / "simulations" / "heart"
     lines = [line for line in (server + clients).splitlines() if line]
@@ -140,13 +150,13 @@ def test_the_server_and_its_clients_run_as_printed(clone):
 
 
 def test_the_budget_is_told_before_and_after_as_printed(clone):
-    told = sh(blocks()[4], clone)
+    told = sh(blocks()[5], clone)
     assert "30 rounds of 2 steps" in told
     assert "dataset cleveland-heart: epsilon 8 at delta 0.001" in told
 
 
 def test_the_model_is_used_as_printed(clone):
-    told = sh(blocks()[5], clone)
+    told = sh(blocks()[6], clone)
     for shown in (
         "predictions.csv: predictions for 200 rows",
         "by sex",

@@ -101,7 +101,7 @@ def test_a_link_that_leads_nowhere_fails_the_build(tmp_path, link):
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "mkdocs.yml"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
-    for name in ("client", "examples", "server", "simulations", "tests"):
+    for name in ("client", "server", "simulations", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
     with (tmp_path / "docs/tutorial.md").open("a") as page:
         page.write(f"\n[nowhere]({link})\n")

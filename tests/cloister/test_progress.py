@@ -315,3 +315,10 @@ def test_a_result_as_json_is_all_that_stdout_has(tmp_path, capsys):
     closing_room.show_end(result(), tmp_path, no_report=True, as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert told == {**result(), "run_folder": str(tmp_path)}
+
+
+def test_an_error_that_noise_has_made_zero_is_not_shown_as_none(capsys):
+    scaled = {"mae": 0.1, "mse": 0.0}
+    text = closing(result(evaluation={"mae": 5.0, "mse": 0.0, "rmse": 0.0, "scaled": scaled}), capsys)
+    assert "5 (10 % of its range)" in text
+    assert text.count("lost in the noise") == 2

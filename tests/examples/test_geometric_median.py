@@ -18,7 +18,7 @@ import pytest
 
 from tests.support import ROOT
 
-FOLDER = ROOT / "examples/geometric-median"
+FOLDER = ROOT / "docs/examples/geometric-median"
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_its_parameters_are_checked(module, wrong, said):
 @pytest.mark.slow
 def test_the_commands_that_add_it_run_as_they_stand(tmp_path):
     (block,) = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs/extending.md").read_text(), re.M | re.S)
-    for part in ("simulations/heart", "examples"):
+    for part in ("simulations/heart", "docs/examples"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("state", "certs", "runs"))
     there = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
