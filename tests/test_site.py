@@ -7,12 +7,17 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
-from tests import browser
+from tests.devtools import tab
 from tests.support import ROOT
 
 # Elements that fetch what one of their attributes names.
@@ -110,9 +115,36 @@ def test_a_link_that_leads_nowhere_fails_the_build(tmp_path, link):
     assert "tutorial.md" in done.stderr and link.split("#")[-1].removeprefix("../") in done.stderr
 
 
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The folder at an address of this machine."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *said: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
 @pytest.mark.integration
 @pytest.mark.timeout(120)
-def test_a_browser_shows_a_page_and_asks_no_network(site, tmp_path):
-    shown = browser.opened(site / "tutorial.html", tmp_path)
-    assert shown.asked == []
-    assert "Tutorial: four hospitals" in shown.dom
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "default"), (400, "slate")], ids=["wide, light", "narrow, dark"])
+def test_in_a_browser_pages_fit_search_finds_and_nothing_is_asked_elsewhere(site, tmp_path, width, scheme):
+    with served(site) as address, tab(tmp_path / "profile") as page:
+        page.look(width, 900, dark=scheme == "slate")
+        for name in ("index", "tutorial", "federation-file", "toolbox"):
+            page.open(f"{address}/{name}.html")
+            page.until(f"location.pathname === '/{name}.html' && document.readyState === 'complete'")
+            page.until("document.documentElement.scrollWidth <= innerWidth")  # once the search bar has its place
+            assert page.value("document.body.dataset.mdColorScheme") == scheme
+        page.open(f"{address}/index.html?q=ledger")
+        found = "[...document.querySelectorAll('.md-search-result__link')].map(link => link.pathname)"
+        page.until(found, lambda pages: "/data-owner.html" in pages)
+        asked = page.value("performance.getEntriesByType('resource').map(entry => new URL(entry.name).origin)")
+        assert set(asked) == {address}
+        assert page.said == []
