@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -193,32 +196,58 @@ def files_of(begin: Beginning) -> tuple[dict[str, str], Suggestion]:
 
 
 def write(folder: Path, texts: Mapping[str, str], begin: Beginning) -> None:
-    """Writes all of it, or nothing: into a draft beside the folder first. Raises `OutputError` if something of it is
-    there already, or cannot be written."""
+    """Writes all of it, or nothing: into a draft first, in the folder itself, since the one above it may be another's
+    or on another disk. Raises `OutputError` if something of it is there already, or cannot be written."""
     from common.errors import OutputError
 
     tops = sorted({place.split("/")[0] for place in texts} | ({TABLES} if begin.together else set()))
-    there = [name for name in tops if (folder / name).exists()]
+    there = [name for name in tops if os.path.lexists(folder / name)]
     if there:
         raise OutputError(f"{folder}: {', '.join(there)} is there already; nothing is written. Give another folder")
-    draft = folder.resolve().with_name(f".{folder.resolve().name}.new")
     try:
-        draft.mkdir(parents=True)
-        for place, text in texts.items():
-            (draft / place).parent.mkdir(parents=True, exist_ok=True)
-            (draft / place).write_text(text, encoding="utf-8", newline="\n")
-        for name, table in begin.tables.items():
-            table(draft / PARTICIPANTS / name / "table.csv")
-            if begin.together:
-                (draft / TABLES).mkdir(exist_ok=True)
-                shutil.copyfile(draft / PARTICIPANTS / name / "table.csv", draft / TABLES / f"{name}.csv")
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in tops:
-            (draft / name).rename(folder / name)
+        with _made(folder), tempfile.TemporaryDirectory(prefix=".draft-", dir=folder) as inside:
+            _fill(Path(inside), texts, begin)
+            _move(tops, Path(inside), folder)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """A folder that is there; after an error one that was made for this is gone again."""
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # somebody else put something there
+                folder.rmdir()
+        raise
+
+
+def _fill(draft: Path, texts: Mapping[str, str], begin: Beginning) -> None:
+    for place, text in texts.items():
+        (draft / place).parent.mkdir(parents=True, exist_ok=True)
+        (draft / place).write_text(text, encoding="utf-8", newline="\n")
+    for name, table in begin.tables.items():
+        table(draft / PARTICIPANTS / name / "table.csv")
+        if begin.together:
+            (draft / TABLES).mkdir(exist_ok=True)
+            shutil.copyfile(draft / PARTICIPANTS / name / "table.csv", draft / TABLES / f"{name}.csv")
+
+
+def _move(names: Sequence[str], draft: Path, folder: Path) -> None:
+    """All of them, or none: what was moved before an error goes back into the draft."""
+    moved: list[str] = []
+    try:
+        for name in names:
+            (draft / name).rename(folder / name)
+            moved.append(name)
+    except BaseException:
+        for name in moved:
+            (folder / name).rename(draft / name)
+        raise
 
 
 def _federation(begin: Beginning) -> tuple[Federation, Suggestion]:

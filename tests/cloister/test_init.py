@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pty
 import re
@@ -202,6 +203,45 @@ def test_what_is_there_already_stays_and_nothing_is_added(folder):
     done = run("init", "fed", "--example", "regression")
     assert done.exit_code == 2 and "README.md is there already; nothing is written" in done.output
     assert written(folder) == {"fed/README.md"} and (folder / "fed/README.md").read_text() == "mine"
+
+
+def test_nothing_beside_the_folder_is_touched_whatever_it_is_called(folder):
+    (folder / ".fed.new").mkdir()
+    (folder / ".fed.new" / "notes").write_text("mine")
+    done = run("init", "fed", "--example", "regression", "--participants", "a,b")
+    assert done.exit_code == 0, done.output
+    assert (folder / ".fed.new" / "notes").read_text() == "mine"
+    assert sorted(path.name for path in (folder / "fed").iterdir()) == [
+        "README.md",
+        "certificates.sh",
+        "federation.yaml",
+        "participants",
+        "tables",
+    ]
+
+
+def test_the_root_of_a_disk_is_a_folder_like_any_other(folder, monkeypatch):
+    monkeypatch.setattr(layout.tempfile, "TemporaryDirectory", _full)
+    done = run("init", "/", "--example", "regression", "--name", "fed")
+    assert (done.exit_code, done.stderr) == (2, "error: /: cannot be written: No space left on device\n")
+
+
+def _full(**_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_after_an_error_half_way_nothing_is_left(folder, monkeypatch):
+    rename = Path.rename
+
+    def torn(self: Path, target: Path) -> Path:
+        if target.name == "participants":  # the fourth of five
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", torn)
+    done = run("init", "fed", "--example", "regression", "--participants", "a,b")
+    assert done.exit_code == 2 and "cannot be written" in done.stderr
+    assert list(folder.iterdir()) == []
 
 
 def test_a_folder_that_holds_other_files_takes_a_federation_beside_them(folder):
