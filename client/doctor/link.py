@@ -105,11 +105,11 @@ def _certificate(server: Address, ours: TLSFiles) -> Iterator[Finding]:
     """The server's certificate, as it shows it: from whom, for which names, until when. The call that follows decides;
     this says why."""
     try:
-        found = _shown_by(server, ours)
+        found = _shown_by(server)
     except ssl.SSLError as error:
         yield wrong("TLS", f"{server} does not speak TLS ({error.reason})", "is that the server's port?")
         return
-    except (OSError, ValueError) as error:
+    except (OSError, CertificateError) as error:
         yield wrong("TLS", f"{server}: no certificate was shown ({error})")
         return
     names, until = files.hosts(found), found.not_valid_after_utc
@@ -137,21 +137,20 @@ def _certificate(server: Address, ours: TLSFiles) -> Iterator[Finding]:
         yield ok("TLS", f"the server's certificate is for {', '.join(names)}, valid until {until:%Y-%m-%d}")
 
 
-def _shown_by(server: Address, ours: TLSFiles) -> x509.Certificate:
-    """The certificate that a server shows, not verified."""
+def _shown_by(server: Address) -> x509.Certificate:
+    """The certificate that a server shows, not verified: so it is shown none of ours, which says who we are. In TLS 1.3
+    a client is through with its part before a server can mind. Raises `CertificateError` if it is none."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
-    context.load_cert_chain(ours.certificate, ours.key)
     host = server.host.strip("[]")
     with (
         socket.create_connection((host, server.port), timeout=PATIENCE_S) as link,
         context.wrap_socket(link, server_hostname=host) as secured,
     ):
         shown_to_us = secured.getpeercert(binary_form=True)
-    if shown_to_us is None:
-        raise ValueError("none")
-    return x509.load_der_x509_certificate(shown_to_us)
+    return files.parse(ssl.DER_cert_to_PEM_cert(shown_to_us or b"").encode(), "the server's")
 
 
 def fits(host: str, names: list[str]) -> bool:

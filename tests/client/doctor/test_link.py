@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,51 @@ def test_a_key_that_others_can_read_is_a_warning_and_no_more(certs, tmp_path):
     (warning,) = of(found, State.WARNING)
     assert "ada.key: open to others than its owner (mode 644) -> run `chmod 600" in warning
     assert of(found, State.WRONG) == []
+
+
+@contextmanager
+def an_impostor(certs: Path, trusted: Path) -> Iterator[tuple[int, list[object]]]:
+    """A TLS server with these certificates, which asks for a client's: its port, and what each client showed."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certs / "server.pem", certs / "server.key")
+    context.load_verify_locations(trusted / "ca.pem")
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.set_alpn_protocols(["h2"])
+    showed: list[object] = []
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+
+        def listen() -> None:
+            with suppress(OSError):  # the listener is closed
+                while True:
+                    link, _ = listener.accept()
+                    with link, suppress(OSError), context.wrap_socket(link, server_side=True) as secured:
+                        showed.append(secured.getpeercert())
+
+        threading.Thread(target=listen, daemon=True).start()
+        yield listener.getsockname()[1], showed
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_an_impostor_is_not_shown_who_asks(certs, tmp_path):
+    with an_impostor(made(tmp_path / "other"), trusted=certs) as (port, showed):
+        found, federation = looked(tmp_path / "ada", server=f"127.0.0.1:{port}", certs=certs)
+    assert federation is None
+    assert "is not from the authority in" in of(found, State.WRONG)[0]
+    assert showed and not any(showed)  # one came so far that it would have shown it
+
+
+def test_what_an_impostor_shows_may_be_no_certificate(certs, tmp_path, monkeypatch):
+    def scrambled(self: ssl.SSLSocket, binary_form: bool = False) -> bytes:
+        return made_up
+
+    der = ssl.PEM_cert_to_DER_cert((certs / "server.pem").read_text())
+    # The first byte of the names' list, in the extension subjectAltName, is no longer that of a list.
+    at = der.index(bytes.fromhex("0603551d11")) + 7
+    made_up = der[:at] + bytes([der[at] ^ 1]) + der[at + 1 :]
+    monkeypatch.setattr(ssl.SSLSocket, "getpeercert", scrambled)
+    with serving(certs) as grid:
+        found, _ = looked(tmp_path, server=f"127.0.0.1:{grid.port}", certs=certs)
+    assert "no certificate was shown (the server's: not a certificate in PEM)" in of(found, State.WRONG)[0]
 
 
 def test_a_certificate_of_another_authority_is_named_as_that(certs, tmp_path):
