@@ -252,8 +252,6 @@ def _move(names: Sequence[str], draft: Path, folder: Path) -> None:
 
 def _federation(begin: Beginning) -> tuple[Federation, Suggestion]:
     """The document as a value, with settings by measured rules."""
-    import yaml
-
     from common.document import documents
     from common.document.federation import Federation
     from common.errors import ConfigError
@@ -261,7 +259,7 @@ def _federation(begin: Beginning) -> tuple[Federation, Suggestion]:
 
     value: dict[str, Any] = {
         "name": begin.name,
-        **yaml.safe_load(begin.schema),
+        **documents.plain_value(begin.schema),  # where no is a word, as it is to whoever loads the text
         "model": {"hidden": [32], "activation": "relu"},
         "training": {
             "rounds": 30,

@@ -99,15 +99,24 @@ def test_from_a_table_the_schema_is_drafted_with_its_warning_and_no_row_is_copie
     assert "certs server fed.example.org 127.0.0.1 localhost" in (folder / "shop/certificates.sh").read_text()
     assert "--address 0.0.0.0:9000" in (folder / "shop/README.md").read_text()
     guide = (folder / "shop/participants/site-2/README.md").read_text()
-    assert (
-        "- `colour`: one of blue, green, red" in guide and "- `bought`: one of false, true; what is predicted" in guide
-    )
+    assert "- `colour`: one of blue, green, red" in guide and "- `bought`: one of no, yes; what is predicted" in guide
 
 
 def check_and_load(root: Path):
     for path in root.rglob("*.yaml"):
         check_file(path)
     return federations.load(root / "federation.yaml")
+
+
+def test_a_word_that_some_yaml_takes_for_a_truth_value_stays_the_tables_own(folder):
+    people().rename({"colour": "no"}).write_csv("people.csv")
+    done = run("init", "shop", "--from", "people.csv", "--target", "bought")
+    assert done.exit_code == 0, done.output
+    schema = federations.load(folder / "shop/federation.yaml").data_schema
+    assert [feature.name for feature in schema.features] == ["age", "no"]
+    assert (
+        "- `bought`: one of no, yes; what is predicted" in (folder / "shop/participants/site-1/README.md").read_text()
+    )
 
 
 def test_a_dealt_table_is_shared_out_whole_also_with_decimal_commas(folder):
