@@ -49,7 +49,11 @@ def status(
     if as_json:
         print_told(told, [], as_json=True)
     elif in_folder:
-        show_folder(told, Console())
+        from server.folder.folder import RunFolder
+        from server.report.facts import readable
+
+        with readable(RunFolder(Path(of))):
+            show_folder(told, Console())
     else:
         show(told, Console())
 

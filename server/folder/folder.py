@@ -144,7 +144,7 @@ class RunFolder:
 
     def standing(self) -> Standing:
         """How the run stands, by its events."""
-        return _reduced(self.events())
+        return _reduced(self.path, self.events())
 
     def save_model(
         self,
@@ -207,7 +207,7 @@ def read_run(path: Path) -> RunRecord:
     return RunRecord(
         path=path,
         federation=federation,
-        standing=_reduced(events),
+        standing=_reduced(path, events),
         run=begun[0].run if begun else "",
         started=begun[0].time if begun else 0.0,
         rounds=tuple(event for event in events if isinstance(event, RoundEnded)),
@@ -219,10 +219,14 @@ def read_run(path: Path) -> RunRecord:
     )
 
 
-def _reduced(events: Iterable[Event]) -> Standing:
+def _reduced(path: Path, events: Iterable[Event]) -> Standing:
+    """How a run stands after events of its folder. Raises `RunFolderError` if one of them holds what is none's."""
     standing = Standing()
-    for event in events:
-        standing = after(standing, event)
+    try:
+        for event in events:
+            standing = after(standing, event)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise RunFolderError(f"{path / 'events.jsonl'}: damaged: {error}") from error
     return standing
 
 

@@ -15,7 +15,7 @@ from common.errors import RunFolderError
 from common.model.energy import Energy, sum_of
 from common.model.gaps import FEW_ROWS, in_words, size_of
 from common.model.scores import RECALL, Scores, are_enough, noise_of_figure
-from server.folder.folder import RunRecord
+from server.folder.folder import RunFolder, RunRecord
 from server.rounds.events import RoundEnded, State
 
 Z = 1.959964  # of a 95 % interval
@@ -273,11 +273,11 @@ def per_client(record: RunRecord) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def readable(*records: RunRecord) -> Iterator[None]:
+def readable(*records: RunRecord | RunFolder) -> Iterator[None]:
     """Around whatever draws runs: a file that is JSON, but holds something else, is a damaged one."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         named = ", ".join(str(record.path) for record in records)
         raise RunFolderError(f"{named}: a file of this run is damaged: it holds no {error}") from error
 

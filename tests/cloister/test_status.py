@@ -115,6 +115,26 @@ def test_what_is_no_run_is_one_line(tmp_path):
         assert done.output.startswith("error: ") and why in done.output
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"event": "end", "status": "asleep", "reason": "", "time": 2e9},
+        {"event": "end", "status": 5, "reason": "", "time": 2e9},
+        {"event": "end", "status": "failed", "reason": "", "time": 1e308},
+        {**RoundEnded(round=1, rounds=3, clients=2, asked=2, time=1.1e9).to_json(), "evaluation": {"accuracy": {}}},
+        {**RoundEnded(round=1, rounds=3, clients=2, asked=2, time=1.1e9).to_json(), "evaluation": [1]},
+    ],
+)
+def test_an_event_that_holds_something_else_is_a_damaged_file_in_one_line(tmp_path, event):
+    path = left(tmp_path / "run")
+    with (path / "events.jsonl").open("a") as file:
+        file.write(json.dumps(event) + "\n")
+    done = run(path)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "damaged" in done.stderr
+    assert isinstance(done.exception, SystemExit)
+
+
 def test_certificates_are_for_a_server(tmp_path):
     done = run(completed(tmp_path / "run").path, "--certificates", tmp_path)
     assert done.exit_code == 2 and "a run folder is read" in done.output
