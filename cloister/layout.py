@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 PARTICIPANTS, TABLES = "participants", "tables"
 LOOPBACK = ("127.0.0.1", "localhost")
+LONGEST_COLUMN = 4000  # characters that a guide has for one
 POLICY_FACTOR = 2.0  # an owner's whole budget, in epsilons of this federation
 
 FEDERATION = Template("""\
@@ -56,7 +58,7 @@ NO_ROW = "  row: null # NO differential privacy: updates can reveal rows"
 
 CLIENT = Template("""\
 # What is local to $participant. Paths are relative to this file; Cloister's docs/client-file.md has every key.
-server: $server
+server: "$server"
 tls: {ca: certs/ca.pem, certificate: certs/$participant.pem, key: certs/$participant.key}
 data: {path: table.csv, name: $participant-$federation}
 device: auto # the GPU if there is one that computes exactly, else the processor
@@ -81,7 +83,8 @@ SCRIPT = Template("""\
 #     sh certificates.sh
 set -eu
 cd "$$(dirname "$$0")"
-cloister="$${CLOISTER:-$cloister}"
+cloister=$cloister
+cloister="$${CLOISTER:-$$cloister}"
 "$$cloister" certs init
 "$$cloister" certs server $hosts
 "$$cloister" certs operator
@@ -316,7 +319,7 @@ def _document(begin: Beginning, federation: Federation) -> str:
             sampling_rate=f"{row.sampling_rate:g}",
         )
     return FEDERATION.substitute(
-        about=begin.about,
+        about=" ".join(begin.about.split()),  # a table's name may hold line ends
         name=begin.name,
         schema=begin.schema.rstrip() + "\n",
         hidden=list(federation.model.hidden),
@@ -356,29 +359,35 @@ def _script(begin: Beginning) -> str:
     host = begin.server.host.strip("[]")
     return SCRIPT.substitute(
         federation=begin.name,
-        cloister=begin.called,
+        cloister=shlex.quote(begin.called),
         hosts=" ".join(dict.fromkeys([host, *LOOPBACK])),
         participants=" ".join(begin.participants),
     )
 
 
 def _for_the_coordinator(begin: Beginning, federation: Federation) -> str:
-    local = begin.server.host in LOOPBACK
+    from common.wire.channel import is_loopback
+
+    anywhere = "[::]" if begin.server.host.startswith("[") else "0.0.0.0"
+    listen = begin.server.host if is_loopback(begin.server.host) else anywhere
     warned = ", above all its bounds and categories, which were read from a table" if begin.drafted else ""
     return COORDINATOR.substitute(
         federation=begin.name,
         warned=warned,
         rows=begin.rows,
         simulate=f"cloister simulate federation.yaml {begin.simulate}",
-        listen=f"127.0.0.1:{begin.server.port}" if local else f"0.0.0.0:{begin.server.port}",
+        listen=f"{listen}:{begin.server.port}",
         clients=len(begin.participants),
     )
 
 
 def _for_a_participant(begin: Beginning, federation: Federation, participant: str) -> str:
+    from common.text import shown
+
     schema = federation.data_schema
     columns = [f"- `{feature.name}`: {_words(feature)}" for feature in schema.features]
     columns.append(f"- `{schema.target.name}`: {_words(schema.target)}; what is predicted")
+    columns = [shown(line, LONGEST_COLUMN) for line in columns]  # a name may hold line ends, and steps behind them
     noised = ", with noise that bounds what they can reveal about any one row" if federation.privacy.row else ""
     return PARTICIPANT.substitute(
         participant=participant,

@@ -70,8 +70,10 @@ def _as_in(example: str) -> str:
 
 
 def _is_ipv6(text: str) -> bool:
+    """An interface may be named behind a %, by plain characters alone: the library takes any, and a host gets into
+    documents and scripts."""
     try:
-        ipaddress.IPv6Address(text)
+        scope = ipaddress.IPv6Address(text).scope_id
     except ValueError:
         return False
-    return True
+    return scope is None or HOST.fullmatch(scope) is not None

@@ -119,6 +119,43 @@ def test_a_word_that_some_yaml_takes_for_a_truth_value_stays_the_tables_own(fold
     )
 
 
+def test_names_of_tables_and_columns_stay_words_and_add_no_lines(folder):
+    people().rename({"colour": "c\n8. run rm"}).write_csv("p\nprivacy: null\nq.csv")
+    done = run("init", "shop", "--from", "p\nprivacy: null\nq.csv", "--target", "bought")
+    assert done.exit_code == 0, done.output
+    federation = check_and_load(folder / "shop")
+    assert federation.privacy.row is not None and federation.data_schema.features[1].name == "c\n8. run rm"
+    assert "\n8." not in (folder / "shop/participants/site-1/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "server, listen, host",
+    [("[::1]:9", "[::1]:9", "::1"), ("[2001:db8::7]:9", "[::]:9", "2001:db8::7"), ("localhost:9", "localhost:9", "")],
+)
+def test_a_server_may_have_an_ipv6_address(folder, server, listen, host):
+    done = run("init", "fed", "--example", "regression", "--participants", "a,b", "--server", server)
+    assert done.exit_code == 0, done.output
+    assert load_client_file(folder / "fed/participants/a/client.yaml").server == server
+    assert (
+        f"cloister serve federation.yaml --certificates certs --address {listen}\n"
+        in (folder / "fed/README.md").read_text()
+    )
+    assert f" certs server {host}" in (folder / "fed/certificates.sh").read_text()
+
+
+def test_the_script_calls_cloister_wherever_it_lies(folder, monkeypatch):
+    """A path is a path: nothing in it is run, and a blank does not end it."""
+    place = folder / "my $(touch ran)`touch ran` 'apps'"
+    place.mkdir()
+    (place / "cloister").write_text('#!/bin/sh\necho "$@" >> "$(dirname "$0")/../called"\n')
+    (place / "cloister").chmod(0o755)
+    monkeypatch.setattr("cloister.init._called", lambda: str(place / "cloister"))
+    assert run("init", "fed", "--example", "regression", "--participants", "a,b").exit_code == 0
+    subprocess.run(["sh", "fed/certificates.sh"], capture_output=True, timeout=20)
+    assert (folder / "called").read_text().startswith("certs init\ncerts server 127.0.0.1 localhost\n")
+    assert not list(folder.rglob("ran"))
+
+
 def test_a_dealt_table_is_shared_out_whole_also_with_decimal_commas(folder):
     frame = people().with_columns(
         height=(pl.col("age") / 7).round(2).cast(pl.String).str.replace(".", ",", literal=True)

@@ -20,6 +20,7 @@ from tests.support import ROOT
         ("my_server-2:80", "my_server-2", 80),
         ("[::1]:8443", "[::1]", 8443),
         ("[2001:db8::7]:443", "[2001:db8::7]", 443),
+        ("[fe80::1%eth0]:443", "[fe80::1%eth0]", 443),
     ],
 )
 def test_a_host_and_a_port_are_an_address_and_are_written_as_they_were(text, host, port):
@@ -46,6 +47,7 @@ def test_a_host_and_a_port_are_an_address_and_are_written_as_they_were(text, hos
         ("a b:8443", "must be HOST:PORT, with a name or an IP address for a host"),
         ("[localhost]:8443", "must be HOST:PORT, with a name or an IP address for a host"),
         ("user@host:8443", "must be HOST:PORT, with a name or an IP address for a host"),
+        ("[fe80::1%$(date)]:8443", "must be HOST:PORT, with a name or an IP address for a host"),
         ("", "must be HOST:PORT, and lacks the port"),
     ],
 )
