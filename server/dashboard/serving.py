@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from common.document.federation import Federation
 from common.errors import CertificateError, ConnectionFailed
@@ -22,11 +23,22 @@ from server.dashboard.view import Clients, View
 from server.rounds.events import Event
 
 MOST_CONNECTIONS = 300  # more are told to come back later
+MOST_TOLD = 50  # ... and more than so many of these are told nothing
 LAST_WORDS_S = 1  # for pages to take the end
 PATIENCE_S = 5.0  # for a loop to answer
 REFRESH_S = 2.0  # between looks at the certificate
 
 log = logging.getLogger("cloister.server")
+
+
+class Link(H11Protocol):
+    """One connection. Those that ask for nothing are not told to come back, and each takes one of the process's files,
+    which the run needs: so there is an end to them."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        if len(self.connections) > MOST_CONNECTIONS + MOST_TOLD:
+            transport.abort()
 
 
 class Dashboard:
@@ -62,6 +74,7 @@ class Dashboard:
         context = self._context
         return uvicorn.Config(
             app(self._feed, self._access),
+            http=Link,
             ssl_context_factory=(lambda *_: context) if context is not None else None,
             log_config=None,
             log_level=logging.CRITICAL + 1,  # what is ours to know, our log says

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pytest
 from common.certificates import authority
 from common.certificates.identity import ServerIdentity
 from common.errors import ConfigError, ConnectionFailed
+from server.dashboard import serving
 from server.dashboard.access import Access, access
 from server.dashboard.serving import Dashboard
 from server.rounds.events import Ended, Event, Refused, Resumed, RoundEnded, Started
@@ -57,6 +58,28 @@ def dashboard(allowed: Access | None = None, before: Sequence[Event] = ()) -> It
         yield served
     finally:
         served.stop()
+
+
+def test_connections_that_ask_for_nothing_leave_files_for_the_run(monkeypatch):
+    monkeypatch.setattr(serving, "MOST_CONNECTIONS", 3)
+    monkeypatch.setattr(serving, "MOST_TOLD", 2)
+    with dashboard() as served, ExitStack() as links:
+        idle = [links.enter_context(socket.create_connection(("127.0.0.1", served.port))) for _ in range(20)]
+        time.sleep(0.5)
+        assert sum(is_closed(link) for link in idle) == 15
+        links.close()
+        with browsing(served) as browser:
+            assert browser.status("/") == 200
+
+
+def is_closed(link: socket.socket) -> bool:
+    link.setblocking(False)
+    try:
+        return link.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
 
 
 class Browser:
