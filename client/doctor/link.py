@@ -82,7 +82,7 @@ def _unreachable(server: Address) -> Finding | None:
     try:
         with socket.create_connection((host, server.port), timeout=PATIENCE_S):
             return None
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # the latter of what cannot be a name: a..b
         return wrong(
             "server", f"{host}: no such name", "check `server:` in the client file, and whether a VPN must be on"
         )

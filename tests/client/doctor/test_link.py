@@ -88,9 +88,10 @@ def test_nobody_there_is_said_with_what_to_ask(certs, tmp_path):
     assert "ask whoever coordinates whether the server runs" in only_wrong(found)
 
 
-def test_a_name_that_nobody_has_is_said(certs, tmp_path):
-    found, _ = looked(tmp_path, server="nobody.invalid:1", certs=certs)
-    assert only_wrong(found).startswith("server: nobody.invalid: no such name -> check `server:`")
+@pytest.mark.parametrize("name", ["nobody.invalid", "two..dots", "a" * 64 + ".org"])
+def test_a_name_that_nobody_has_is_said(certs, tmp_path, name):
+    found, _ = looked(tmp_path, server=f"{name}:1", certs=certs)
+    assert only_wrong(found).startswith(f"server: {name}: no such name -> check `server:`")
 
 
 def test_a_port_that_never_answers_is_given_up(certs, tmp_path, monkeypatch):
