@@ -42,7 +42,7 @@ def status(
 
     in_folder = Path(of).is_dir()
     if not in_folder and ("/" in of or ":" not in of):
-        raise RunFolderError(f"{of}: no such folder; give the HOST:PORT of a server, or the folder of a run")
+        raise RunFolderError(f"{of}: no such folder, and of a server it must be HOST:PORT")
     if in_folder and certificates is not None:
         raise typer.BadParameter("--certificates is for a server that is asked; a run folder is read")
     told = read(Path(of)) if in_folder else ask(of, certificates=certificates, name=name)

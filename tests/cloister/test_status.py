@@ -105,7 +105,7 @@ def test_what_is_no_run_is_one_line(tmp_path):
     damaged = left(tmp_path / "damaged")
     (damaged / "result.json").write_text("[]")
     for path, why in {
-        tmp_path / "none": "no such folder; give the HOST:PORT of a server, or the folder of a run",
+        tmp_path / "none": "no such folder, and of a server it must be HOST:PORT",
         tmp_path / "empty": "not the folder of a run: it has no federation.yaml",
         tmp_path / "begun": "one that never began: it has no events.jsonl",
         damaged: "damaged: it holds no object",
