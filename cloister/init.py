@@ -28,6 +28,7 @@ USUAL = "site-1,site-2,site-3"
 HOSPITALS = "cleveland,hungarian,switzerland,va"
 SERVER = "127.0.0.1:8443"
 EPSILON = "4"
+MOST_ROWS = 10**12
 
 
 @app.command()
@@ -57,7 +58,11 @@ def init(
     ] = None,
     rows: Annotated[
         int | None,
-        typer.Option(min=1, help="With --from: of each participant's table, about [default: its share of this table]."),
+        typer.Option(
+            min=1,
+            max=MOST_ROWS,
+            help="With --from: of each participant's table, about [default: its share of this table].",
+        ),
     ] = None,
     deal: Annotated[
         bool, typer.Option("--deal", help="With --from: deal its rows to the participants, to try it out.")

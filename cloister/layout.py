@@ -313,10 +313,10 @@ def _document(begin: Beginning, federation: Federation) -> str:
     told = NO_ROW
     if row is not None:
         told = ROW.substitute(
-            epsilon=f"{row.epsilon:g}",
+            epsilon=_exact(row.epsilon),
             delta=_scientific(row.delta),
-            clip=f"{row.clip:g}",
-            sampling_rate=f"{row.sampling_rate:g}",
+            clip=_exact(row.clip),
+            sampling_rate=_exact(row.sampling_rate or 1.0),
         )
     return FEDERATION.substitute(
         about=" ".join(begin.about.split()),  # a table's name may hold line ends
@@ -326,13 +326,19 @@ def _document(begin: Beginning, federation: Federation) -> str:
         rounds=training.rounds,
         local_steps=training.local_steps,
         batch_size=training.batch_size,
-        learning_rate=f"{training.learning_rate:g}",
+        learning_rate=_exact(training.learning_rate),
         loss=training.loss,
         clients=len(begin.participants),
         privacy=told,
         every=privacy.evaluation.every,
-        noise=f", noise: {privacy.evaluation.noise:g}" if row is not None else "",
+        noise=f", noise: {_exact(privacy.evaluation.noise)}" if row is not None else "",
     )
+
+
+def _exact(value: float) -> str:
+    """In short, if that is the same number: what is promised is not rounded up."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def _scientific(value: float) -> str:
@@ -344,7 +350,7 @@ def _scientific(value: float) -> str:
 def _client(begin: Beginning, federation: Federation, participant: str) -> str:
     row = federation.privacy.row
     policy = POLICY.substitute(
-        epsilon=f"{POLICY_FACTOR * row.epsilon:g}" if row else "8.0",
+        epsilon=_exact(POLICY_FACTOR * row.epsilon) if row else "8.0",
         delta=_scientific(row.delta if row else delta_for(begin.rows)),
     )
     return CLIENT.substitute(

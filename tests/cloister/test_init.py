@@ -233,6 +233,7 @@ def test_delta_is_a_power_of_ten_of_at_most_half_a_row(rows, delta):
         (("--example", "regression", "--epsilon", "-1"), "must be a number greater than 0, or none"),
         (("--example", "regression", "--epsilon", "nan"), "must be a number greater than 0, or none"),
         (("--from", "people.csv", "--target", "age of"), "no column age of"),
+        (("--from", "people.csv", "--rows", "1" + 400 * "0"), "--rows"),
         (("--from", "nowhere.csv"), "nowhere.csv"),
     ],
 )
@@ -336,3 +337,9 @@ def test_the_text_that_is_written_is_the_document_that_was_planned(folder):
     text = (folder / "fed/federation.yaml").read_text()
     assert federations.load(folder / "fed/federation.yaml").privacy.row.epsilon == 0.7  # type: ignore[union-attr]
     assert yaml.safe_load(text)["privacy"]["row"]["delta"] == 1e-4
+
+
+def test_epsilon_is_written_as_it_was_given_and_not_rounded_up(folder):
+    assert run("init", "fed", "--example", "regression", "--epsilon", "1.23456789").exit_code == 0
+    row = federations.load(folder / "fed/federation.yaml").privacy.row
+    assert row is not None and row.epsilon == 1.23456789
