@@ -28,6 +28,7 @@ def join(
     say: Say,
     ask: Ask | None,
     step: Callable[[Step], None] | None = None,
+    interrupted: Callable[[], None] = lambda: None,
 ) -> int:
     """Takes part until the run is over. Returns the exit code: 0, or 130 after Ctrl-C.
 
@@ -37,6 +38,7 @@ def join(
         say: tells the owner a line.
         ask: puts a question to the owner; None if nobody is there to answer.
         step: shows how it goes, in place of a line for each task that is done.
+        interrupted: called at the first Ctrl-C: the process may end at once from then on, without an `__exit__`.
 
     Raises:
         CloisterError: what `Node.run` raises, and mistakes in the file's certificates or its device.
@@ -48,10 +50,10 @@ def join(
             say(f"warning: {warning}")
     resolve_device(settings.device)
     node = Node(settings, tls=material, wait_s=wait_s, say=say, ask=ask, step=step)
-    return asyncio.run(_until_interrupted(node, say))
+    return asyncio.run(_until_interrupted(node, say, interrupted))
 
 
-async def _until_interrupted(node: Node, say: Say) -> int:
+async def _until_interrupted(node: Node, say: Say, interrupted: Callable[[], None]) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in INTERRUPTS:  # by the signal module, since loops on Windows take none
@@ -63,6 +65,7 @@ async def _until_interrupted(node: Node, say: Say) -> int:
     if work.done():
         say(f"the run is over: {work.result()}")
         return 0
+    interrupted()
     for number in INTERRUPTS:  # a second one does not wait for the task in hand
         signal.signal(number, signal.SIG_DFL)
     await node.leave("interrupted by its owner")

@@ -47,5 +47,13 @@ def join(
     log_to(json_handler() if as_json else text_handler())
     display = JoinDisplay(console) if console.is_terminal and not as_json and not quiet else None
     with display or nullcontext():
-        code = take_part(settings, client, wait_s=wait, say=say, ask=ask if sys.stdin.isatty() else None, step=display)
+        code = take_part(
+            settings,
+            client,
+            wait_s=wait,
+            say=say,
+            ask=ask if sys.stdin.isatty() else None,
+            step=display,
+            interrupted=display.close if display else lambda: None,
+        )
     raise typer.Exit(code)

@@ -44,14 +44,22 @@ class JoinDisplay:
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[cost]}"))
         self._bar = Progress(*columns, console=console, transient=True)
         self._task = self._bar.add_task("", total=None, cost="")
+        self._closed = False
 
     def __enter__(self) -> JoinDisplay:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the terminal back, cursor and all, for good: a step that comes later is not shown."""
+        self._closed = True
         self._bar.stop()
 
     def __call__(self, step: Step) -> None:
+        if self._closed:
+            return
         self._bar.start()  # not before: the owner may have to answer a question first
         doing = DOING[step.task] if not step.done else "waiting for the others"
         self._bar.update(self._task, description=f"round {step.round}/{step.rounds}  {doing}", total=step.rounds)

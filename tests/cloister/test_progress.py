@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from client.join import INTERRUPTS, _until_interrupted
 from client.node import Step
 from cloister import closing as closing_room
 from cloister import progress
@@ -322,3 +325,29 @@ def test_an_error_that_noise_has_made_zero_is_not_shown_as_none(capsys):
     text = closing(result(evaluation={"mae": 5.0, "mse": 0.0, "rmse": 0.0, "scaled": scaled}), capsys)
     assert "5 (10 % of its range)" in text
     assert text.count("lost in the noise") == 2
+
+
+def test_an_interrupted_client_gives_the_terminal_back_before_it_takes_leave():
+    """For its process may then end at once, in the middle of a step of training."""
+    out = io.StringIO()
+    display = JoinDisplay(Console(file=out, force_terminal=True))
+    seen: list[str] = []
+
+    class Training:
+        async def run(self) -> None:
+            display(Step(round="1", rounds=3, task="train"))
+            signal.raise_signal(signal.SIGINT)
+            await asyncio.sleep(20)
+
+        async def leave(self, reason: str) -> None:
+            display(Step(round="1", rounds=3, task="train", done=True))
+            seen.append(out.getvalue())
+
+    handlers = {number: signal.getsignal(number) for number in INTERRUPTS}
+    try:
+        code = asyncio.run(_until_interrupted(Training(), print, display.close))  # type: ignore[arg-type]  # all it asks
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    hides, shows = "\x1b[?25l", "\x1b[?25h"
+    assert code == 130 and seen[0].index(hides) < seen[0].rindex(shows) and seen[0].count(hides) == 1
