@@ -28,7 +28,7 @@ USUAL = "site-1,site-2,site-3"
 HOSPITALS = "cleveland,hungarian,switzerland,va"
 SERVER = "127.0.0.1:8443"
 EPSILON = "4"
-MOST_ROWS = 10**12
+MOST_ROWS = 10**9
 
 
 @app.command()

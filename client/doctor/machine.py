@@ -29,7 +29,7 @@ def look(settings: ClientFile, federation: Federation | None) -> Iterator[Findin
     except DeviceError as error:
         yield wrong("device", error)
     state = Path(settings.state)
-    parent = next(folder for folder in (state, *state.parents) if folder.exists())
+    parent = next(folder for folder in (state, *state.parents) if os.path.exists(folder))  # or nobody lets us look
     if (problem := _unwritable(state, parent)) is not None:
         yield problem
         return
@@ -51,7 +51,7 @@ def _unwritable(state: Path, parent: Path) -> Finding | None:
 
 
 def _private(state: Path) -> Iterator[Finding]:
-    if not state.exists():
+    if not os.path.exists(state):
         yield ok("state", f"{state} will be made")
     elif os.name == "posix" and state.stat().st_mode & 0o077:
         yield warning("state", f"{state}: open to others than its owner", f"run `chmod 700 {state}`")

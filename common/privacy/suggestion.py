@@ -57,6 +57,7 @@ WHOLE = Reach(per_noise=1.0, least=7.5, most=15.0)  # classes, with each client 
 NUMBERS = Reach(per_noise=0.15, least=2.0, most=10.0)  # whose outputs lie between 0 and 1
 ROUNDS, ROUNDS_OF_NUMBERS = 30, 60  # a number's loss has no bounded slope, and wants smaller steps
 CLIP, CLIP_OF_NUMBERS = 1.0, 0.3  # of a row's gradient
+MOST_SUGGESTED = 10**9  # rows: beyond that noise is so little that finding it takes long
 MOST_ROWS = 10_000  # in a step under privacy.row
 BATCH, STEPS, RATE = 32, 8, 0.3  # of clients whose rows have no noise of their own
 WHOLE_STEPS = 4  # ... where the update is clipped
@@ -97,8 +98,10 @@ def suggest(federation: Federation, *, rows: int, clients: int) -> Suggestion:
         ConfigError: fewer than one row or client, or the document would not be valid with the settings.
         PrivacyError: no noise keeps to the federation's epsilon.
     """
-    if rows < 1 or clients < 1:
-        raise ConfigError([f"a suggestion needs at least 1 row and 1 client (got {rows} rows and {clients} clients)"])
+    if not 1 <= rows <= MOST_SUGGESTED or clients < 1:
+        raise ConfigError(
+            [f"a suggestion is for 1 to {MOST_SUGGESTED:,} rows, and at least 1 client (got {rows:,} and {clients:,})"]
+        )
     part = max(1, round(rows * (1 - federation.data_schema.validation_fraction)))
     changes = _steps(federation, part) | _leftovers(federation)
     changes |= _evaluations(changed(federation, changes))

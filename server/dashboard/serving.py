@@ -153,5 +153,7 @@ def _bound(address: Address) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, address.port), family=family)
+    except UnicodeError as error:  # a name that no host can have, such as a..b
+        raise ConnectionFailed(f"--dashboard {address}: cannot be served: no such host") from error
     except OSError as error:
         raise ConnectionFailed(f"--dashboard {address}: cannot be served: {error.strerror}") from error

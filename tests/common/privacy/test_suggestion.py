@@ -121,8 +121,9 @@ def test_what_was_not_measured_is_said():
     ]
 
 
-@pytest.mark.parametrize(("rows", "clients"), [(0, 3), (3, 0)])
-def test_no_rows_or_no_clients_are_refused(rows, clients):
+@pytest.mark.parametrize(("rows", "clients"), [(0, 3), (3, 0), (10**9 + 1, 3)])
+def test_no_rows_no_clients_and_too_many_rows_are_refused(rows, clients):
     with pytest.raises(ConfigError) as raised:
         suggest(federation(**PRIVATE), rows=rows, clients=clients)
-    assert f"at least 1 row and 1 client (got {rows} rows and {clients} clients)" in str(raised.value.problems)
+    said = f"for 1 to 1,000,000,000 rows, and at least 1 client (got {rows:,} and {clients})"
+    assert said in str(raised.value.problems)

@@ -21,6 +21,7 @@ import pytest
 from common.certificates import authority
 from common.certificates.identity import ServerIdentity
 from common.errors import ConfigError, ConnectionFailed
+from common.wire.address import Address
 from server.dashboard import serving
 from server.dashboard.access import Access, access
 from server.dashboard.serving import Dashboard
@@ -298,6 +299,12 @@ def test_a_token_that_others_can_read_is_warned_of(certs, tmp_path, caplog):
 def test_a_port_in_use_is_one_clear_error():
     with dashboard() as served, pytest.raises(ConnectionFailed, match=r"cannot be served: .*in use"):
         Dashboard(federation(), "other", at_loopback(f"127.0.0.1:{served.port}"), clients=Future)
+
+
+def test_a_name_that_no_host_can_have_is_one_clear_error():
+    """As `a..b`, for which Python's codec of host names raises an error of its own."""
+    with pytest.raises(ConnectionFailed, match=r"a\.\.b:1: cannot be served: no such host"):
+        serving._bound(Address("a..b", 1))
 
 
 def test_in_the_end_pages_are_told_the_port_is_free_and_nothing_was_printed(capfd):
