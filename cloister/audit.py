@@ -22,7 +22,7 @@ def audit(
 ) -> None:
     """Measure on this machine whether private training does what it claims, with made-up rows. Ends with 1 if not.
 
-    Example: `cloister audit --trials 1000`
+    Example: `cloister audit --trials 300`
     """
     from dataclasses import asdict
 

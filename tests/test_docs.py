@@ -157,6 +157,7 @@ def test_the_tutorial_goes_from_two_terminals_to_predictions(tmp_path, monkeypat
     with port_8443(), ExitStack() as processes:
         for block in (begin, read, attempt, certificates, examine):
             coordinator.paste(block)
+        assert not (coordinator.folder / "certs/cleveland.key").exists()  # it lies with its owner alone
         server = Process(shlex.split(serve)[1:], coordinator.folder)
         processes.callback(server.end)
         server.until("waiting for clients: 0 of 4")
@@ -178,6 +179,11 @@ def test_the_tutorial_goes_from_two_terminals_to_predictions(tmp_path, monkeypat
     ):
         assert line in told and line in (DOCS / "tutorial.md").read_text()
     assert "round 30 of 30, completed" in coordinator.paste(after)
+    # What the participant's own guide says to type is what was pasted here, word for word or with an option more.
+    pasted = [line for block in blocks("tutorial.md") for line in block.splitlines()]
+    guide = re.findall(r"^ {7}(cloister .*)$", (hospitals.folder / "README.md").read_text(), re.M)
+    assert len(guide) == 5
+    assert [line for line in guide if not any(line in each for each in pasted)] == []
 
 
 @pytest.mark.slow
