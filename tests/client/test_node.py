@@ -7,6 +7,7 @@ import contextlib
 import functools
 import io
 import json
+import re
 import threading
 import time
 from pathlib import Path
@@ -70,9 +71,11 @@ def test_a_finished_reply_is_sent_again_byte_for_byte_and_charged_once(tmp_path)
         await link.say(ack=pb.Ack(id=answers[-1][0]))
         await link.finish()
 
-    result, _ = play(tmp_path, loses_it, asks_again)
+    result, said = play(tmp_path, loses_it, asks_again)
     assert result == "completed"
     assert answers[0] == answers[1]
+    (done,) = [line for line in said if line.startswith("round 1: train done")]
+    assert re.fullmatch(r"round 1: train done, epsilon \d\.\d\d of 4 spent", done) and "epsilon 0.00" not in done
     assert [e.task for e in entries(tmp_path) if e.mechanism == "gaussian"] == ["run/train/1"]
 
 
