@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Any
+
+from cloister import guides
 
 if TYPE_CHECKING:
     from common.document.federation import Federation
@@ -22,139 +23,6 @@ PARTICIPANTS, TABLES = "participants", "tables"
 LOOPBACK = ("127.0.0.1", "localhost")
 LONGEST_COLUMN = 4000  # characters that a guide has for one
 POLICY_FACTOR = 2.0  # an owner's whole budget, in epsilons of this federation
-
-FEDERATION = Template("""\
-# $about
-#
-# All parties agree on this document, and each data owner sees it before taking part. Written by `cloister init`; edit
-# it before anybody joins. Cloister's docs/federation-file.md has every key.
-name: $name
-
-$schema
-model: {hidden: $hidden, activation: relu}
-
-training:
-  rounds: $rounds
-  local_steps: $local_steps # of each participant in a round
-  batch_size: $batch_size
-  optimizer: sgd
-  learning_rate: $learning_rate
-  loss: $loss
-
-# Each participant takes part in each round, and a round waits so many seconds for the slowest.
-strategy: {name: fedavg, fraction: 1.0, min_clients: $clients, round_timeout: 120}
-
-privacy:
-$privacy
-  client: null
-  evaluation: {every: $every$noise} # counts of right and wrong, after so many rounds
-""")
-
-ROW = Template("""\
-  # Each row of each participant, against whoever sees all messages; each participant adds its own noise.
-  row: {epsilon: $epsilon, delta: $delta, clip: $clip, sampling_rate: $sampling_rate, count_epsilon: null}""")
-
-NO_ROW = "  row: null # NO differential privacy: updates can reveal rows"
-
-CLIENT = Template("""\
-# What is local to $participant. Paths are relative to this file; Cloister's docs/client-file.md has every key.
-server: "$server"
-tls: {ca: certs/ca.pem, certificate: certs/$participant.pem, key: certs/$participant.key}
-data: {path: table.csv, name: $participant-$federation}
-device: auto # the GPU if there is one that computes exactly, else the processor
-state: state # the ledger of this table's budget, and the models that this participant has: back it up
-policy:
-$policy
-  approved: any-within-policy # or: ask, or the fingerprints of the documents that you agree to
-""")
-
-POLICY = Template("""\
-  epsilon: $epsilon # all federations together may cost one row of this table so much ...
-  delta: $delta # ... at this delta""")
-
-NO_PRIVACY_POLICY = """
-  without_privacy: true # this federation asks for NO differential privacy: its updates can reveal rows"""
-
-SCRIPT = Template("""\
-#!/bin/sh
-# The certificates of federation $federation, and each participant's beside its client file. Run it once, on the machine
-# where the authority's key (certs/ca.key) may stay:
-#
-#     sh certificates.sh
-set -eu
-cd "$$(dirname "$$0")"
-cloister=$cloister
-cloister="$${CLOISTER:-$$cloister}"
-"$$cloister" certs init
-"$$cloister" certs server $hosts
-"$$cloister" certs operator
-for name in $participants; do
-    "$$cloister" certs client "$$name"
-    mkdir -p "participants/$$name/certs"
-    cp certs/ca.pem "certs/$$name.pem" "participants/$$name/certs/"
-    mv "certs/$$name.key" "participants/$$name/certs/"
-done
-""")
-
-COORDINATOR = Template("""\
-# Federation $federation
-
-Written by `cloister init`, for whoever coordinates. Each participant gets its folder under `participants/`, and nothing
-else.
-
-1. Read `federation.yaml`$warned.
-   It is what all parties agree on; `cloister check federation.yaml` says what it means, and
-   `cloister plan federation.yaml --rows $rows` what it costs each row of such a table. Its settings were chosen for
-   $clients tables of about $rows rows; for others, `cloister plan federation.yaml --rows N --suggest` proposes more.
-2. Try it on this machine, without a network:
-
-       $simulate
-
-3. Make the certificates: `sh certificates.sh`. Keep `certs/ca.key` where only you read it.
-4. Send each participant its folder `participants/NAME`, over a way that others cannot read: its key is in it.
-5. `cloister doctor federation.yaml --certificates certs --address $listen`, and then the server, which waits for all
-   $clients participants:
-
-       cloister serve federation.yaml --certificates certs --address $listen
-
-6. When the run is over, its folder under `runs/` has the model and `report.html`. Each participant has the model, too.
-""")
-
-PARTICIPANT = Template("""\
-# $participant in federation $federation
-
-You take part in training one model with $others. Your table stays with you: only model updates
-leave$noised.
-
-1. Install Cloister as its README says (Python 3.11 or newer); on Windows the command is `.venv\\Scripts\\cloister`.
-$table
-3. Read `client.yaml`, above all its `policy`: what all federations together may cost one row of your table. It is yours
-   to change. Your key is `certs/$participant.key`: whoever has it can take part in your name.
-4. Once whoever coordinates says that the server is up, examine your side. Each line is ok, a warning, or wrong with
-   what to do; the server hears that you asked for the federation's document, and nothing of what is found:
-
-       cloister doctor client.yaml
-
-5. Take part. This waits for the others, and ends when the run is over; `Ctrl-C` leaves at any time:
-
-       cloister join client.yaml
-
-6. Afterwards the model is yours to use, and the ledger says what was spent:
-
-       cloister evaluate client.yaml table.csv
-       cloister predict client.yaml table.csv -o predictions.csv
-       cloister budget client.yaml --verify
-
-The columns of the table, by the federation's document:
-
-$columns
-""")
-
-OWN_TABLE = """\
-2. Put your table beside this file as `table.csv` (or name another, also Parquet, in `client.yaml`). It has a header and
-   the columns below; others are ignored."""
-DEALT_TABLE = """\
-2. `table.csv` beside this file is your table, to try things out with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,15 +178,15 @@ def delta_for(rows: int) -> float:
 def _document(begin: Beginning, federation: Federation) -> str:
     training, privacy = federation.training, federation.privacy
     row = privacy.row
-    told = NO_ROW
+    told = guides.NO_ROW
     if row is not None:
-        told = ROW.substitute(
+        told = guides.ROW.substitute(
             epsilon=_exact(row.epsilon),
             delta=_scientific(row.delta),
             clip=_exact(row.clip),
             sampling_rate=_exact(row.sampling_rate or 1.0),
         )
-    return FEDERATION.substitute(
+    return guides.FEDERATION.substitute(
         about=" ".join(begin.about.split()),  # a table's name may hold line ends
         name=begin.name,
         schema=begin.schema.rstrip() + "\n",
@@ -349,21 +217,21 @@ def _scientific(value: float) -> str:
 
 def _client(begin: Beginning, federation: Federation, participant: str) -> str:
     row = federation.privacy.row
-    policy = POLICY.substitute(
+    policy = guides.POLICY.substitute(
         epsilon=_exact(POLICY_FACTOR * row.epsilon) if row else "8.0",
         delta=_scientific(row.delta if row else delta_for(begin.rows)),
     )
-    return CLIENT.substitute(
+    return guides.CLIENT.substitute(
         participant=participant,
         server=begin.server,
         federation=begin.name,
-        policy=policy + ("" if row else NO_PRIVACY_POLICY),
+        policy=policy + ("" if row else guides.NO_PRIVACY_POLICY),
     )
 
 
 def _script(begin: Beginning) -> str:
     host = begin.server.host.strip("[]")
-    return SCRIPT.substitute(
+    return guides.SCRIPT.substitute(
         federation=begin.name,
         cloister=shlex.quote(begin.called),
         hosts=" ".join(dict.fromkeys([host, *LOOPBACK])),
@@ -377,7 +245,7 @@ def _for_the_coordinator(begin: Beginning, federation: Federation) -> str:
     anywhere = "[::]" if begin.server.host.startswith("[") else "0.0.0.0"
     listen = begin.server.host if is_loopback(begin.server.host) else anywhere
     warned = ", above all its bounds and categories, which were read from a table" if begin.drafted else ""
-    return COORDINATOR.substitute(
+    return guides.COORDINATOR.substitute(
         federation=begin.name,
         warned=warned,
         rows=begin.rows,
@@ -395,12 +263,12 @@ def _for_a_participant(begin: Beginning, federation: Federation, participant: st
     columns.append(f"- `{schema.target.name}`: {_words(schema.target)}; what is predicted")
     columns = [shown(line, LONGEST_COLUMN) for line in columns]  # a name may hold line ends, and steps behind them
     noised = ", with noise that bounds what they can reveal about any one row" if federation.privacy.row else ""
-    return PARTICIPANT.substitute(
+    return guides.PARTICIPANT.substitute(
         participant=participant,
         federation=begin.name,
         others="one other" if len(begin.participants) == 2 else f"{len(begin.participants) - 1} others",
         noised=noised,
-        table=DEALT_TABLE if begin.tables else OWN_TABLE,
+        table=guides.DEALT_TABLE if begin.tables else guides.OWN_TABLE,
         columns="\n".join(columns),
     )
 
