@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from common.privacy.suggestion import Suggestion
     from common.wire.address import Address
 
-WIDTH = 100
 KINDS = ("heart", "digits", "regression")
 USUAL = "site-1,site-2,site-3"
 HOSPITALS = "cleveland,hungarian,switzerland,va"
@@ -166,10 +164,9 @@ def _beginning(given: Given, **more: Any) -> Beginning:
 
 def _told(directory: Path, begin: Beginning, suggestion: Suggestion) -> list[str]:
     """What was written, why it is as it is, and what to do next."""
-    where = "" if directory == Path(".") else f"{directory}/"
+    from cloister.plan import reasons  # here, since importing a verb adds it to the help
 
-    def wrap(text: str, first: str, rest: str) -> list[str]:
-        return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=rest)
+    where = "" if directory == Path(".") else f"{directory}/"
 
     go = "" if not where else f"cd {_quoted(directory)} && "
     return [
@@ -179,8 +176,7 @@ def _told(directory: Path, begin: Beginning, suggestion: Suggestion) -> list[str
         f"{where}README.md: what to do, step by step",
         "",
         f"settings for tables of about {begin.rows:,} rows, by rules that were measured:",
-        *(line for reason in suggestion.reasons for line in wrap(reason, "  - ", "    ")),
-        *wrap(suggestion.measured, "  ", "  "),
+        *reasons(suggestion),
         "",
         "next, try it on this machine, without a network:",
         f"  {go}{begin.called} simulate federation.yaml {begin.simulate}",

@@ -14,6 +14,7 @@ from cloister.verbs import FederationFile, JSONOption, app, print_told, verb
 
 if TYPE_CHECKING:
     from common.document.federation import Federation
+    from common.privacy.suggestion import Suggestion
 
 WIDTH = 100
 
@@ -83,12 +84,18 @@ def suggested(document: Federation, path: Path, *, rows: int, clients: int | Non
     everything = {**changes, "privacy.row.epsilon": row.epsilon} if row is not None else changes
     settings = " ".join(shlex.quote(f"{key}={json.dumps(value)}") for key, value in everything.items())
     out = [f"settings to begin with, for {clients} clients of about {rows} rows each:"]
-    for reason in (*found.reasons, *(f"not measured: {caveat}" for caveat in found.caveats)):
-        out += textwrap.wrap(f"- {reason}", WIDTH, initial_indent="  ", subsequent_indent="    ")
-    out += textwrap.wrap(found.measured, WIDTH)
+    out += reasons(found)
     out += ["", "try them on a table that you may use for that:"]
     out.append(f"  cloister sweep {shlex.quote(str(path))} --data TABLE --clients {clients} --grid {settings}")
     return told, [*out, "", "with them:", *lines(planned)] if planned is not None else out
+
+
+def reasons(found: Suggestion) -> list[str]:
+    """Why each setting is suggested, what was not measured, and what the rest was measured on: for a person."""
+    said = []
+    for reason in (*found.reasons, *(f"not measured: {caveat}" for caveat in found.caveats)):
+        said += textwrap.wrap(f"- {reason}", WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return said + textwrap.wrap(found.measured, WIDTH)
 
 
 def lines(forecast: dict[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import ssl
 import time
@@ -120,7 +119,7 @@ def _certificate(server: Address, ours: TLSFiles) -> Iterator[Finding]:
             f"the server's certificate is not from the authority in {ours.ca}",
             "compare ca.pem with that of whoever coordinates, over another way than the network",
         )
-    elif not fits(server.host.strip("[]"), names):
+    elif not files.is_for(server.host.strip("[]"), names):
         yield wrong(
             "TLS",
             f"the server's certificate is for {', '.join(names) or 'no host'}, and not for {server.host}",
@@ -151,17 +150,6 @@ def _shown_by(server: Address) -> x509.Certificate:
     ):
         shown_to_us = secured.getpeercert(binary_form=True)
     return files.parse(ssl.DER_cert_to_PEM_cert(shown_to_us or b"").encode(), "the server's")
-
-
-def fits(host: str, names: list[str]) -> bool:
-    """Is a host among a certificate's names? `*.example.org` is any one name there (RFC 6125, 6.4.3)."""
-    try:
-        wanted = str(ipaddress.ip_address(host))
-        return wanted in names
-    except ValueError:
-        host = host.lower().rstrip(".")
-    _, _, parent = host.partition(".")
-    return any(name.lower() in (host, f"*.{parent}" if parent else host) for name in names)
 
 
 def _versions(theirs: str) -> Iterator[Finding]:

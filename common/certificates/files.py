@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -192,6 +194,17 @@ def hosts(certificate: x509.Certificate) -> list[str]:
     except x509.ExtensionNotFound:
         return []
     return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+
+
+def is_for(host: str, names: Iterable[str]) -> bool:
+    """Is a host, without brackets, among a certificate's names? `*.example.org` is any one name there (RFC 6125,
+    6.4.3)."""
+    try:
+        return str(ipaddress.ip_address(host)) in names
+    except ValueError:
+        host = host.lower().rstrip(".")
+    parent = host.partition(".")[2]
+    return any(name.lower() in (host, f"*.{parent}" if parent else host) for name in names)
 
 
 def attributes(certificate: x509.Certificate, oid: x509.ObjectIdentifier) -> list[str | bytes]:

@@ -11,13 +11,10 @@ import hashlib
 import hmac
 import ipaddress
 import logging
-import os
 import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-
-from cryptography import x509
 
 from common.certificates import files
 from common.certificates.identity import ServerIdentity
@@ -48,9 +45,7 @@ class Access:
         name = _name_in(host)
         if is_loopback(name):
             return True
-        return self.identity is not None and any(
-            _matches(name, own) for own in _names_of(self.identity.material.certificate)
-        )
+        return self.identity is not None and files.is_for(name, _names_of(self.identity.material.certificate))
 
     def accepts(self, token: str) -> bool:
         """Is it the token? Takes the same time for any that is not."""
@@ -109,7 +104,6 @@ def access(
 def _read_token(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode & 0o777
             text = file.read(1 << 16).decode("ascii", "replace").strip()
     except OSError as error:
         raise ConfigError([f"--dashboard-token {path}: cannot be read ({error.strerror})"]) from error
@@ -120,8 +114,8 @@ def _read_token(path: Path) -> str:
                 f"`openssl rand -hex 32 > {path}` makes one"
             ]
         )
-    if mode & 0o077 and os.name == "posix":
-        log.warning("%s: open to others than its owner (mode %03o); run `chmod 600 %s`", path, mode, path)
+    if (said := files.open_to_others(path)) is not None:
+        log.warning("%s; %s", *said)
     return text
 
 
@@ -131,21 +125,10 @@ def _name_in(host: str) -> str:
     return name.strip("[]").lower().rstrip(".")
 
 
-def _matches(name: str, own: str) -> bool:
-    """A name of a certificate may begin with `*.`, for one label."""
-    return name == own or (own.startswith("*.") and name.partition(".")[2] == own[2:])
-
-
 @functools.lru_cache(maxsize=2)
 def _names_of(pem: bytes) -> frozenset[str]:
-    """The names and addresses that a certificate is for, in lower case."""
-    certificate = files.parse(pem, "server.pem")
-    try:
-        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return frozenset()
-    names = {name.lower() for name in found.get_values_for_type(x509.DNSName)}
-    return frozenset(names | {str(ip) for ip in found.get_values_for_type(x509.IPAddress)})
+    """The names and addresses that a certificate is for."""
+    return frozenset(files.hosts(files.parse(pem, "server.pem")))
 
 
 def url(access: Access, port: int) -> str:

@@ -217,21 +217,21 @@ class Sessions(service.SessionServicer):
                         log.warning("%s is sent away: its certificate is revoked", session.name)
                         session.end(pb.ServerFrame(rejected=pb.Rejected(reason="not accepted")))
 
+    async def _caller(self, stream: Stream, *, said: str) -> Peer:
+        """Who asks, outside a session; whoever may not is turned away, which ends the call."""
+        try:
+            return self._gate.peer(stream, said=said)
+        except TurnedAway as turned:
+            await stream.abort(turned.code, str(turned))  # raises
+            raise AssertionError from turned
+
     async def Status(self, request: pb.StatusRequest, stream: Stream) -> pb.StatusReply:
         """How the run goes, to who may know it."""
-        try:
-            return self._status(self._gate.peer(stream, said="operator"))
-        except TurnedAway as turned:
-            await stream.abort(turned.code, str(turned))
-            raise AssertionError from turned
+        return self._status(await self._caller(stream, said="operator"))
 
     async def Fetch(self, request: pb.FetchRequest, stream: Stream) -> AsyncIterator[pb.Chunk]:
         """The model after the last complete round, to any client of the federation."""
-        try:
-            peer = self._gate.peer(stream, said=request.name)
-        except TurnedAway as turned:
-            await stream.abort(turned.code, str(turned))
-            return
+        peer = await self._caller(stream, said=request.name)
         if peer.name in self._fetching:  # it holds a model, and may not read it
             await stream.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "this client is being sent the model already")
         self._fetching.add(peer.name)
@@ -248,11 +248,7 @@ class Sessions(service.SessionServicer):
 
     async def Document(self, request: pb.DocumentRequest, stream: Stream) -> pb.DocumentReply:
         """What the federation is, to any client of it. Whether it then takes part is heard when it joins."""
-        try:
-            peer = self._gate.peer(stream, said=request.name)
-        except TurnedAway as turned:
-            await stream.abort(turned.code, str(turned))
-            raise AssertionError from turned
+        peer = await self._caller(stream, said=request.name)
         log.info("%s asks for the document", peer.name, extra={"client": peer.name})
         return pb.DocumentReply(
             federation=self._federation.canonical, name=peer.name, version=version("cloister"), time=time.time()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from client.settings import ClientFile, load_client_file
 from common.findings import Finding, State
 from tests.support import table
+
+Result = TypeVar("Result")
 
 POLICY = {"epsilon": 8.0, "delta": 1e-3}
 
@@ -44,8 +46,14 @@ def settings_in(folder: Path, **changes: Any) -> ClientFile:
     return load_client_file(client_file(folder, **changes))
 
 
-def findings(found: Iterable[Finding] | Generator[Finding, None, object]) -> list[Finding]:
-    return list(found)
+def drained(looking: Generator[Finding, None, Result]) -> tuple[list[Finding], Result]:
+    """All that is found, and what is returned in the end."""
+    found = []
+    while True:
+        try:
+            found.append(next(looking))
+        except StopIteration as end:
+            return found, end.value
 
 
 def of(found: Iterable[Finding], state: State) -> list[str]:

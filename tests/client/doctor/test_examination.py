@@ -21,7 +21,7 @@ from common.document import federation as federations
 from common.errors import LedgerError
 from common.findings import State, is_ready
 from tests.client.account.test_ledger import entry
-from tests.client.doctor.support import POLICY, client_file, of, settings_in
+from tests.client.doctor.support import POLICY, client_file, drained, of, settings_in
 from tests.client.doctor.test_link import made
 from tests.server.sessions.test_grid import FEDERATION, serving
 from tests.support import PRIVATE, document, federation
@@ -33,13 +33,7 @@ PRIVATE_FEDERATION = federation(**PRIVATE)
 def accounted(folder: Path, asked=PRIVATE_FEDERATION, **changes: Any):
     """What is found of an account, with a table that fits."""
     settings = settings_in(folder, **changes)
-    looking = table.look(settings, asked)
-    dataset = None
-    try:
-        while True:
-            next(looking)
-    except StopIteration as end:
-        dataset = end.value
+    _, dataset = drained(table.look(settings, asked))
     return list(account.look(settings, folder / "client.yaml", asked, dataset))
 
 
@@ -259,9 +253,5 @@ def plan_in(folder: Path, document: Path) -> list[str]:
     """What of a client file, with its table, is wrong for a federation: policy, budget and plan."""
     settings = load_client_file(folder / "client.yaml").model_copy(update={"tls": None})
     asked = federations.load(document)
-    looking = table.look(settings, asked)
-    try:
-        while True:
-            next(looking)
-    except StopIteration as end:
-        return of(account.look(settings, folder / "client.yaml", asked, end.value), State.WRONG)
+    _, dataset = drained(table.look(settings, asked))
+    return of(account.look(settings, folder / "client.yaml", asked, dataset), State.WRONG)
