@@ -45,10 +45,13 @@ def doctor(
 
     from client.doctor.examination import examine
     from cloister.check import is_client_file
+    from common.errors import ConfigError
     from common.findings import is_ready
     from common.logs import log_to
     from server import doctor as coordinator
 
+    if not file.is_file():
+        raise ConfigError([f"{file}: no such file; give a client.yaml or a federation.yaml"])
     log_to(logging.NullHandler())  # what libraries of ours would warn of is among the findings
     if is_client_file(file):
         if certificates is not None:

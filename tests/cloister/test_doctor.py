@@ -52,6 +52,11 @@ def test_certificates_belong_to_the_coordinators_side(tmp_path):
     assert done.exit_code == 2 and "--certificates is for a federation.yaml" in done.output
 
 
+def test_a_file_that_is_not_there_is_bad_input_and_no_finding(tmp_path):
+    done = run(tmp_path / "client.yaml")
+    assert done.exit_code == 2 and "client.yaml: no such file; give a client.yaml or a federation.yaml" in done.output
+
+
 @pytest.mark.parametrize("content", ["", "- 1", "name: [", "nonsense: true"])
 def test_a_file_that_is_neither_is_wrong_and_not_ready(tmp_path, content):
     (tmp_path / "some.yaml").write_text(content)
